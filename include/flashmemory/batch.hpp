@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cstdint>
+#include <flashmemory/view.hpp>
+
+namespace flashmemory {
+inline namespace v0 {
+
+/// Number of a chunk inside its sequence: chunk c holds entries [c * entries_per_chunk, (c + 1) *
+/// entries_per_chunk).
+using chunk_id = std::int32_t;
+
+/// Names an open sequence. A handle outlives its sequence harmlessly: calls with it then report
+/// `stale_sequence`. It never means a batch row.
+struct sequence_handle {
+  std::uint32_t index = ~std::uint32_t{0};
+  std::uint32_t generation = 0;
+
+  friend constexpr bool operator==(sequence_handle a, sequence_handle b) noexcept {
+    return a.index == b.index && a.generation == b.generation;
+  }
+  friend constexpr bool operator!=(sequence_handle a, sequence_handle b) noexcept { return !(a == b); }
+};
+
+/// One sequence's part of a forward pass: `num_tokens` tokens starting at `position`.
+/// Rows of packed tensors follow the order of the items.
+struct batch_item {
+  sequence_handle sequence;
+  std::int64_t position = 0;    ///< of its first token, counted from 0
+  std::int32_t num_tokens = 1;  ///< 1 in plain decoding, more in prefill and speculative decoding
+};
+
+/// The sequences of one forward pass; no sequence may appear twice.
+using batch = view<const batch_item, 1>;
+
+}  // namespace v0
+}  // namespace flashmemory

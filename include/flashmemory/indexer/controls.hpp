@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cstdint>
+#include <flashmemory/indexer/indexer.hpp>
+#include <memory>
+
+namespace flashmemory {
+inline namespace v0 {
+
+/// Indexers to compare with. They rank chunks without training, at the same budget and through the same
+/// policy.
+
+/// Newest chunks first. score = chunk id.
+class FLASHMEMORY_API recency_indexer final : public indexer {
+ public:
+  const char* name() const noexcept override;
+  view<const query_tap, 1> query_taps() const noexcept override;
+  view<const key_tap, 1> key_taps() const noexcept override;
+  std::int32_t key_streams() const noexcept override;
+  bool log_odds() const noexcept override;
+  std::size_t workspace_bytes(const kv_geometry&, std::int64_t, std::int64_t) const noexcept override;
+  status encode_keys(std::int32_t, view<const float, 2>, view<std::byte, 2>, workspace,
+                     thread_hook) const noexcept override;
+  status score(const score_request&, view<float, 1>, workspace, thread_hook, stream_ref) noexcept override;
+};
+
+/// Uniformly random, drawn anew at each refresh; a pure function of seed, sequence index, position and chunk.
+class FLASHMEMORY_API random_indexer final : public indexer {
+ public:
+  explicit random_indexer(std::uint64_t seed) noexcept : seed_(seed) {}
+  const char* name() const noexcept override;
+  view<const query_tap, 1> query_taps() const noexcept override;
+  view<const key_tap, 1> key_taps() const noexcept override;
+  std::int32_t key_streams() const noexcept override;
+  bool log_odds() const noexcept override;
+  std::size_t workspace_bytes(const kv_geometry&, std::int64_t, std::int64_t) const noexcept override;
+  status encode_keys(std::int32_t, view<const float, 2>, view<std::byte, 2>, workspace,
+                     thread_hook) const noexcept override;
+  status score(const score_request&, view<float, 1>, workspace, thread_hook, stream_ref) noexcept override;
+
+ private:
+  std::uint64_t seed_;
+};
+
+/// Quest-style upper bounds (arXiv 2406.10774): per layer and KV head, sum over dimensions of max(q * min K,
+/// q * max K) bounds every logit of a chunk. Quest picks pages per head; here one set serves all layers, so
+/// bounds become the softmax over chunks that they would imply, and a chunk scores the largest such mass any
+/// head gives it.
+///
+/// Keeps per-chunk summaries of K, taken from the store when a chunk is first scored: 2 x layers x kv_heads x
+/// key_dim floats a chunk, reserved by attach().
+class FLASHMEMORY_API quest_indexer final : public indexer {
+ public:
+  /// \param query_heads  of the model; a multiple of geometry.kv_heads
+  /// \param softmax_scale 0 = 1/sqrt(key_dim)
+  quest_indexer(const kv_geometry& geometry, std::int32_t query_heads, std::int32_t max_sequences,
+                std::int64_t max_chunks, float softmax_scale = 0);
+  ~quest_indexer() override;
+
+  const char* name() const noexcept override;
+  view<const query_tap, 1> query_taps() const noexcept override;
+  view<const key_tap, 1> key_taps() const noexcept override;
+  std::int32_t key_streams() const noexcept override;
+  bool log_odds() const noexcept override;
+  std::size_t workspace_bytes(const kv_geometry&, std::int64_t, std::int64_t) const noexcept override;
+  status encode_keys(std::int32_t, view<const float, 2>, view<std::byte, 2>, workspace,
+                     thread_hook) const noexcept override;
+  status score(const score_request&, view<float, 1>, workspace, thread_hook, stream_ref) noexcept override;
+
+ private:
+  struct impl;
+  std::unique_ptr<impl> impl_;
+};
+
+/// Ranks by attention that was recorded before, e.g. in a run with everything resident: a chunk scores the
+/// largest mass it gets at any recorded position in (position, position + horizon].
+class FLASHMEMORY_API oracle_indexer final : public indexer {
+ public:
+  explicit oracle_indexer(std::int32_t horizon);
+  ~oracle_indexer() override;
+
+  /// Adds what the query at `position` of the sequence known as `stream_id` paid: mass [chunks], e.g. the
+  /// maximum over layers and heads from chunk_attention_mass(). Set-up call: allocates.
+  void record(std::uint32_t sequence_index, std::int64_t position, view<const float, 1> mass);
+
+  /// Forgets what was recorded for a sequence.
+  void forget(std::uint32_t sequence_index);
+
+  const char* name() const noexcept override;
+  view<const query_tap, 1> query_taps() const noexcept override;
+  view<const key_tap, 1> key_taps() const noexcept override;
+  std::int32_t key_streams() const noexcept override;
+  bool log_odds() const noexcept override;
+  std::size_t workspace_bytes(const kv_geometry&, std::int64_t, std::int64_t) const noexcept override;
+  status encode_keys(std::int32_t, view<const float, 2>, view<std::byte, 2>, workspace,
+                     thread_hook) const noexcept override;
+  status score(const score_request&, view<float, 1>, workspace, thread_hook, stream_ref) noexcept override;
+
+ private:
+  struct impl;
+  std::unique_ptr<impl> impl_;
+};
+
+}  // namespace v0
+}  // namespace flashmemory

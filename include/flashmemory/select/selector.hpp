@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cstdint>
+#include <flashmemory/batch.hpp>
+#include <flashmemory/indexer/indexer.hpp>
+#include <flashmemory/memory.hpp>
+#include <flashmemory/parallel.hpp>
+#include <flashmemory/select/policy.hpp>
+#include <flashmemory/store/chunk_store.hpp>
+#include <memory>
+#include <vector>
+
+namespace flashmemory {
+inline namespace v0 {
+
+/// Set-up of a selector.
+struct selector_options {
+  std::int32_t max_sequences = 64;
+  std::int64_t max_tokens = 32768;  ///< longest sequence it will be asked to score
+  std::int32_t max_rollback_tokens =
+      64;  ///< how far truncate() may go back without the key encoder losing its window
+  bool stagger =
+      true;  ///< spread refreshes over the interval, so that sequences do not all refresh on one step
+  memory_resource memory = default_memory();
+  thread_hook threads = default_threads();
+};
+
+/// Why a sequence was refreshed.
+enum class refresh_reason : std::int32_t { none, warm_start, interval, requested };
+
+/// How far a sequence has fallen back.
+enum class fallback_stage : std::int32_t { normal, widened, everything };
+
+/// The last refresh of a sequence.
+struct selection_report {
+  refresh_reason reason = refresh_reason::none;
+  std::int64_t position = -1;  ///< of the newest token then; the set serves (position, position + interval]
+  std::int64_t complete_chunks = 0;
+  std::int64_t budget = 0;  ///< chunks that were allowed
+  selection_plan plan;
+  recall_report recall;
+  fallback_stage stage = fallback_stage::normal;
+  std::int64_t refreshes = 0;  ///< of this sequence so far
+  double score_seconds = 0;    ///< level 1
+  double recall_seconds = 0;
+};
+
+/// Running totals of a selector.
+struct selector_counters {
+  std::int64_t steps = 0;  ///< calls of select_chunks()
+  std::int64_t refreshes = 0;
+  std::int64_t refreshes_failed = 0;
+  std::int64_t nan_scores = 0;
+  std::int64_t widened = 0;     ///< stage changes towards more
+  std::int64_t everything = 0;  ///< of those, to everything
+  std::int64_t recovered = 0;   ///< stage changes back
+};
+
+/// Keeps, per sequence, what level 1 needs between steps: the newest token's vectors, the key encoder's
+/// window and the cadence. One selector serves one store and one indexer, both of which must outlive it.
+/// Calls are made from one thread at a time.
+class FLASHMEMORY_API selector {
+ public:
+  /// \throws argument_error if the policy cannot work or the indexer does not fit the store
+  selector(chunk_store& store, indexer& index, const selection_policy& policy,
+           const selector_options& options = {});
+  ~selector();
+  selector(const selector&) = delete;
+  selector& operator=(const selector&) = delete;
+
+  /// Starts to serve a sequence. Set-up call: may allocate.
+  /// \param policy  for this sequence only; null = the selector's. Its sink and recent chunks must be the
+  /// sequence's. \throws argument_error, admission_error when max_sequences are attached
+  void attach(sequence_handle sequence, const selection_policy* policy = nullptr);
+
+  /// Serves `child`, a fork of `parent`, from where the parent stands.
+  void attach_fork(sequence_handle parent, sequence_handle child);
+
+  /// Stops to serve a sequence. Closed sequences are detached by attach() of a new one in their place.
+  void detach(sequence_handle sequence) noexcept;
+
+  /// Shows the hidden states of one layer for this forward pass; layers that no tap reads are ignored. For a
+  /// key tap, the index keys that became complete are encoded and appended to the store. Call it for every
+  /// tap layer in every forward pass, prefill included, before select_chunks(). After store.truncate() simply
+  /// continue at the shorter length. \param[in]  hidden  [tokens, width], f32, bf16 or f16: input of the
+  /// layer's attention block after its norm \returns out_of_order if position is not the next one, nor within
+  /// max_rollback_tokens before it; not_finite never:
+  ///          NaNs travel to the scores and are counted there
+  status observe(batch items, std::int32_t layer, const_tensor<2> hidden, stream_ref stream) noexcept;
+
+  /// The same for taps of kind queries.
+  /// \param[in]  queries [tokens, heads * key_dim]
+  status observe_queries(batch items, std::int32_t layer, const_tensor<2> queries,
+                         stream_ref stream) noexcept;
+
+  /// Refreshes at the next select_chunks() whatever the cadence says, e.g. on a change of topic.
+  status request_refresh(sequence_handle sequence) noexcept;
+
+  /// Tells how much attention mass the resident chunks got, in [0, 1], where an engine samples it; see
+  /// fallback_policy.
+  status report_attention_mass(sequence_handle sequence, float mass) noexcept;
+
+  /// The last refresh of a sequence.
+  status report(sequence_handle sequence, selection_report* out) const noexcept;
+
+  /// Scores of the last refresh [complete_chunks then]; valid until the next call that refreshes any
+  /// sequence.
+  view<const float, 1> last_scores() const noexcept;
+
+  selector_counters counters() const noexcept;
+  fault last_fault() const noexcept;
+
+  chunk_store& store() const noexcept;
+  indexer& index() const noexcept;
+
+  /// Host bytes held for one attached sequence (vectors, key window); not part of the KV footprint but
+  /// counted here.
+  std::size_t bytes_per_sequence() const noexcept;
+
+  /// Cadence and key window of a sequence as bytes, for sessions.
+  std::vector<std::byte> save_state(sequence_handle sequence) const;
+
+  /// Attaches `sequence` with a saved state. \throws format_error if it does not fit this selector or the
+  /// sequence
+  void load_state(sequence_handle sequence, const std::byte* data, std::size_t bytes);
+
+ private:
+  friend FLASHMEMORY_API status select_chunks(selector& select, batch items, stream_ref stream) noexcept;
+  struct impl;
+  std::unique_ptr<impl> impl_;
+};
+
+/// The first of the two calls of every step: once, after the last layer. Counts tokens per sequence; for a
+/// sequence that is due, scores its chunks, applies the policy and exchanges its resident set, which then
+/// serves the next `interval` tokens. The first call for a sequence (after its prompt) is the warm start;
+/// from then on it is due every `interval` tokens, the first time earlier where that spreads refreshes of
+/// several sequences over different steps.
+///
+/// When nothing is due it costs next to nothing. It never allocates. If a sequence's refresh fails its old
+/// set stays, the others go on, and the first error is returned; it is tried again after another interval, or
+/// at once by request_refresh(). \returns hidden_missing or keys_missing if observe() was not called for all
+/// taps; what recall() returns
+FLASHMEMORY_API status select_chunks(selector& select, batch items, stream_ref stream) noexcept;
+
+}  // namespace v0
+}  // namespace flashmemory

@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <flashmemory/config.hpp>
+#include <flashmemory/memory.hpp>
+#include <flashmemory/status.hpp>
+#include <memory>
+#include <string>
+
+namespace flashmemory {
+inline namespace v0 {
+
+/// Where the complete copy of every chunk lies: a flat space of records of equal size. An engine may bring
+/// its own (another medium, a wrapper that injects faults); the store above it does the checksums. Calls are
+/// made from one thread at a time.
+class FLASHMEMORY_API backing_store {
+ public:
+  virtual ~backing_store() = default;
+  backing_store(const backing_store&) = delete;
+  backing_store& operator=(const backing_store&) = delete;
+
+  /// Writes `bytes` bytes into a record at `offset`. io_error with *os_error set; a failed write may leave
+  /// the range undefined, nothing else.
+  virtual status write(std::int64_t record, std::size_t offset, const void* data, std::size_t bytes,
+                       int* os_error) noexcept = 0;
+
+  /// Reads what write() wrote.
+  virtual status read(std::int64_t record, std::size_t offset, void* data, std::size_t bytes,
+                      int* os_error) const noexcept = 0;
+
+  /// True if what is read should be verified against its checksum (media that can rot or be changed by
+  /// others).
+  virtual bool needs_verification() const noexcept = 0;
+
+ protected:
+  backing_store() = default;
+};
+
+/// Records in host memory, one block of `records` x `record_bytes` taken from `memory` up front and touched
+/// as used. \throws admission_error if `memory` has no such block
+FLASHMEMORY_API std::unique_ptr<backing_store> make_ram_backing(std::int64_t records,
+                                                                std::size_t record_bytes,
+                                                                memory_resource memory);
+
+/// Records in a file at `path`, created or truncated, sparse until written, removed when the store is
+/// destroyed. \throws io_failure if it cannot be created
+FLASHMEMORY_API std::unique_ptr<backing_store> make_file_backing(const std::string& path,
+                                                                 std::int64_t records,
+                                                                 std::size_t record_bytes);
+
+}  // namespace v0
+}  // namespace flashmemory

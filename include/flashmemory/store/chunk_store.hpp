@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <flashmemory/batch.hpp>
+#include <flashmemory/status.hpp>
+#include <flashmemory/store/geometry.hpp>
+#include <flashmemory/stream.hpp>
+#include <flashmemory/view.hpp>
+
+namespace flashmemory {
+inline namespace v0 {
+
+/// What a sequence asks for when it is opened. Everything it may ever hold is reserved then, so no later step
+/// can run out of memory.
+struct sequence_options {
+  std::int64_t max_tokens = 0;           ///< prompt and generated tokens together
+  std::int64_t max_resident_chunks = 0;  ///< fast-tier slots it may pin at once; 0 = all chunks of max_tokens
+  std::int32_t sink_chunks = 1;          ///< the first chunks, always resident
+  std::int32_t recent_chunks = 2;        ///< the newest complete chunks, always resident besides the open one
+};
+
+/// What is known of an open sequence.
+struct sequence_info {
+  sequence_options options;
+  std::int64_t tokens = 0;           ///< length by the layer that is furthest behind
+  std::int64_t complete_chunks = 0;  ///< sealed: every entry of every layer is there
+  std::int64_t resident_chunks = 0;  ///< pinned now, the open one included
+  std::size_t slot_bytes = 0;        ///< fast tier: resident_chunks x chunk bytes
+  std::size_t key_bytes = 0;         ///< fast tier: index keys, whole history, as reserved
+  std::size_t table_bytes = 0;       ///< fast tier: tables of this sequence, as reserved
+  std::size_t backing_bytes = 0;     ///< backing store: all chunks; shared ones count for each sequence
+};
+
+/// A chunk that attention may read now.
+struct resident_chunk {
+  chunk_id id = 0;
+  std::int32_t entries = 0;         ///< readable entries, counted from the chunk's first
+  const std::byte* data = nullptr;  ///< one chunk in chunk_layout; host memory on the CPU backend
+};
+
+/// The resident set of one sequence, ascending by id. Valid until the next call that changes this sequence.
+struct resident_set {
+  const resident_chunk* chunks = nullptr;
+  std::int64_t count = 0;
+  std::int64_t tokens = 0;  ///< tokens of the asked layer that are there
+};
+
+/// Index keys of one sequence and stream, whole history, contiguous in pages of keys_per_chunk keys.
+struct key_pages {
+  const std::byte* data = nullptr;
+  std::int64_t keys = 0;  ///< appended so far
+};
+
+/// How a change of the resident set went. selected = hits + recalled + refused.
+struct recall_report {
+  std::int64_t selected = 0;
+  std::int64_t hits = 0;      ///< were in the fast tier already
+  std::int64_t recalled = 0;  ///< were copied from the backing store
+  std::int64_t refused =
+      0;  ///< found no slot within the quota or the transition pool; the last of the request
+  std::int64_t evicted = 0;  ///< chunks that lost their pin
+  std::int64_t bytes = 0;    ///< recalled x chunk bytes
+};
+
+/// Running totals of a store since it was built.
+struct store_counters {
+  std::int64_t chunks_sealed = 0;
+  std::int64_t chunks_written = 0;  ///< chunk writes to the backing store
+  std::int64_t bytes_written = 0;
+  std::int64_t recalls = 0;  ///< successful calls of recall()
+  std::int64_t recalls_failed = 0;
+  std::int64_t selected = 0, hits = 0, recalled = 0, refused = 0;  ///< sums of recall_report
+  std::int64_t bytes_recalled = 0;
+  std::int64_t copies_on_write =
+      0;                    ///< chunks duplicated because a fork or rollback had to write into a shared one
+  std::int64_t faults = 0;  ///< calls that returned anything but ok
+};
+
+/// What a store occupies now, and may.
+struct store_usage {
+  std::size_t fast_bytes = 0;  ///< allocated in the fast tier: slots, keys, tables
+  std::size_t fast_peak_bytes = 0;
+  std::size_t fast_budget_bytes = 0;
+  std::size_t backing_bytes = 0;  ///< chunks in the backing store x chunk bytes
+  std::size_t backing_reserved_bytes = 0;
+  std::size_t backing_budget_bytes = 0;
+  std::int64_t sequences = 0;
+};
+
+/// Holds sequences as chunks in two tiers: a bounded fast tier that attention reads, and a backing store that
+/// is complete at all times. One residency table, chunk-granular, shared by all layers.
+///
+/// A sequence grows by forward passes: append() for layer 0, 1, ... of the same tokens; layer 0 of the next
+/// tokens only after the last layer of these. The open chunk, the newest `recent_chunks` complete chunks and
+/// the first `sink_chunks` are always resident; so are chunks completed since the last recall(), as far as
+/// the quota goes. A sequence whose quota covers max_tokens is resident as a whole.
+///
+/// Calls are made from one thread at a time; const calls may run beside each other.
+class FLASHMEMORY_API chunk_store {
+ public:
+  virtual ~chunk_store() = default;
+  chunk_store(const chunk_store&) = delete;
+  chunk_store& operator=(const chunk_store&) = delete;
+
+  virtual const kv_geometry& geometry() const noexcept = 0;
+
+  /// Opens an empty sequence and reserves all it may hold in both tiers.
+  /// \throws admission_error with the arithmetic if a budget has no room; argument_error for options that
+  /// cannot
+  ///         work (e.g. a quota below sink + recent + the open chunk and what one interval adds)
+  virtual sequence_handle open(const sequence_options& options) = 0;
+
+  /// Opens a sequence that starts as a copy of `parent`: complete chunks are shared, the open one is copied.
+  /// \throws admission_error, argument_error as open(); error with unknown_sequence or stale_sequence;
+  ///         argument_error if options.max_tokens is below the parent's length
+  virtual sequence_handle fork(sequence_handle parent, const sequence_options& options) = 0;
+
+  /// Drops all tokens from `tokens` on, e.g. rejected speculative ones, in all layers and key streams. The
+  /// chunk that becomes the open one is made resident and, if it is shared, copied. \returns out_of_range if
+  /// `tokens` is negative or beyond the length; io_error or corrupt_chunk from the recall
+  virtual status truncate(sequence_handle sequence, std::int64_t tokens) noexcept = 0;
+
+  /// Releases everything the sequence holds. Its handle becomes stale.
+  virtual status close(sequence_handle sequence) noexcept = 0;
+
+  /// Adds one layer's K and V of this forward pass and, when that completes a chunk, writes it through to the
+  /// backing store. One token or a whole prompt; rows are entries, packed in the order of the batch. An item
+  /// adds entries_for(position + num_tokens) - entries_for(position) of them. \param      items  sequences
+  /// and positions; position must be the sequence's length in this layer \param      layer  [0, layers)
+  /// \param[in]  k      [entries, kv_heads, key_dim], f32 or the geometry's dtype, any strides with unit last
+  /// stride \param[in]  v      [entries, kv_heads, value_dim], likewise \returns out_of_order if position or
+  /// layer is not the next one (fault: expected, actual), sequence_full,
+  ///          budget_exceeded, bad_shape, bad_dtype, io_error. On error no item of the batch has changed.
+  virtual status append(batch items, std::int32_t layer, const_tensor<3> k, const_tensor<3> v,
+                        stream_ref stream) noexcept = 0;
+
+  /// Adds index keys of one stream; `first_key` must be the number of keys that are there.
+  /// \param[in]  keys  [count, key_bytes], contiguous rows: e4m3 bytes, then a little-endian f32 scale,
+  /// whatever the
+  ///                   layout the store keeps them in
+  /// \returns out_of_order, sequence_full, not_finite if a scale is NaN or Inf or a key byte is an e4m3 NaN
+  virtual status append_keys(sequence_handle sequence, std::int32_t stream_index, std::int64_t first_key,
+                             view<const std::byte, 2> keys, stream_ref stream) noexcept = 0;
+
+  /// Makes `chunks` (ascending or in order of importance, complete chunks only, no duplicates), together with
+  /// the chunks that are always resident, the sequence's resident set. The old set stays readable until the
+  /// new one is complete; then they are exchanged in one step. If slots run short, chunks at the end of the
+  /// list are refused and counted. On error the old set stays. \returns out_of_range (fault: chunk),
+  /// bad_argument for a duplicate, corrupt_chunk, io_error
+  virtual status recall(sequence_handle sequence, view<const chunk_id, 1> chunks, recall_report* report,
+                        stream_ref stream) noexcept = 0;
+
+  /// What attention over `layer` may read now.
+  /// \returns stale_slot if a slot was found to hold another chunk (counted, never masked)
+  virtual status resident(sequence_handle sequence, std::int32_t layer, resident_set* out) const noexcept = 0;
+
+  /// The index keys that level 1 scans.
+  virtual status keys(sequence_handle sequence, std::int32_t stream_index, key_pages* out) const noexcept = 0;
+
+  virtual status info(sequence_handle sequence, sequence_info* out) const noexcept = 0;
+
+  /// Copies one chunk in chunk_layout to `out` [chunk_bytes], from whichever tier has it; entries that are
+  /// not there yet are zero. For sessions, transfers between hosts and summaries.
+  virtual status read_chunk(sequence_handle sequence, chunk_id chunk,
+                            view<std::byte, 1> out) const noexcept = 0;
+
+  /// Appends a chunk of `tokens` tokens in chunk_layout, all layers at once, straight into the backing store.
+  /// The sequence's length must be a multiple of tokens_per_chunk(). The counterpart of read_chunk().
+  virtual status append_chunk(sequence_handle sequence, view<const std::byte, 1> bytes,
+                              std::int64_t tokens) noexcept = 0;
+
+  virtual store_counters counters() const noexcept = 0;
+  virtual store_usage usage() const noexcept = 0;
+
+  /// Details of the last call that did not return ok.
+  virtual fault last_fault() const noexcept = 0;
+
+ protected:
+  chunk_store() = default;
+};
+
+}  // namespace v0
+}  // namespace flashmemory

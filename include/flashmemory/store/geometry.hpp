@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <flashmemory/dtype.hpp>
+
+namespace flashmemory {
+inline namespace v0 {
+
+/// How the index keys of one chunk and key stream are laid out.
+enum class key_layout : std::int32_t {
+  interleaved,  ///< per key: key_bytes - 4 bytes of e4m3, then one little-endian f32 scale
+  planar,       ///< the e4m3 bytes of all the chunk's keys, then all their f32 scales
+};
+
+/// The shape of what a store holds. Stated by the engine, never inferred from a buffer.
+struct kv_geometry {
+  std::int32_t layers = 0;
+  std::int32_t kv_heads = 0;
+  std::int32_t key_dim = 0;    ///< elements of one K vector
+  std::int32_t value_dim = 0;  ///< elements of one V vector; may differ from key_dim
+  dtype type = dtype::bf16;    ///< of stored K and V
+
+  std::int32_t entries_per_chunk = 64;
+  std::int32_t tokens_per_entry = 1;  ///< 1 in ordinary models, 4 in DeepSeek-V4 CSA
+
+  std::int32_t key_streams =
+      0;  ///< index-key sequences kept per sequence (one per target layer or key encoder); 0 = none
+  std::int32_t tokens_per_key = 4;  ///< must divide tokens_per_chunk()
+  std::int32_t key_bytes = 132;     ///< of one index key with its scale; 132 = 128 e4m3 + f32
+  key_layout keys = key_layout::interleaved;
+
+  constexpr std::int64_t tokens_per_chunk() const noexcept {
+    return std::int64_t{entries_per_chunk} * tokens_per_entry;
+  }
+  constexpr std::int64_t keys_per_chunk() const noexcept { return tokens_per_chunk() / tokens_per_key; }
+
+  /// Chunks that `tokens` tokens touch; the last one may be partly filled.
+  constexpr std::int64_t chunks_for(std::int64_t tokens) const noexcept {
+    return (tokens + tokens_per_chunk() - 1) / tokens_per_chunk();
+  }
+
+  /// Entries that are complete once the first `tokens` tokens are there.
+  constexpr std::int64_t entries_for(std::int64_t tokens) const noexcept { return tokens / tokens_per_entry; }
+};
+
+/// Where things lie inside one chunk. A chunk is one block: layer after layer, and per layer
+/// K [kv_heads, entries_per_chunk, key_dim], then V [kv_heads, entries_per_chunk, value_dim], each layer
+/// padded to 64 bytes.
+struct chunk_layout {
+  kv_geometry geometry;
+
+  constexpr explicit chunk_layout(const kv_geometry& g) noexcept : geometry(g) {}
+
+  constexpr std::size_t key_block_bytes() const noexcept {  ///< K of one layer and head
+    return std::size_t(geometry.entries_per_chunk) * std::size_t(geometry.key_dim) * size_of(geometry.type);
+  }
+  constexpr std::size_t value_block_bytes() const noexcept {  ///< V of one layer and head
+    return std::size_t(geometry.entries_per_chunk) * std::size_t(geometry.value_dim) * size_of(geometry.type);
+  }
+  constexpr std::size_t layer_bytes() const noexcept {  ///< one layer, padded
+    const std::size_t raw = std::size_t(geometry.kv_heads) * (key_block_bytes() + value_block_bytes());
+    return (raw + 63) / 64 * 64;
+  }
+  constexpr std::size_t chunk_bytes() const noexcept { return std::size_t(geometry.layers) * layer_bytes(); }
+  constexpr std::size_t key_offset(std::int64_t layer, std::int64_t head) const noexcept {
+    return std::size_t(layer) * layer_bytes() + std::size_t(head) * key_block_bytes();
+  }
+  constexpr std::size_t value_offset(std::int64_t layer, std::int64_t head) const noexcept {
+    return std::size_t(layer) * layer_bytes() + std::size_t(geometry.kv_heads) * key_block_bytes() +
+           std::size_t(head) * value_block_bytes();
+  }
+  /// Index keys of one chunk and stream.
+  constexpr std::size_t key_page_bytes() const noexcept {
+    return std::size_t(geometry.keys_per_chunk()) * std::size_t(geometry.key_bytes);
+  }
+};
+
+/// Throws argument_error naming the field if a store cannot be built on `g` (non-positive extents,
+/// tokens_per_key that does not divide a chunk, sizes beyond 2^31 bytes a chunk).
+FLASHMEMORY_API void validate(const kv_geometry& g);
+
+}  // namespace v0
+}  // namespace flashmemory

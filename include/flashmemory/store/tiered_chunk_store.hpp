@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <flashmemory/memory.hpp>
+#include <flashmemory/store/backing_store.hpp>
+#include <flashmemory/store/chunk_store.hpp>
+#include <memory>
+#include <string>
+
+namespace flashmemory {
+inline namespace v0 {
+
+/// Budgets and tiers of a tiered_chunk_store.
+struct store_options {
+  kv_geometry geometry;
+
+  std::size_t fast_bytes =
+      0;  ///< fast-tier budget: slots, index keys, tables and the transition pool together
+  std::size_t backing_bytes = 0;  ///< backing-store budget
+  std::int32_t max_sequences = 64;
+
+  /// Where the backing store lies: empty = host memory, else a file that is created at this path.
+  std::string backing_path;
+
+  /// Slots beyond the sequences' quotas through which a resident set is exchanged: as many chunks can be new
+  /// at one refresh. 0 = as many as the largest quota of an open sequence, so that none is ever refused.
+  std::int64_t transition_chunks = 0;
+
+  /// Verify checksums on every recall: media that ask for it (files) always are; this adds host memory.
+  bool verify_ram = false;
+
+  memory_resource memory = default_memory();
+};
+
+/// The CPU backend's chunk_store. Slots live in host memory from options.memory, the backing store in host
+/// memory or a file. Fast tier and backing store both keep within their budgets at all times; admission is
+/// checked in open().
+class FLASHMEMORY_API tiered_chunk_store final : public chunk_store {
+ public:
+  /// \throws argument_error naming the field; admission_error if one chunk does not fit; io_failure for the
+  /// file
+  explicit tiered_chunk_store(const store_options& options);
+
+  /// With a backing store of the engine's own, which must have room for backing_bytes / chunk bytes records.
+  tiered_chunk_store(const store_options& options, std::unique_ptr<backing_store> backing);
+
+  ~tiered_chunk_store() override;
+
+  const kv_geometry& geometry() const noexcept override;
+  sequence_handle open(const sequence_options& options) override;
+  sequence_handle fork(sequence_handle parent, const sequence_options& options) override;
+  status truncate(sequence_handle sequence, std::int64_t tokens) noexcept override;
+  status close(sequence_handle sequence) noexcept override;
+  status append(batch items, std::int32_t layer, const_tensor<3> k, const_tensor<3> v,
+                stream_ref stream) noexcept override;
+  status append_keys(sequence_handle sequence, std::int32_t stream_index, std::int64_t first_key,
+                     view<const std::byte, 2> keys, stream_ref stream) noexcept override;
+  status recall(sequence_handle sequence, view<const chunk_id, 1> chunks, recall_report* report,
+                stream_ref stream) noexcept override;
+  status resident(sequence_handle sequence, std::int32_t layer, resident_set* out) const noexcept override;
+  status keys(sequence_handle sequence, std::int32_t stream_index, key_pages* out) const noexcept override;
+  status info(sequence_handle sequence, sequence_info* out) const noexcept override;
+  status read_chunk(sequence_handle sequence, chunk_id chunk, view<std::byte, 1> out) const noexcept override;
+  status append_chunk(sequence_handle sequence, view<const std::byte, 1> bytes,
+                      std::int64_t tokens) noexcept override;
+  store_counters counters() const noexcept override;
+  store_usage usage() const noexcept override;
+  fault last_fault() const noexcept override;
+
+ private:
+  struct impl;
+  std::unique_ptr<impl> impl_;
+};
+
+}  // namespace v0
+}  // namespace flashmemory
