@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: MIT
+# What the cases share. Paths: SOURCE the checkout, WORK a folder for all cases, <WORK>/<kind> a moved install.
+cmake_minimum_required(VERSION 3.24)
+
+find_program(ccache ccache)
+set(launcher "")
+if(ccache)
+  # The cases compile the same files in several build folders; relative paths make them one entry each.
+  set(ENV{CCACHE_BASEDIR} ${SOURCE})
+  set(launcher -D CMAKE_CXX_COMPILER_LAUNCHER=${ccache})
+endif()
+
+# run(args...): a command that must succeed; its output is shown when it does not.
+function(run)
+  execute_process(COMMAND ${ARGN} RESULT_VARIABLE result OUTPUT_VARIABLE output ERROR_VARIABLE output)
+  if(NOT result EQUAL 0)
+    list(JOIN ARGN " " command)
+    message(FATAL_ERROR "${command}\nresult: ${result}\n${output}")
+  endif()
+  set(output "${output}" PARENT_SCOPE)
+endfunction()
+
+# configure_and_build(source folder options...): in WORK/<folder>/build, freshly.
+function(configure_and_build source folder)
+  file(REMOVE_RECURSE ${WORK}/${folder}/build)
+  # Debug: what is tested is how things fit together.
+  run(${CMAKE_COMMAND} -S ${source} -B ${WORK}/${folder}/build -G ${GENERATOR} -D CMAKE_BUILD_TYPE=Debug
+    -D CMAKE_CXX_COMPILER=${CXX} ${launcher} ${ARGN})
+  run(${CMAKE_COMMAND} --build ${WORK}/${folder}/build --parallel 2)
+endfunction()
+
+# expect(text value what)
+function(expect_match regex text what)
+  if(NOT text MATCHES "${regex}")
+    message(FATAL_ERROR "${what}: expected a match of '${regex}' in:\n${text}")
+  endif()
+endfunction()
+
+# How the consumer's program ends when everything it did was right.
+function(run_consumer program)
+  run(${program})
+  expect_match("^flashmemory ${VERSION} works" "${output}" ${program})
+endfunction()
