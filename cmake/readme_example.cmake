@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: MIT
+# Checks that README.md shows the lines of examples/minimal/main.cpp between its [embed] markers, or with -DUPDATE=ON puts
+# them there: cmake [-DUPDATE=ON] -P cmake/readme_example.cmake
+get_filename_component(root "${CMAKE_CURRENT_LIST_DIR}/.." ABSOLUTE)
+
+function(between text marker out)
+  string(FIND "${text}" "${marker}" first)
+  string(LENGTH "${marker}" length)
+  math(EXPR begin "${first} + ${length}")
+  string(SUBSTRING "${text}" ${begin} -1 rest)
+  string(FIND "${rest}" "${marker}" last)
+  if(first EQUAL -1 OR last EQUAL -1)
+    message(FATAL_ERROR "marker '${marker}' does not stand twice")
+  endif()
+  string(SUBSTRING "${rest}" 0 ${last} middle)
+  set(${out} "${middle}" PARENT_SCOPE)
+endfunction()
+
+file(READ ${root}/examples/minimal/main.cpp source)
+file(READ ${root}/README.md readme)
+between("${source}" "// [embed]\n" code)
+string(REGEX REPLACE " +$" "" code "${code}")
+string(REPLACE "\n  " "\n" code "\n${code}")  # the lines stand inside a function
+string(SUBSTRING "${code}" 1 -1 code)
+set(marker "<!-- [embed] -->\n")
+between("${readme}" "${marker}" shown)
+set(wanted "```cpp\n${code}```\n")
+if(shown STREQUAL wanted)
+  return()
+endif()
+if(NOT UPDATE)
+  message(FATAL_ERROR "README.md does not show the current examples/minimal/main.cpp; run cmake -DUPDATE=ON -P cmake/readme_example.cmake")
+endif()
+string(REPLACE "${marker}${shown}${marker}" "${marker}${wanted}${marker}" readme "${readme}")
+file(WRITE ${root}/README.md "${readme}")
