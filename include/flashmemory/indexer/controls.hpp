@@ -49,11 +49,16 @@ class FLASHMEMORY_API random_indexer final : public indexer {
 /// head gives it.
 ///
 /// Keeps per-chunk summaries of K, taken from the store when a chunk is first scored: 2 x layers x kv_heads x
-/// key_dim floats a chunk, reserved by attach().
+/// key_dim floats a chunk, reserved by the constructor and touched as used. The two chunks that were newest
+/// at the last scoring are always taken again, and everything from where a sequence was seen to be shorter; a
+/// rollback further than that between two scorings, made up for by new tokens, goes unnoticed. Not for
+/// several threads at a time.
 class FLASHMEMORY_API quest_indexer final : public indexer {
  public:
   /// \param query_heads  of the model; a multiple of geometry.kv_heads
+  /// \param max_sequences, max_chunks  sequences at a time and chunks of each that can be scored
   /// \param softmax_scale 0 = 1/sqrt(key_dim)
+  /// \throws argument_error naming the argument; admission_error if the summaries find no memory
   quest_indexer(const kv_geometry& geometry, std::int32_t query_heads, std::int32_t max_sequences,
                 std::int64_t max_chunks, float softmax_scale = 0);
   ~quest_indexer() override;
@@ -80,8 +85,9 @@ class FLASHMEMORY_API oracle_indexer final : public indexer {
   explicit oracle_indexer(std::int32_t horizon);
   ~oracle_indexer() override;
 
-  /// Adds what the query at `position` of the sequence known as `stream_id` paid: mass [chunks], e.g. the
-  /// maximum over layers and heads from chunk_attention_mass(). Set-up call: allocates.
+  /// Adds what the query at `position` of the sequence with that handle index paid: mass [chunks], e.g. the
+  /// maximum over layers and heads from chunk_attention_mass(). Replaces what was recorded for that position.
+  /// Set-up call: allocates.
   void record(std::uint32_t sequence_index, std::int64_t position, view<const float, 1> mass);
 
   /// Forgets what was recorded for a sequence.

@@ -76,8 +76,9 @@ struct selection_plan {
   std::int64_t nan_scores = 0;     ///< candidates whose score is NaN
 };
 
-/// Applies a policy to scores. A pure function: same inputs, same chunks, on every backend.
-/// \param[in]  scores    [complete chunks]
+/// Applies a policy to scores. A pure function: same inputs, same chunks, on every backend. Forced chunks are
+/// kept whatever the budget; with mode everything all are, and scores are not read.
+/// \param[in]  scores    [complete chunks]; data may be null with mode everything
 /// \param[in]  resident  [complete chunks], nonzero = resident now (for hysteresis); data null = none
 /// \param      budget    chunks that may be kept in all, e.g. budget_chunks()
 /// \param[out] kept      [complete chunks] room; the first plan.chunks: forced ones ascending, then the

@@ -52,6 +52,7 @@ struct selector_counters {
   std::int64_t refreshes = 0;
   std::int64_t refreshes_failed = 0;
   std::int64_t nan_scores = 0;
+  std::int64_t nan_keys = 0;    ///< keys that NaN or Inf went into; stored as all zero
   std::int64_t widened = 0;     ///< stage changes towards more
   std::int64_t everything = 0;  ///< of those, to everything
   std::int64_t recovered = 0;   ///< stage changes back
@@ -80,16 +81,21 @@ class FLASHMEMORY_API selector {
   /// Stops to serve a sequence. Closed sequences are detached by attach() of a new one in their place.
   void detach(sequence_handle sequence) noexcept;
 
-  /// Shows the hidden states of one layer for this forward pass; layers that no tap reads are ignored. For a
-  /// key tap, the index keys that became complete are encoded and appended to the store. Call it for every
-  /// tap layer in every forward pass, prefill included, before select_chunks(). After store.truncate() simply
-  /// continue at the shorter length. \param[in]  hidden  [tokens, width], f32, bf16 or f16: input of the
-  /// layer's attention block after its norm \returns out_of_order if position is not the next one, nor within
-  /// max_rollback_tokens before it; not_finite never:
-  ///          NaNs travel to the scores and are counted there
+  /// Shows the hidden states of one layer for this forward pass; layers that no tap reads are ignored, and so
+  /// are sequences whose policy is `everything`. For a key tap, the index keys that became complete are
+  /// encoded and appended to the store. Call it for every tap layer in every forward pass, prefill included,
+  /// before select_chunks(). After store.truncate() simply continue at the shorter length.
+  ///
+  /// NaNs and Infs are no error: in the newest token they travel to the scores; a key that they went into is
+  /// stored as all zero. Both are counted.
+  /// \param[in]  hidden  [tokens, width], f32, bf16 or f16: input of the layer's attention block after its
+  /// norm \returns for key taps: out_of_order if position is not the next one, nor within max_rollback_tokens
+  /// before
+  ///          it, nor 0, or if the store's keys do not end there; what append_keys() returns, after which the
+  ///          call may be repeated
   status observe(batch items, std::int32_t layer, const_tensor<2> hidden, stream_ref stream) noexcept;
 
-  /// The same for taps of kind queries.
+  /// The same for taps of kind queries, which make no keys.
   /// \param[in]  queries [tokens, heads * key_dim]
   status observe_queries(batch items, std::int32_t layer, const_tensor<2> queries,
                          stream_ref stream) noexcept;
@@ -135,7 +141,8 @@ class FLASHMEMORY_API selector {
 /// sequence that is due, scores its chunks, applies the policy and exchanges its resident set, which then
 /// serves the next `interval` tokens. The first call for a sequence (after its prompt) is the warm start;
 /// from then on it is due every `interval` tokens, the first time earlier where that spreads refreshes of
-/// several sequences over different steps.
+/// several sequences over different steps. After a rollback by a whole interval or more it is due at once,
+/// after a shorter one when it gets to where it would have been due.
 ///
 /// When nothing is due it costs next to nothing. It never allocates. If a sequence's refresh fails its old
 /// set stays, the others go on, and the first error is returned; it is tried again after another interval, or

@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: MIT
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <flashmemory/error.hpp>
+#include <flashmemory/select/policy.hpp>
+
+namespace flashmemory {
+inline namespace v0 {
+
+namespace {
+
+bool is_limited(const selection_policy& policy) noexcept {
+  return policy.mode != selection_mode::everything &&
+         (policy.budget_fraction > 0 || policy.max_chunks > 0 || policy.budget_bytes > 0);
+}
+
+std::int64_t chunks_in(std::size_t bytes, const kv_geometry& geometry) noexcept {
+  const std::size_t chunk = chunk_layout(geometry).chunk_bytes();
+  return chunk == 0 ? 0 : static_cast<std::int64_t>(bytes / chunk);
+}
+
+void require(bool holds, const char* field, const char* rule, double value) {
+  if (!holds)
+    throw argument_error(status::bad_argument,
+                         fmt::format("selection_policy::{} must be {}, it is {}", field, rule, value));
+}
+
+}  // namespace
+
+float log_odds(double probability) noexcept {
+  return static_cast<float>(std::log(probability) - std::log1p(-probability));
+}
+
+void validate(const selection_policy& policy, const kv_geometry& geometry) {
+  // Comparisons are written so that NaN fails them.
+  const auto mode = static_cast<std::int32_t>(policy.mode);
+  require(mode >= 0 && mode <= static_cast<std::int32_t>(selection_mode::threshold), "mode",
+          "a selection_mode", mode);
+  require(policy.interval >= 1, "interval", "at least 1", policy.interval);
+  require(policy.sink_chunks >= 0, "sink_chunks", "at least 0", policy.sink_chunks);
+  require(policy.recent_chunks >= 0, "recent_chunks", "at least 0", policy.recent_chunks);
+  require(policy.budget_fraction >= 0 && policy.budget_fraction <= 1, "budget_fraction", "in [0, 1]",
+          policy.budget_fraction);
+  require(policy.max_chunks >= 0, "max_chunks", "at least 0", static_cast<double>(policy.max_chunks));
+  require(policy.min_chunks >= 0, "min_chunks", "at least 0", static_cast<double>(policy.min_chunks));
+  require(!std::isnan(policy.threshold), "threshold", "a number", static_cast<double>(policy.threshold));
+  require(policy.hysteresis >= 0 && std::isfinite(policy.hysteresis), "hysteresis", "finite and at least 0",
+          static_cast<double>(policy.hysteresis));
+
+  const fallback_policy& fallback = policy.fallback;
+  require(fallback.max_dropped >= 0 && fallback.max_dropped <= 1, "fallback.max_dropped", "in [0, 1]",
+          static_cast<double>(fallback.max_dropped));
+  require(fallback.min_attention_mass >= 0 && fallback.min_attention_mass <= 1, "fallback.min_attention_mass",
+          "in [0, 1]", static_cast<double>(fallback.min_attention_mass));
+  require(fallback.widen_factor >= 1 && std::isfinite(fallback.widen_factor), "fallback.widen_factor",
+          "finite and at least 1", static_cast<double>(fallback.widen_factor));
+  require(fallback.patience >= 1, "fallback.patience", "at least 1", fallback.patience);
+  require(fallback.recover_after >= 1, "fallback.recover_after", "at least 1", fallback.recover_after);
+
+  const std::int64_t forced = std::int64_t{policy.sink_chunks} + policy.recent_chunks;
+  if (policy.max_chunks > 0 && policy.max_chunks < forced)
+    throw argument_error(
+        status::bad_argument,
+        fmt::format("selection_policy::max_chunks {} is below sink_chunks {} + recent_chunks {} = {}",
+                    policy.max_chunks, policy.sink_chunks, policy.recent_chunks, forced));
+  if (policy.budget_bytes > 0 && chunks_in(policy.budget_bytes, geometry) < std::max<std::int64_t>(forced, 1))
+    throw argument_error(
+        status::bad_argument,
+        fmt::format("selection_policy::budget_bytes {} holds {} chunks of {} bytes, below sink_chunks {} + "
+                    "recent_chunks {} = {}",
+                    policy.budget_bytes, chunks_in(policy.budget_bytes, geometry),
+                    chunk_layout(geometry).chunk_bytes(), policy.sink_chunks, policy.recent_chunks, forced));
+  if (policy.max_chunks > 0 && policy.min_chunks > policy.max_chunks)
+    throw argument_error(status::bad_argument,
+                         fmt::format("selection_policy::min_chunks {} is above max_chunks {}",
+                                     policy.min_chunks, policy.max_chunks));
+}
+
+std::int64_t budget_chunks(const selection_policy& policy, const kv_geometry& geometry,
+                           std::int64_t complete_chunks) noexcept {
+  const std::int64_t n = std::max<std::int64_t>(complete_chunks, 0);
+  if (!is_limited(policy)) return n;
+  const std::int64_t forced =
+      std::min<std::int64_t>(std::int64_t{policy.sink_chunks} + policy.recent_chunks, n);
+  std::int64_t budget = n;
+  // nearbyint rounds half to even, as the evaluation's budgets are defined.
+  if (policy.budget_fraction > 0)
+    budget = static_cast<std::int64_t>(std::nearbyint(policy.budget_fraction * static_cast<double>(n)));
+  if (policy.max_chunks > 0) budget = std::min(budget, policy.max_chunks);
+  if (policy.budget_bytes > 0) budget = std::min(budget, chunks_in(policy.budget_bytes, geometry));
+  return std::min(std::max(budget, forced), n);
+}
+
+sequence_options sequence_options_for(const selection_policy& policy, const kv_geometry& geometry,
+                                      std::int64_t max_tokens) {
+  validate(policy, geometry);
+  if (max_tokens < 1)
+    throw argument_error(
+        status::bad_argument,
+        fmt::format("sequence_options_for: max_tokens must be at least 1, it is {}", max_tokens));
+  if (geometry.tokens_per_chunk() < 1)
+    throw argument_error(status::bad_argument, "sequence_options_for: the geometry has empty chunks");
+  sequence_options options;
+  options.max_tokens = max_tokens;
+  options.sink_chunks = policy.sink_chunks;
+  options.recent_chunks = policy.recent_chunks;
+  const std::int64_t all = geometry.chunks_for(max_tokens);
+  options.max_resident_chunks = all;
+  if (is_limited(policy)) {
+    const std::int64_t growth = geometry.chunks_for(policy.interval) + 1;
+    // The floor holds for short sequences too, whose budget is below sink + recent only while they are short.
+    const std::int64_t budget = std::max(budget_chunks(policy, geometry, all),
+                                         std::int64_t{policy.sink_chunks} + policy.recent_chunks);
+    options.max_resident_chunks = std::min(all, budget + 1 + growth);
+  }
+  return options;
+}
+
+}  // namespace v0
+}  // namespace flashmemory

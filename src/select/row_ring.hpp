@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <flashmemory/view.hpp>
+
+#include "core/convert.hpp"
+
+namespace flashmemory {
+inline namespace v0 {
+namespace detail {
+
+/// One row of hidden states or queries as floats.
+inline void load_row(const_tensor<2> source, std::int64_t row, float* out) noexcept {
+  const std::int64_t width = source.shape[1], start = row * source.stride[0];
+  if (source.type == dtype::f32 && source.stride[1] == 1) {
+    std::memcpy(out, static_cast<const float*>(source.data) + start, std::size_t(width) * sizeof(float));
+    return;
+  }
+  for (std::int64_t i = 0; i < width; ++i)
+    out[i] = load_float(source.data, source.type, start + i * source.stride[1]);
+}
+
+/// The rows of the newest `capacity` tokens of one tap; the memory is the owner's.
+struct row_ring {
+  float* rows = nullptr;  ///< [capacity, width], token t at t % capacity
+  std::int64_t width = 0;
+  std::int64_t capacity = 0;
+  std::int64_t begin = 0;  ///< no older token's row is there
+  std::int64_t end = 0;    ///< one past the newest token
+
+  std::int64_t first() const noexcept { return std::max(begin, end - capacity); }
+  bool has(std::int64_t token) const noexcept { return token >= first() && token < end; }
+  float* row(std::int64_t token) const noexcept { return rows + token % capacity * width; }
+
+  /// Rows [from, from + tokens) of `source` become tokens [position, position + tokens). Going back forgets
+  /// what followed; going forward over a gap forgets what was before it.
+  void push(std::int64_t position, std::int64_t tokens, const_tensor<2> source, std::int64_t from) noexcept {
+    // Rows older than first() are overwritten; after a rollback they must not be taken for present again.
+    begin = position > end || position < first() ? position : first();
+    end = position + tokens;
+    for (std::int64_t i = std::max<std::int64_t>(0, tokens - capacity); i < tokens; ++i)
+      load_row(source, from + i, row(position + i));
+  }
+};
+
+}  // namespace detail
+}  // namespace v0
+}  // namespace flashmemory

@@ -1,0 +1,408 @@
+// SPDX-License-Identifier: MIT
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <flashmemory/indexer/dual_encoder.hpp>
+#include <flashmemory/select/selector.hpp>
+
+#include "select/selector_impl.hpp"
+
+namespace flashmemory {
+inline namespace v0 {
+
+namespace detail {
+
+buffer::buffer(const memory_resource& memory, std::size_t bytes, const char* purpose)
+    : memory_(memory), bytes_(std::max<std::size_t>(bytes, alignment)) {
+  data_ = memory_.allocate(memory_.context, bytes_, alignment);
+  if (data_ == nullptr)
+    throw admission_error(status::budget_exceeded,
+                          fmt::format("{}: the memory resource has no block of {} bytes", purpose, bytes_));
+}
+
+namespace {
+
+[[noreturn]] void refuse(const std::string& message) {
+  throw argument_error(status::bad_argument, "selector: " + message);
+}
+
+/// Lays out arrays in one block; every array starts on 64 bytes.
+class layout {
+ public:
+  template <class T>
+  std::size_t add(std::int64_t count) {
+    constexpr std::size_t limit = std::numeric_limits<std::size_t>::max() / 4;
+    const auto n = static_cast<std::size_t>(count);
+    if (n > (limit - bytes_) / sizeof(T)) refuse("max_tokens needs more memory than can be addressed");
+    const std::size_t at = bytes_;
+    bytes_ += (n * sizeof(T) + 63) / 64 * 64;
+    return at;
+  }
+  std::size_t bytes() const noexcept { return bytes_; }
+
+ private:
+  std::size_t bytes_ = 0;
+};
+
+}  // namespace
+}  // namespace detail
+
+using detail::refuse;
+using detail::served_sequence;
+
+selector::impl::impl(chunk_store& s, indexer& i, const selection_policy& p, const selector_options& o)
+    : store(s), index(i), policy(p), options(o), geometry(s.geometry()) {
+  validate(policy, geometry);
+  if (options.max_sequences < 1)
+    refuse(fmt::format("max_sequences must be at least 1, it is {}", options.max_sequences));
+  if (options.max_tokens < 1)
+    refuse(fmt::format("max_tokens must be at least 1, it is {}", options.max_tokens));
+  if (options.max_rollback_tokens < 0)
+    refuse(fmt::format("max_rollback_tokens must be at least 0, it is {}", options.max_rollback_tokens));
+  if (options.memory.allocate == nullptr || options.memory.deallocate == nullptr)
+    refuse("memory needs both functions");
+  check_compatible(index, geometry);
+
+  const auto query_taps = index.query_taps();
+  for (std::int64_t t = 0; t < query_taps.shape[0]; ++t) {
+    const query_tap& tap = query_taps(t);
+    if (tap.width < 1 || tap.layer < 0)
+      refuse(fmt::format("query tap {} of indexer {} has layer {} and width {}", t, index.name(), tap.layer,
+                         tap.width));
+    std::size_t at = 0;
+    while (at < query_sources.size() &&
+           (query_sources[at].layer != tap.layer || query_sources[at].kind != tap.kind))
+      ++at;
+    if (at == query_sources.size()) query_sources.push_back({tap.layer, tap.kind, tap.width});
+    if (query_sources[at].width != tap.width)
+      refuse(fmt::format("query taps of layer {} of indexer {} have widths {} and {}", tap.layer,
+                         index.name(), query_sources[at].width, tap.width));
+    source_of_tap.push_back(static_cast<std::int32_t>(at));
+  }
+  tap_rows.resize(source_of_tap.size());
+
+  const auto key_taps = index.key_taps();
+  if (key_taps.shape[0] > geometry.key_streams)
+    refuse(fmt::format("indexer {} encodes {} key streams, the store keeps {}", index.name(),
+                       key_taps.shape[0], geometry.key_streams));
+  std::int64_t block_floats = 0;
+  for (std::int64_t t = 0; t < key_taps.shape[0]; ++t) {
+    const key_tap& tap = key_taps(t);
+    if (tap.width < 1 || tap.layer < 0 || tap.tokens_per_key != geometry.tokens_per_key ||
+        tap.window < tap.tokens_per_key)
+      refuse(fmt::format(
+          "key tap {} of indexer {}: layer {}, width {}, {} tokens per key (store: {}), window {}", t,
+          index.name(), tap.layer, tap.width, tap.tokens_per_key, geometry.tokens_per_key, tap.window));
+    std::size_t at = 0;
+    while (at < key_sources.size() && key_sources[at].layer != tap.layer) ++at;
+    if (at == key_sources.size()) key_sources.push_back({tap.layer, tap.width, 0, {}});
+    if (key_sources[at].width != tap.width)
+      refuse(fmt::format("key taps of layer {} of indexer {} have widths {} and {}", tap.layer, index.name(),
+                         key_sources[at].width, tap.width));
+    key_sources[at].window = std::max<std::int64_t>(key_sources[at].window, tap.window);
+    key_sources[at].streams.push_back(static_cast<std::int32_t>(t));
+    block_floats = std::max(block_floats, ((key_block - 1) * tap.tokens_per_key + tap.window) * tap.width);
+  }
+  for (const auto& q : query_sources)
+    for (const auto& k : key_sources)
+      if (q.kind == tap_kind::hidden && q.layer == k.layer && q.width != k.width)
+        refuse(fmt::format("query and key taps of layer {} of indexer {} have widths {} and {}", q.layer,
+                           index.name(), q.width, k.width));
+
+  max_chunks = geometry.chunks_for(options.max_tokens);
+  detail::layout plan;
+  const std::size_t scores_at = plan.add<float>(max_chunks), resident_at = plan.add<std::uint8_t>(max_chunks),
+                    kept_at = plan.add<chunk_id>(max_chunks), order_at = plan.add<chunk_id>(max_chunks),
+                    rows_at = plan.add<float>(block_floats),
+                    keys_at = plan.add<std::byte>(key_taps.shape[0] > 0 ? key_block * geometry.key_bytes : 0);
+  scratch.bytes = index.workspace_bytes(geometry, max_chunks, key_taps.shape[0] > 0 ? key_block : 0);
+  const std::size_t scratch_at = plan.add<std::byte>(static_cast<std::int64_t>(scratch.bytes));
+  memory = detail::buffer(options.memory, plan.bytes(), "selector scratch");
+  std::byte* const base = memory.as<std::byte>();
+  scores = view<float, 1>(reinterpret_cast<float*>(base + scores_at), max_chunks);
+  resident = view<std::uint8_t, 1>(reinterpret_cast<std::uint8_t*>(base + resident_at), max_chunks);
+  kept = view<chunk_id, 1>(reinterpret_cast<chunk_id*>(base + kept_at), max_chunks);
+  order = view<chunk_id, 1>(reinterpret_cast<chunk_id*>(base + order_at), max_chunks);
+  key_rows = reinterpret_cast<float*>(base + rows_at);
+  key_out = base + keys_at;
+  scratch.data = base + scratch_at;
+  pool.reserve(static_cast<std::size_t>(options.max_sequences));
+}
+
+std::size_t selector::impl::row_floats() const noexcept {
+  std::int64_t floats = 0;
+  for (const auto& source : query_sources) floats += query_rows * source.width;
+  for (const auto& source : key_sources)
+    floats += (source.window + options.max_rollback_tokens) * source.width;
+  return static_cast<std::size_t>(floats);
+}
+
+status selector::impl::fail(status code, sequence_handle sequence, const char* what) const noexcept {
+  fault f;
+  f.code = code;
+  f.sequence = sequence.index;
+  f.what = what;
+  return fail(f);
+}
+
+status selector::impl::store_failed(status code, sequence_handle sequence, const char* what) const noexcept {
+  fault f = store.last_fault();
+  if (f.code != code) f = fault{};
+  f.code = code;
+  f.sequence = sequence.index;
+  if (f.what == nullptr || *f.what == 0) f.what = what;
+  return fail(f);
+}
+
+served_sequence* selector::impl::find(sequence_handle sequence) const noexcept {
+  if (sequence.index >= by_index.size() || by_index[sequence.index] < 0) return nullptr;
+  served_sequence* const s = pool[static_cast<std::size_t>(by_index[sequence.index])].get();
+  return s->handle == sequence ? s : nullptr;
+}
+
+status selector::impl::check_handle(sequence_handle sequence, served_sequence** out) const noexcept {
+  *out = find(sequence);
+  if (*out != nullptr) return status::ok;
+  if (sequence.index < by_index.size() && by_index[sequence.index] >= 0 &&
+      sequence.generation < pool[static_cast<std::size_t>(by_index[sequence.index])]->handle.generation)
+    return fail(status::stale_sequence, sequence, "sequence");
+  return fail(status::unknown_sequence, sequence, "sequence is not attached to the selector");
+}
+
+status selector::impl::check_items(batch items, std::int64_t* tokens) noexcept {
+  *tokens = 0;
+  if (items.shape[0] > 0 && items.data == nullptr) return fail(status::null_data, {}, "items");
+  ++call;
+  for (std::int64_t i = 0; i < items.shape[0]; ++i) {
+    const batch_item& item = items(i);
+    served_sequence* s = nullptr;
+    if (const status code = check_handle(item.sequence, &s); code != status::ok) return code;
+    if (s->last_call == call) return fail(status::bad_argument, item.sequence, "sequence appears twice");
+    s->last_call = call;
+    if (item.position < 0 || item.num_tokens < 1 || item.num_tokens > s->max_tokens - item.position) {
+      fault f;
+      f.code = item.position < 0 || item.num_tokens < 1 ? status::bad_argument : status::sequence_full;
+      f.sequence = item.sequence.index;
+      f.what = "position and num_tokens of an item";
+      f.expected = s->max_tokens;
+      f.actual = item.position < 0 ? item.position : item.position + item.num_tokens;
+      return fail(f);
+    }
+    *tokens += item.num_tokens;
+  }
+  return status::ok;
+}
+
+sequence_info selector::impl::open_info(sequence_handle sequence) const {
+  sequence_info info;
+  if (const status code = store.info(sequence, &info); code != status::ok)
+    throw error(code, fmt::format("selector: sequence {} (generation {}) cannot be served: {}",
+                                  sequence.index, sequence.generation, to_string(code)));
+  return info;
+}
+
+served_sequence& selector::impl::prepare(sequence_handle sequence, const sequence_info& info,
+                                         const selection_policy& use) {
+  if (find(sequence) != nullptr) refuse(fmt::format("sequence {} is attached already", sequence.index));
+  validate(use, geometry);
+  if (use.sink_chunks != info.options.sink_chunks || use.recent_chunks != info.options.recent_chunks)
+    refuse(fmt::format("the policy keeps {} sink and {} recent chunks, sequence {} was opened with {} and {}",
+                       use.sink_chunks, use.recent_chunks, sequence.index, info.options.sink_chunks,
+                       info.options.recent_chunks));
+  if (info.options.max_tokens > options.max_tokens)
+    refuse(fmt::format("sequence {} may grow to {} tokens, the selector to {}", sequence.index,
+                       info.options.max_tokens, options.max_tokens));
+
+  if (sequence.index >= by_index.size()) by_index.resize(std::size_t{sequence.index} + 1, -1);
+  // What sat in this place before is closed, or the store would not have given the place away.
+  if (const std::int32_t old = by_index[sequence.index]; old >= 0)
+    deactivate(*pool[static_cast<std::size_t>(old)]);
+
+  served_sequence* free = nullptr;
+  const auto look = [&] {
+    for (auto& s : pool)
+      if (!s->active && free == nullptr) free = s.get();
+  };
+  look();
+  if (free == nullptr && pool.size() >= static_cast<std::size_t>(options.max_sequences)) {
+    sequence_info ignored;
+    for (auto& s : pool)
+      if (store.info(s->handle, &ignored) != status::ok) deactivate(*s);
+    look();
+  }
+  if (free == nullptr) {
+    if (pool.size() >= static_cast<std::size_t>(options.max_sequences))
+      throw admission_error(
+          status::budget_exceeded,
+          fmt::format("selector: all max_sequences = {} places are taken", options.max_sequences));
+    auto made = std::make_unique<served_sequence>();
+    made->memory =
+        detail::buffer(options.memory, row_floats() * sizeof(float), "selector rows of a sequence");
+    float* rows = made->memory.as<float>();
+    const auto ring = [&](std::int64_t width, std::int64_t capacity) {
+      detail::row_ring r;
+      r.rows = rows;
+      r.width = width;
+      r.capacity = capacity;
+      rows += width * capacity;
+      return r;
+    };
+    for (const auto& source : query_sources) made->queries.push_back(ring(source.width, query_rows));
+    for (const auto& source : key_sources)
+      made->keys.push_back({ring(source.width, source.window + options.max_rollback_tokens), false});
+    pool.push_back(std::move(made));
+    free = pool.back().get();
+  }
+
+  free->handle = sequence;
+  free->own_policy = false;
+  free->policy = use;
+  free->max_tokens = info.options.max_tokens;
+  const std::int64_t all = geometry.chunks_for(info.options.max_tokens);
+  free->quota = info.options.max_resident_chunks > 0 ? std::min(info.options.max_resident_chunks, all) : all;
+  free->started = free->requested = false;
+  free->processed = free->refreshed = free->next_due = 0;
+  free->last_call = 0;
+  free->stage = fallback_stage::normal;
+  free->calls = free->calm = 0;
+  free->mass = std::numeric_limits<float>::infinity();
+  free->report = selection_report{};
+  for (auto& ring : free->queries) ring.begin = ring.end = 0;
+  for (auto& input : free->keys) {
+    input.ring.begin = input.ring.end = 0;
+    input.torn = false;
+  }
+  return *free;
+}
+
+void selector::impl::activate(served_sequence& s) noexcept {
+  s.active = true;
+  for (std::size_t i = 0; i < pool.size(); ++i)
+    if (pool[i].get() == &s) by_index[s.handle.index] = static_cast<std::int32_t>(i);
+}
+
+void selector::impl::deactivate(served_sequence& s) noexcept {
+  if (!s.active) return;
+  s.active = false;
+  by_index[s.handle.index] = -1;
+}
+
+selector::selector(chunk_store& store, indexer& index, const selection_policy& policy,
+                   const selector_options& options)
+    : impl_(std::make_unique<impl>(store, index, policy, options)) {}
+
+selector::~selector() = default;
+
+void selector::attach(sequence_handle sequence, const selection_policy* policy) {
+  const sequence_info info = impl_->open_info(sequence);
+  served_sequence& s = impl_->prepare(sequence, info, policy != nullptr ? *policy : impl_->policy);
+  s.own_policy = policy != nullptr;
+  s.processed = info.tokens;
+  if (info.tokens > 0 && s.policy.mode != selection_mode::everything) {
+    // Keys already there can be continued only if no later key looks back at tokens that were not observed.
+    for (std::size_t k = 0; k < s.keys.size(); ++k) {
+      bool fits = impl_->key_sources[k].window == impl_->geometry.tokens_per_key &&
+                  info.tokens % impl_->geometry.tokens_per_key == 0;
+      for (const std::int32_t stream : impl_->key_sources[k].streams) {
+        key_pages pages;
+        fits = fits && impl_->store.keys(sequence, stream, &pages) == status::ok &&
+               pages.keys == info.tokens / impl_->geometry.tokens_per_key;
+      }
+      if (!fits)
+        refuse(
+            fmt::format("sequence {} holds {} tokens whose hidden states at layer {} the key encoder has not "
+                        "seen; attach it before its prompt, or with load_state()",
+                        sequence.index, info.tokens, impl_->key_sources[k].layer));
+      s.keys[k].ring.begin = s.keys[k].ring.end = info.tokens;
+    }
+  }
+  impl_->activate(s);
+}
+
+void selector::attach_fork(sequence_handle parent, sequence_handle child) {
+  const served_sequence* from = impl_->find(parent);
+  if (from == nullptr)
+    throw error(status::unknown_sequence, fmt::format("selector: sequence {} (generation {}) is not attached",
+                                                      parent.index, parent.generation));
+  const sequence_info info = impl_->open_info(child);
+  for (const auto& input : from->keys)
+    if (from->policy.mode != selection_mode::everything &&
+        (info.tokens > input.ring.end || info.tokens < input.ring.end - impl_->options.max_rollback_tokens))
+      refuse(fmt::format("the fork {} stands at {} tokens, its parent {} was observed up to {}", child.index,
+                         info.tokens, parent.index, input.ring.end));
+  served_sequence& s = impl_->prepare(child, info, from->policy);
+  from = impl_->find(parent);
+  if (from == nullptr)
+    throw error(status::stale_sequence, fmt::format("selector: sequence {} is closed", parent.index));
+  s.own_policy = from->own_policy;
+  s.started = from->started;
+  s.requested = from->requested;
+  s.processed = from->processed;
+  s.refreshed = from->refreshed;
+  s.next_due = from->next_due;
+  s.stage = from->stage;
+  s.calls = from->calls;
+  s.calm = from->calm;
+  s.mass = from->mass;
+  s.report = from->report;
+  const auto copy = [](const detail::row_ring& a, detail::row_ring& b) {
+    std::copy_n(a.rows, a.width * a.capacity, b.rows);
+    b.begin = a.begin;
+    b.end = a.end;
+  };
+  for (std::size_t q = 0; q < s.queries.size(); ++q) copy(from->queries[q], s.queries[q]);
+  for (std::size_t k = 0; k < s.keys.size(); ++k) {
+    copy(from->keys[k].ring, s.keys[k].ring);
+    s.keys[k].torn = from->keys[k].torn;
+  }
+  impl_->activate(s);
+}
+
+void selector::detach(sequence_handle sequence) noexcept {
+  if (served_sequence* s = impl_->find(sequence); s != nullptr) impl_->deactivate(*s);
+}
+
+status selector::request_refresh(sequence_handle sequence) noexcept {
+  served_sequence* s = nullptr;
+  if (const status code = impl_->check_handle(sequence, &s); code != status::ok) return code;
+  s->requested = true;
+  return status::ok;
+}
+
+status selector::report_attention_mass(sequence_handle sequence, float mass) noexcept {
+  served_sequence* s = nullptr;
+  if (const status code = impl_->check_handle(sequence, &s); code != status::ok) return code;
+  if (!(mass >= 0))
+    return impl_->fail(std::isnan(mass) ? status::not_finite : status::bad_argument, sequence, "mass");
+  // Sums of weights may exceed 1 by rounding.
+  if (mass > 1.001f) return impl_->fail(status::bad_argument, sequence, "mass");
+  s->mass = std::min(s->mass, mass);
+  return status::ok;
+}
+
+status selector::report(sequence_handle sequence, selection_report* out) const noexcept {
+  served_sequence* s = nullptr;
+  if (const status code = impl_->check_handle(sequence, &s); code != status::ok) return code;
+  if (out == nullptr) return impl_->fail(status::null_data, sequence, "out");
+  *out = s->report;
+  return status::ok;
+}
+
+view<const float, 1> selector::last_scores() const noexcept {
+  return view<const float, 1>(impl_->scores.data, impl_->scored_chunks);
+}
+
+selector_counters selector::counters() const noexcept { return impl_->counters; }
+fault selector::last_fault() const noexcept { return impl_->last_fault; }
+chunk_store& selector::store() const noexcept { return impl_->store; }
+indexer& selector::index() const noexcept { return impl_->index; }
+
+std::size_t selector::bytes_per_sequence() const noexcept {
+  return sizeof(served_sequence) + impl_->row_floats() * sizeof(float) +
+         impl_->query_sources.size() * sizeof(detail::row_ring) +
+         impl_->key_sources.size() * sizeof(detail::key_input);
+}
+
+}  // namespace v0
+}  // namespace flashmemory
