@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: MIT
+#include <fmt/format.h>
+
+#include <flashmemory/io/safetensors.hpp>
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "atomic_file.hpp"
+#include "safetensors_header.hpp"
+
+namespace flashmemory {
+inline namespace v0 {
+namespace {
+
+[[noreturn]] void refuse(const std::string& path, const std::string& what) {
+  throw argument_error(status::bad_argument, fmt::format("{}: {}", path, what));
+}
+
+std::string quote(const std::string& path, const std::string& text) {
+  try {
+    return nlohmann::json(text).dump();
+  } catch (const nlohmann::json::exception&) {
+    refuse(path, fmt::format("'{}' is not UTF-8", detail::printable(text)));
+  }
+}
+
+}  // namespace
+
+void write_safetensors(const std::string& path, const std::vector<tensor_source>& tensors,
+                       const std::map<std::string, std::string>& metadata) {
+  std::string header = "{";
+  if (!metadata.empty()) {
+    header += "\"__metadata__\":{";
+    for (const auto& [key, value] : metadata) {
+      if (header.back() != '{') header += ',';
+      header += quote(path, key) + ':' + quote(path, value);
+    }
+    header += '}';
+  }
+  std::set<std::string> names;
+  std::uint64_t offset = 0;
+  for (const tensor_source& tensor : tensors) {
+    const auto bad = [&](const std::string& what) {
+      refuse(path, fmt::format("tensor '{}': {}", detail::printable(tensor.name), what));
+    };
+    if (tensor.name == "__metadata__") bad("the name is reserved");
+    if (!names.insert(tensor.name).second) bad("the name stands twice");
+    const std::int64_t count = tensor.elements();
+    const std::size_t width = size_of(tensor.type);
+    if (width == 0) bad("unknown type");
+    if (count < 0 || static_cast<std::uint64_t>(count) > SIZE_MAX / width ||
+        static_cast<std::uint64_t>(count) * width != tensor.bytes) {
+      bad(fmt::format("{} [{}] does not take {} bytes", to_string(tensor.type), fmt::join(tensor.shape, ", "),
+                      tensor.bytes));
+    }
+    if (tensor.bytes > 0 && tensor.data == nullptr) bad("no data");
+    if (header.back() != '{') header += ',';
+    header += fmt::format("{}:{{\"dtype\":\"{}\",\"shape\":[{}],\"data_offsets\":[{},{}]}}",
+                          quote(path, tensor.name), to_string(tensor.type), fmt::join(tensor.shape, ","),
+                          offset, offset + tensor.bytes);
+    offset += tensor.bytes;
+  }
+  header += '}';
+  header.resize((header.size() + 7) / 8 * 8, ' ');  // keeps the data 8-byte aligned in the file
+  if (header.size() > detail::max_header_bytes) {
+    refuse(path, fmt::format("header of {} bytes, at most {} can be read back", header.size(),
+                             detail::max_header_bytes));
+  }
+
+  detail::atomic_file file(path);
+  const std::uint64_t length = header.size();
+  file.write(&length, sizeof length);
+  file.write(header.data(), header.size());
+  for (const tensor_source& tensor : tensors) file.write(tensor.data, tensor.bytes);
+  file.commit();
+}
+
+}  // namespace v0
+}  // namespace flashmemory
