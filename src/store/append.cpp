@@ -1,0 +1,269 @@
+// SPDX-License-Identifier: MIT
+#include <algorithm>
+#include <cstring>
+
+#include "store/impl.hpp"
+#include "store/rows.hpp"
+
+namespace flashmemory {
+inline namespace v0 {
+
+using detail::chunk_record;
+using detail::make_fault;
+using detail::sequence_state;
+
+namespace {
+
+const fault no_fault;
+
+/// The chunks that a span of entries [first, last) touches or creates.
+struct span_chunks {
+  std::int64_t first;      ///< that gets an entry
+  std::int64_t first_new;  ///< that did not exist before
+  std::int64_t end;        ///< one past the last
+  std::int64_t complete;   ///< chunks that are complete after it
+};
+
+span_chunks chunks_of(const kv_geometry& g, std::int64_t first, std::int64_t last) noexcept {
+  const std::int64_t each = g.entries_per_chunk;
+  span_chunks c;
+  c.first = first / each;
+  c.first_new = (first + each - 1) / each;
+  c.end = std::max((last + each - 1) / each, c.first_new);
+  c.complete = last / each;
+  return c;
+}
+
+}  // namespace
+
+fault tiered_chunk_store::impl::check_rows(const char* name, const const_tensor<3>& rows,
+                                           std::int64_t dim) const noexcept {
+  if (rows.type != dtype::f32 && rows.type != geometry.type)
+    return make_fault(status::bad_dtype, name, -1, static_cast<std::int64_t>(geometry.type),
+                      static_cast<std::int64_t>(rows.type));
+  if (rows.shape[0] < 0) return make_fault(status::bad_shape, name, -1, 0, rows.shape[0]);
+  if (rows.shape[1] != geometry.kv_heads)
+    return make_fault(status::bad_shape, name, -1, geometry.kv_heads, rows.shape[1]);
+  if (rows.shape[2] != dim) return make_fault(status::bad_shape, name, -1, dim, rows.shape[2]);
+  if (rows.stride[2] != 1 && dim > 1) return make_fault(status::bad_shape, name, -1, 1, rows.stride[2]);
+  return no_fault;
+}
+
+fault tiered_chunk_store::impl::check_item(const batch_item& item, std::int32_t layer) const noexcept {
+  const std::int64_t id = item.sequence.index;
+  sequence_state* s;
+  const char* what;
+  const status found = find(item.sequence, &s, &what);
+  if (found != status::ok) return make_fault(found, what, id);
+  if (s->batch_mark == batch_mark) return make_fault(status::bad_argument, "sequence listed twice", id);
+  s->batch_mark = batch_mark;
+  if (item.num_tokens < 1) return make_fault(status::bad_argument, "num_tokens", id, 1, item.num_tokens);
+  if (layer != s->next_layer) return make_fault(status::out_of_order, "layer", id, s->next_layer, layer);
+  if (item.position != s->tokens)
+    return make_fault(status::out_of_order, "position", id, s->tokens, item.position);
+  if (s->in_span() && item.num_tokens != s->span_tokens)
+    return make_fault(status::out_of_order, "num_tokens", id, s->span_tokens, item.num_tokens);
+  if (item.num_tokens > s->options.max_tokens - s->tokens)
+    return make_fault(status::sequence_full, "max_tokens", id, s->options.max_tokens,
+                      s->tokens + item.num_tokens);
+  return no_fault;
+}
+
+/// Only for layer 0: what a span adds, and whether the quota has room for what of it must be resident.
+fault tiered_chunk_store::impl::check_growth(const batch_item& item, sequence_state& s,
+                                             std::int64_t* slots_needed,
+                                             std::int64_t* records_needed) const noexcept {
+  const span_chunks c = chunks_of(geometry, s.entries(), geometry.entries_for(s.tokens + item.num_tokens));
+  std::int64_t kept = c.end - c.first_new;
+  *records_needed += kept;
+  if (!s.whole) {
+    const std::int64_t from = std::max<std::int64_t>(c.first_new, s.options.sink_chunks);
+    const std::int64_t to = std::min(c.end, c.complete - s.options.recent_chunks);
+    kept -= std::max<std::int64_t>(to - from, 0);
+  }
+  *slots_needed += kept;
+  if (s.num_pinned + kept > s.quota)
+    return make_fault(status::budget_exceeded, "max_resident_chunks", item.sequence.index, s.quota,
+                      s.num_pinned + kept);
+  return no_fault;
+}
+
+bool tiered_chunk_store::impl::begin_span(sequence_state& s, std::int64_t num_tokens) noexcept {
+  const span_chunks c = chunks_of(geometry, s.entries(), geometry.entries_for(s.tokens + num_tokens));
+  s.pending_chunks = s.num_chunks;
+  for (std::int64_t id = c.first_new; id < c.end; ++id) {
+    chunk_record* const record = records.acquire();
+    if (!record) return false;
+    record->references = 1;
+    s.chunks[id].record = record;
+    s.pending_chunks = id + 1;
+    if (!s.always_resident(id, c.complete)) continue;
+    if (!slots.acquire(*record)) return false;
+    for (std::int32_t layer = 0; layer < geometry.layers; ++layer)
+      std::memset(record->slot->data + std::size_t(layer) * layer_bytes + raw_layer_bytes, 0,
+                  layer_bytes - raw_layer_bytes);
+  }
+  return true;
+}
+
+void tiered_chunk_store::impl::abandon_span(sequence_state& s) noexcept {
+  for (std::int64_t id = s.num_chunks; id < s.pending_chunks; ++id) {
+    slots.release(*s.chunks[id].record);
+    drop_reference(*s.chunks[id].record);
+    s.chunks[id].record = nullptr;
+  }
+  s.pending_chunks = s.num_chunks;
+}
+
+fault tiered_chunk_store::impl::write_rows(const batch_item& item, std::int32_t layer,
+                                           const const_tensor<3>& k, const const_tensor<3>& v,
+                                           std::int64_t first_row) noexcept {
+  sequence_state& s = *places[item.sequence.index].state;
+  const std::int64_t first = s.entries();
+  const std::int64_t last = geometry.entries_for(s.tokens + item.num_tokens);
+  const std::int64_t each = geometry.entries_per_chunk;
+  const span_chunks c = chunks_of(geometry, first, last);
+  for (std::int64_t id = c.first; id < c.end; ++id) {
+    const std::int64_t from = std::max(first, id * each);
+    const std::int64_t count = std::min(last, (id + 1) * each) - from;
+    if (count <= 0) continue;
+    chunk_record& record = *s.chunks[id].record;
+    fault f = make_fault(status::ok, "", item.sequence.index);
+    f.chunk = id;
+    f.layer = layer;
+    if (record.slot && !detail::holds(record)) {
+      f.code = status::stale_slot;
+      f.what = "slot does not hold the chunk";
+      return f;
+    }
+    std::byte* const piece = record.slot ? record.slot->data + layout.key_offset(layer, 0) : staging;
+    std::byte* const values = piece + (layout.value_offset(0, 0) - layout.key_offset(0, 0));
+    detail::copy_rows(k, first_row + from - first, count, geometry.type, each, from - id * each, piece);
+    detail::copy_rows(v, first_row + from - first, count, geometry.type, each, from - id * each, values);
+    if (record.slot) continue;
+    // A whole chunk that need not be resident: its piece goes to the backing store without a slot.
+    std::memset(piece + raw_layer_bytes, 0, layer_bytes - raw_layer_bytes);
+    record.checksums[layer] = detail::checksum(piece, layer_bytes);
+    int os_error = 0;
+    f.code = backing->write(record.backing, layout.key_offset(layer, 0), piece, layer_bytes, &os_error);
+    if (f.code == status::ok) continue;
+    f.os_error = os_error;
+    f.what = "writing the backing store";
+    return f;
+  }
+  return no_fault;
+}
+
+/// Writes the chunks that the last layer completes through to the backing store.
+fault tiered_chunk_store::impl::seal(const batch_item& item) noexcept {
+  sequence_state& s = *places[item.sequence.index].state;
+  const span_chunks c = chunks_of(geometry, s.entries(), geometry.entries_for(s.tokens + item.num_tokens));
+  for (std::int64_t id = c.first; id < c.complete; ++id) {
+    chunk_record& record = *s.chunks[id].record;
+    if (!record.slot) continue;
+    for (std::int32_t layer = 0; layer < geometry.layers; ++layer)
+      record.checksums[layer] =
+          detail::checksum(record.slot->data + std::size_t(layer) * layer_bytes, layer_bytes);
+    int os_error = 0;
+    fault f = make_fault(status::ok, "writing the backing store", item.sequence.index);
+    f.code = backing->write(record.backing, 0, record.slot->data, chunk_bytes, &os_error);
+    if (f.code == status::ok) continue;
+    f.chunk = id;
+    f.os_error = os_error;
+    return f;
+  }
+  return no_fault;
+}
+
+void tiered_chunk_store::impl::commit_rows(const batch_item& item, std::int32_t layer) noexcept {
+  sequence_state& s = *places[item.sequence.index].state;
+  const std::int64_t last = geometry.entries_for(s.tokens + item.num_tokens);
+  const span_chunks c = chunks_of(geometry, s.entries(), last);
+  if (layer == 0) {
+    for (std::int64_t id = c.first_new; id < c.end; ++id) {
+      chunk_record* const record = s.chunks[id].record;
+      if (!record->slot) continue;
+      ++record->pins;
+      s.pinned[s.num_pinned++] = {record, static_cast<chunk_id>(id), false, false};
+    }
+    s.num_chunks = s.pending_chunks;
+    s.span_tokens = item.num_tokens;
+    s.build_view(1, last);
+  }
+  s.next_layer = layer + 1;
+  if (s.next_layer < geometry.layers) return;
+  for (std::int64_t id = c.first; id < c.complete; ++id) mark_sealed(*s.chunks[id].record);
+  s.tokens += item.num_tokens;
+  s.span_tokens = 0;
+  s.next_layer = 0;
+  std::swap(s.views[0], s.views[1]);
+  std::swap(s.num_view[0], s.num_view[1]);
+}
+
+status tiered_chunk_store::impl::append(batch items, std::int32_t layer, const_tensor<3> k, const_tensor<3> v,
+                                        stream_ref stream) noexcept {
+  const auto refuse = [&](fault f) {
+    f.layer = layer;
+    return fail(f);
+  };
+  if (!stream.is_host()) return refuse(make_fault(status::unsupported, "stream"));
+  if (layer < 0 || layer >= geometry.layers)
+    return refuse(make_fault(status::out_of_range, "layer", -1, geometry.layers, layer));
+  fault f = check_rows("k", k, geometry.key_dim);
+  if (f.code != status::ok) return refuse(f);
+  f = check_rows("v", v, geometry.value_dim);
+  if (f.code != status::ok) return refuse(f);
+  const std::int64_t count = items.shape[0];
+  if (count < 0) return refuse(make_fault(status::bad_shape, "items", -1, 0, count));
+  if (count > 0 && !items.data) return refuse(make_fault(status::null_data, "items"));
+
+  ++batch_mark;
+  std::int64_t rows = 0, slots_needed = 0, records_needed = 0;
+  for (std::int64_t i = 0; i < count; ++i) {
+    const batch_item& item = items(i);
+    f = check_item(item, layer);
+    if (f.code != status::ok) return refuse(f);
+    sequence_state& s = *places[item.sequence.index].state;
+    rows += geometry.entries_for(s.tokens + item.num_tokens) - s.entries();
+    if (layer == 0) f = check_growth(item, s, &slots_needed, &records_needed);
+    if (f.code != status::ok) return refuse(f);
+  }
+  if (k.shape[0] != rows) return refuse(make_fault(status::bad_shape, "k.shape[0]", -1, rows, k.shape[0]));
+  if (v.shape[0] != rows) return refuse(make_fault(status::bad_shape, "v.shape[0]", -1, rows, v.shape[0]));
+  if (rows > 0 && !k.data) return refuse(make_fault(status::null_data, "k"));
+  if (rows > 0 && !v.data) return refuse(make_fault(status::null_data, "v"));
+  // Admission has made sure of both; a store that is out of step with itself must not go on.
+  if (slots_needed > slots.available())
+    return refuse(make_fault(status::budget_exceeded, "fast slots", -1, slots_needed, slots.available()));
+  if (records_needed > records.available())
+    return refuse(
+        make_fault(status::budget_exceeded, "chunk records", -1, records_needed, records.available()));
+
+  bool begun = true;
+  if (layer == 0)
+    for (std::int64_t i = 0; i < count; ++i) {
+      sequence_state& s = *places[items(i).sequence.index].state;
+      s.pending_chunks = s.num_chunks;
+    }
+  for (std::int64_t i = 0; layer == 0 && begun && i < count; ++i)
+    begun = begin_span(*places[items(i).sequence.index].state, items(i).num_tokens);
+  if (!begun) f = make_fault(status::budget_exceeded, "fast slots");
+  std::int64_t row = 0;
+  for (std::int64_t i = 0; f.code == status::ok && i < count; ++i) {
+    const sequence_state& s = *places[items(i).sequence.index].state;
+    f = write_rows(items(i), layer, k, v, row);
+    row += geometry.entries_for(s.tokens + items(i).num_tokens) - s.entries();
+  }
+  for (std::int64_t i = 0; layer == geometry.layers - 1 && f.code == status::ok && i < count; ++i)
+    f = seal(items(i));
+  if (f.code != status::ok) {
+    if (layer == 0)
+      for (std::int64_t i = 0; i < count; ++i) abandon_span(*places[items(i).sequence.index].state);
+    return refuse(f);
+  }
+  for (std::int64_t i = 0; i < count; ++i) commit_rows(items(i), layer);
+  return status::ok;
+}
+
+}  // namespace v0
+}  // namespace flashmemory

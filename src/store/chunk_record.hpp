@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "store/fast_memory.hpp"
+
+namespace flashmemory {
+inline namespace v0 {
+namespace detail {
+
+struct fast_slot;
+struct record_segment;
+
+/// One stored chunk, whichever sequences share it.
+struct chunk_record {
+  std::int64_t backing = -1;           ///< its record in the backing store
+  fast_slot* slot = nullptr;           ///< where it is resident, or null
+  std::uint64_t generation = 0;        ///< what the slot's generation must be
+  std::uint64_t* checksums = nullptr;  ///< [layers], of the pieces in the backing store
+  std::int32_t references = 0;         ///< sequences that contain it
+  std::int32_t pins = 0;               ///< sequences whose resident set contains it
+  bool sealed = false;                 ///< complete, and complete in the backing store
+  record_segment* home = nullptr;
+  chunk_record* next_free = nullptr;
+};
+
+/// Records for as many chunks as open sequences have reserved. They come in small segments, each with a fixed
+/// range of the backing store, so that records keep their address and an unused segment can be given back.
+class record_pool {
+ public:
+  record_pool(fast_memory& memory, std::int64_t layers, std::int64_t max_records) noexcept;
+  ~record_pool();
+  record_pool(const record_pool&) = delete;
+  record_pool& operator=(const record_pool&) = delete;
+
+  /// Bytes that grow_to() would allocate.
+  std::size_t bytes_to_grow_to(std::int64_t records) const noexcept;
+
+  /// Makes room for `records` records in all, at most max_records. False if memory ran out; what was
+  /// allocated until then stays for trim_to().
+  bool grow_to(std::int64_t records) noexcept;
+
+  /// Gives back segments that are unused and not needed for `records` records.
+  void trim_to(std::int64_t records) noexcept;
+
+  /// A fresh record without references; null when all are taken. Never allocates.
+  chunk_record* acquire() noexcept;
+  void release(chunk_record* record) noexcept;
+
+  std::int64_t max_records() const noexcept { return max_records_; }
+  std::int64_t available() const noexcept { return capacity_ - live_; }
+
+ private:
+  std::size_t segment_bytes(std::int64_t index) const noexcept;
+  std::int64_t segment_records(std::int64_t index) const noexcept;
+
+  fast_memory& memory_;
+  std::int64_t layers_;
+  std::int64_t max_records_;
+  std::int64_t capacity_ = 0;
+  std::int64_t live_ = 0;
+  record_segment* first_ = nullptr;      ///< all, ascending by index
+  record_segment* with_free_ = nullptr;  ///< those that have a free record
+};
+
+}  // namespace detail
+}  // namespace v0
+}  // namespace flashmemory

@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: MIT
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstring>
+#include <flashmemory/error.hpp>
+
+#include "store/impl.hpp"
+
+namespace flashmemory {
+inline namespace v0 {
+
+using detail::chunk_record;
+using detail::pinned_chunk;
+using detail::sequence_state;
+
+sequence_handle tiered_chunk_store::impl::fork(sequence_handle parent, const sequence_options& wanted) {
+  sequence_state* from;
+  const char* what;
+  const status found = find(parent, &from, &what);
+  if (found != status::ok)
+    throw error(found,
+                fmt::format("fork: {}: index {}, generation {}", what, parent.index, parent.generation));
+  if (from->in_span())
+    throw argument_error(status::out_of_order,
+                         fmt::format("fork: sequence {} is in the middle of a forward pass, layer {} is next",
+                                     parent.index, from->next_layer));
+  if (wanted.max_tokens < from->tokens)
+    throw argument_error(
+        status::bad_argument,
+        fmt::format("fork: sequence_options::max_tokens is {}, but sequence {} has {} tokens",
+                    wanted.max_tokens, parent.index, from->tokens));
+  std::uint32_t index;
+  sequence_state* const s = admit(wanted, &index);
+  const std::int64_t complete = from->complete_chunks();
+  const std::int64_t chunks = from->num_chunks;
+
+  // The child's resident set: what must be resident, then the parent's as far as the quota goes, newest
+  // first.
+  std::int64_t room = s->quota;
+  for (std::int64_t id = 0; id < chunks; ++id)
+    if (s->always_resident(id, complete)) --room;
+  std::int64_t optional = 0;
+  for (std::int64_t i = 0; i < from->num_pinned; ++i)
+    if (!s->always_resident(from->pinned[i].id, complete)) ++optional;
+  const std::uint32_t copied = s->fresh_mark();
+  std::int64_t skipped = std::max<std::int64_t>(optional - room, 0);
+  for (std::int64_t i = 0; i < from->num_pinned; ++i) {
+    const std::int64_t id = from->pinned[i].id;
+    if (!s->always_resident(id, complete) && skipped-- > 0) continue;
+    s->chunks[id].mark = copied;
+  }
+
+  fault f;
+  std::int64_t next = 0;
+  chunk_record* open_chunk = nullptr;
+  for (std::int64_t id = 0; id < chunks && f.code == status::ok; ++id) {
+    const bool wanted_here = s->chunks[id].mark == copied || s->always_resident(id, complete);
+    chunk_record* record = from->chunks[id].record;
+    if (id >= complete) {
+      open_chunk = records.acquire();
+      if (!open_chunk || !slots.acquire(*open_chunk)) {
+        f = detail::make_fault(status::budget_exceeded, "no free slot", parent.index, 1, 0);
+        break;
+      }
+      std::memcpy(open_chunk->slot->data, record->slot->data, chunk_bytes);
+      record = open_chunk;
+    }
+    s->chunks[id].record = record;
+    if (!wanted_here) continue;
+    const bool present = record->slot != nullptr;
+    if (!present) f = load(*record, parent.index, id);
+    if (f.code == status::ok) s->spare[next++] = {record, static_cast<chunk_id>(id), false, !present};
+  }
+  if (f.code != status::ok) {
+    undo_loads(s->spare, next);
+    if (open_chunk) {
+      slots.release(*open_chunk);
+      records.release(open_chunk);
+    }
+    withdraw(s);
+    throw error(f.code, fmt::format("fork of sequence {}: {}", parent.index, describe(f)));
+  }
+
+  for (std::int64_t id = 0; id < chunks; ++id) ++s->chunks[id].record->references;
+  s->num_chunks = chunks;
+  s->tokens = from->tokens;
+  if (open_chunk) ++counters.copies_on_write;
+  exchange(*s, next);
+  refresh_views(*s);
+  const std::size_t page_bytes = layout.key_page_bytes();
+  for (std::int32_t i = 0; i < geometry.key_streams; ++i) {
+    s->num_keys[i] = std::min(from->num_keys[i], s->max_keys());
+    const std::int64_t pages = (s->num_keys[i] + geometry.keys_per_chunk() - 1) / geometry.keys_per_chunk();
+    if (pages > 0)
+      std::memcpy(s->keys + std::size_t(i) * s->key_stream_bytes(),
+                  from->keys + std::size_t(i) * from->key_stream_bytes(), std::size_t(pages) * page_bytes);
+  }
+  publish(index, s);
+  return {index, places[index].generation};
+}
+
+}  // namespace v0
+}  // namespace flashmemory

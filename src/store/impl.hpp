@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <flashmemory/store/tiered_chunk_store.hpp>
+#include <memory>
+#include <mutex>
+#include <string>
+
+#include "store/chunk_record.hpp"
+#include "store/fast_memory.hpp"
+#include "store/sequence.hpp"
+#include "store/slot_pool.hpp"
+
+namespace flashmemory {
+inline namespace v0 {
+namespace detail {
+
+/// Where a sequence lives; what a handle's index means.
+struct sequence_place {
+  sequence_state* state = nullptr;
+  std::uint32_t generation = 1;  ///< of the sequence that is here, or of the next one
+};
+
+inline fault make_fault(status code, const char* what, std::int64_t sequence = -1, std::int64_t expected = -1,
+                        std::int64_t actual = -1) noexcept {
+  fault f;
+  f.code = code;
+  f.what = what;
+  f.sequence = sequence;
+  f.expected = expected;
+  f.actual = actual;
+  return f;
+}
+
+/// XXH3 of one layer's piece of a chunk.
+std::uint64_t checksum(const void* data, std::size_t bytes) noexcept;
+
+}  // namespace detail
+
+struct tiered_chunk_store::impl {
+  impl(const store_options& wanted, std::unique_ptr<backing_store> own_backing);
+  ~impl();
+
+  // admission.cpp
+  sequence_handle open(const sequence_options& wanted);
+  void check_options(const sequence_options& wanted) const;
+  detail::sequence_state* admit(const sequence_options& wanted, std::uint32_t* index);
+  void publish(std::uint32_t index, detail::sequence_state* s) noexcept;
+  void withdraw(detail::sequence_state* s) noexcept;
+  void discard(std::uint32_t index) noexcept;
+  std::int64_t transition_slots(const detail::sequence_state* added) const noexcept;
+  status close(sequence_handle sequence) noexcept;
+
+  // fork.cpp
+  sequence_handle fork(sequence_handle parent, const sequence_options& wanted);
+
+  // append.cpp
+  status append(batch items, std::int32_t layer, const_tensor<3> k, const_tensor<3> v,
+                stream_ref stream) noexcept;
+  fault check_rows(const char* name, const const_tensor<3>& rows, std::int64_t dim) const noexcept;
+  fault check_item(const batch_item& item, std::int32_t layer) const noexcept;
+  fault check_growth(const batch_item& item, detail::sequence_state& s, std::int64_t* slots_needed,
+                     std::int64_t* records_needed) const noexcept;
+  bool begin_span(detail::sequence_state& s, std::int64_t num_tokens) noexcept;
+  void abandon_span(detail::sequence_state& s) noexcept;
+  fault write_rows(const batch_item& item, std::int32_t layer, const const_tensor<3>& k,
+                   const const_tensor<3>& v, std::int64_t first_row) noexcept;
+  fault seal(const batch_item& item) noexcept;
+  void commit_rows(const batch_item& item, std::int32_t layer) noexcept;
+
+  // index_keys.cpp
+  status append_keys(sequence_handle sequence, std::int32_t stream_index, std::int64_t first_key,
+                     view<const std::byte, 2> keys, stream_ref stream) noexcept;
+
+  // recall.cpp
+  status recall(sequence_handle sequence, view<const chunk_id, 1> chunks, recall_report* report,
+                stream_ref stream) noexcept;
+  fault read_verified(const detail::chunk_record& from, std::byte* to, std::uint32_t sequence,
+                      std::int64_t chunk) const noexcept;
+  fault load(detail::chunk_record& record, std::uint32_t sequence, std::int64_t chunk) noexcept;
+  void undo_loads(detail::pinned_chunk* list, std::int64_t count) noexcept;
+  std::int64_t exchange(detail::sequence_state& s, std::int64_t count) noexcept;
+
+  // truncate.cpp
+  status truncate(sequence_handle sequence, std::int64_t tokens) noexcept;
+
+  // transfer.cpp
+  status read_chunk(sequence_handle sequence, chunk_id chunk, view<std::byte, 1> out) const noexcept;
+  status append_chunk(sequence_handle sequence, view<const std::byte, 1> bytes, std::int64_t tokens) noexcept;
+  void zero_missing(const detail::sequence_state& s, std::int64_t chunk, std::byte* out) const noexcept;
+
+  // tiered_chunk_store.cpp
+  status find(sequence_handle sequence, detail::sequence_state** out, const char** what) const noexcept;
+  detail::sequence_state* find_or_fail(sequence_handle sequence, status* code) const noexcept;
+  status fail(const fault& f) const noexcept;
+  void drop_reference(detail::chunk_record& record) noexcept;
+  void mark_sealed(detail::chunk_record& record) noexcept;
+  void refresh_views(detail::sequence_state& s) noexcept;
+
+  store_options options;
+  kv_geometry geometry;
+  chunk_layout layout;
+  std::size_t chunk_bytes;
+  std::size_t layer_bytes;
+  std::size_t raw_layer_bytes;  ///< without the padding
+
+  detail::fast_memory fast;
+  detail::slot_pool slots;
+  detail::record_pool records;
+  std::unique_ptr<backing_store> backing;
+  bool verify = false;
+
+  detail::sequence_place* places = nullptr;  ///< [max_sequences]
+  std::byte* staging = nullptr;              ///< one layer's piece on its way to the backing store
+  std::int64_t num_sequences = 0;
+  std::int64_t quota_sum = 0;         ///< slots that open sequences may pin
+  std::int64_t reserved_records = 0;  ///< chunks that open sequences may have
+  std::int64_t sealed_records = 0;
+  std::uint64_t batch_mark = 0;
+
+  store_counters counters;  ///< `faults` lives below
+  // Const calls may run beside each other and fail beside each other.
+  mutable std::mutex fault_mutex;
+  mutable fault newest_fault;
+  mutable std::int64_t faults = 0;
+};
+
+}  // namespace v0
+}  // namespace flashmemory

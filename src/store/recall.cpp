@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: MIT
+#include <xxhash.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "store/impl.hpp"
+
+namespace flashmemory {
+inline namespace v0 {
+
+using detail::chunk_record;
+using detail::make_fault;
+using detail::pinned_chunk;
+using detail::sequence_state;
+
+std::uint64_t detail::checksum(const void* data, std::size_t bytes) noexcept {
+  return XXH3_64bits(data, bytes);
+}
+
+fault tiered_chunk_store::impl::read_verified(const chunk_record& from, std::byte* to, std::uint32_t sequence,
+                                              std::int64_t chunk) const noexcept {
+  fault f;
+  int os_error = 0;
+  f.code = backing->read(from.backing, 0, to, chunk_bytes, &os_error);
+  if (f.code != status::ok) {
+    f.what = "reading the backing store";
+    f.os_error = os_error;
+  } else if (verify) {
+    for (std::int32_t layer = 0; layer < geometry.layers; ++layer) {
+      if (detail::checksum(to + std::size_t(layer) * layer_bytes, layer_bytes) == from.checksums[layer])
+        continue;
+      f.code = status::corrupt_chunk;
+      f.what = "checksum";
+      f.layer = layer;
+      break;
+    }
+  }
+  if (f.code != status::ok) {
+    f.sequence = sequence;
+    f.chunk = chunk;
+  }
+  return f;
+}
+
+fault tiered_chunk_store::impl::load(chunk_record& record, std::uint32_t sequence,
+                                     std::int64_t chunk) noexcept {
+  if (!slots.acquire(record)) {
+    fault f = make_fault(status::budget_exceeded, "no free slot", sequence, 1, 0);
+    f.chunk = chunk;
+    return f;
+  }
+  const fault f = read_verified(record, record.slot->data, sequence, chunk);
+  if (f.code != status::ok) slots.release(record);
+  return f;
+}
+
+void tiered_chunk_store::impl::undo_loads(pinned_chunk* list, std::int64_t count) noexcept {
+  for (std::int64_t i = 0; i < count; ++i)
+    if (list[i].loaded) slots.release(*list[i].record);
+}
+
+/// Makes the first `count` elements of s.spare, ascending, the resident set. New pins come before old ones
+/// go, so a chunk of both sets keeps its slot. \returns how many chunks lost their pin
+std::int64_t tiered_chunk_store::impl::exchange(sequence_state& s, std::int64_t count) noexcept {
+  const std::uint32_t mark = s.fresh_mark();
+  for (std::int64_t i = 0; i < count; ++i) {
+    ++s.spare[i].record->pins;
+    s.spare[i].loaded = false;
+    s.chunks[s.spare[i].id].mark = mark;
+  }
+  std::int64_t evicted = 0;
+  for (std::int64_t i = 0; i < s.num_pinned; ++i) {
+    chunk_record& record = *s.pinned[i].record;
+    if (--record.pins == 0) slots.release(record);
+    if (s.chunks[s.pinned[i].id].mark != mark) ++evicted;
+  }
+  std::swap(s.pinned, s.spare);
+  s.num_pinned = count;
+  return evicted;
+}
+
+status tiered_chunk_store::impl::recall(sequence_handle sequence, view<const chunk_id, 1> chunks,
+                                        recall_report* report, stream_ref stream) noexcept {
+  const auto refuse = [&](const fault& f) {
+    ++counters.recalls_failed;
+    return fail(f);
+  };
+  sequence_state* s;
+  const char* what;
+  const status found = find(sequence, &s, &what);
+  if (found != status::ok) return refuse(make_fault(found, what, sequence.index));
+  if (!stream.is_host()) return refuse(make_fault(status::unsupported, "stream", sequence.index));
+  const std::int64_t count = chunks.shape[0];
+  if (count < 0) return refuse(make_fault(status::bad_shape, "chunks", sequence.index, 0, count));
+  if (count > 0 && !chunks.data) return refuse(make_fault(status::null_data, "chunks", sequence.index));
+
+  const std::int64_t complete = s->complete_chunks();
+  const std::uint32_t requested = s->fresh_mark();
+  for (std::int64_t i = 0; i < count; ++i) {
+    const chunk_id id = chunks(i);
+    if (id < 0 || id >= complete) {
+      fault f =
+          make_fault(status::out_of_range, "chunks: not a complete chunk", sequence.index, complete, id);
+      f.chunk = id;
+      return refuse(f);
+    }
+    if (s->chunks[id].mark == requested) {
+      fault f = make_fault(status::bad_argument, "chunks: listed twice", sequence.index);
+      f.chunk = id;
+      return refuse(f);
+    }
+    s->chunks[id].mark = requested;
+  }
+
+  recall_report r;
+  r.selected = count;
+  std::int64_t next = 0;
+  for (std::int64_t i = 0; i < s->num_pinned; ++i) {
+    const pinned_chunk& old = s->pinned[i];
+    if (!s->always_resident(old.id, complete)) continue;
+    s->spare[next++] = {old.record, old.id, false, false};
+    if (old.id >= complete) continue;
+    if (s->chunks[old.id].mark != requested) ++r.selected;
+    ++r.hits;
+  }
+  for (std::int64_t i = 0; i < count; ++i) {
+    const chunk_id id = chunks(i);
+    if (s->always_resident(id, complete)) continue;
+    chunk_record& record = *s->chunks[id].record;
+    const bool present = record.slot != nullptr;
+    if (next == s->quota || (!present && slots.available() == 0)) {
+      ++r.refused;
+      continue;
+    }
+    if (!present) {
+      const fault f = load(record, sequence.index, id);
+      if (f.code != status::ok) {
+        undo_loads(s->spare, next);
+        return refuse(f);
+      }
+    }
+    s->spare[next++] = {&record, id, false, !present};
+    ++(present ? r.hits : r.recalled);
+  }
+  std::sort(s->spare, s->spare + next,
+            [](const pinned_chunk& a, const pinned_chunk& b) { return a.id < b.id; });
+  r.evicted = exchange(*s, next);
+  r.bytes = r.recalled * static_cast<std::int64_t>(chunk_bytes);
+  refresh_views(*s);
+  ++counters.recalls;
+  counters.selected += r.selected;
+  counters.hits += r.hits;
+  counters.recalled += r.recalled;
+  counters.refused += r.refused;
+  counters.bytes_recalled += r.bytes;
+  if (report) *report = r;
+  return status::ok;
+}
+
+}  // namespace v0
+}  // namespace flashmemory

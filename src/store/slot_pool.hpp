@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "store/chunk_record.hpp"
+#include "store/fast_memory.hpp"
+
+namespace flashmemory {
+inline namespace v0 {
+namespace detail {
+
+/// Room for one chunk in the fast tier. The tag lies behind the chunk's bytes in the same allocation.
+struct alignas(64) fast_slot {
+  std::byte* data = nullptr;
+  const chunk_record* owner = nullptr;  ///< null while free
+  std::uint64_t generation = 0;         ///< new each time the slot is handed out
+  fast_slot* next_free = nullptr;
+};
+
+/// True if `record` is in the fast tier and its slot agrees.
+inline bool holds(const chunk_record& record) noexcept {
+  return record.slot && record.slot->owner == &record && record.slot->generation == record.generation;
+}
+
+/// Slots of one size, allocated one by one so that there is neither fragmentation nor one huge block.
+class slot_pool {
+ public:
+  slot_pool(fast_memory& memory, std::size_t chunk_bytes) noexcept;
+  ~slot_pool();
+  slot_pool(const slot_pool&) = delete;
+  slot_pool& operator=(const slot_pool&) = delete;
+
+  /// What one slot takes from the fast tier.
+  std::size_t slot_bytes() const noexcept { return chunk_bytes_ + sizeof(fast_slot); }
+
+  /// Makes `slots` slots in all. False if memory ran out; what was allocated until then stays for trim_to().
+  bool grow_to(std::int64_t slots) noexcept;
+
+  /// Gives back free slots while there are more than `slots`.
+  void trim_to(std::int64_t slots) noexcept;
+
+  /// Gives `record` a slot; false when none is free. Never allocates.
+  bool acquire(chunk_record& record) noexcept;
+
+  /// Takes the slot of `record` back; harmless if it has none.
+  void release(chunk_record& record) noexcept;
+
+  std::int64_t total() const noexcept { return total_; }
+  std::int64_t available() const noexcept { return available_; }
+
+ private:
+  void poison(fast_slot& slot) noexcept;
+
+  fast_memory& memory_;
+  std::size_t chunk_bytes_;
+  std::size_t alignment_;
+  std::int64_t total_ = 0;
+  std::int64_t available_ = 0;
+  std::uint64_t generation_ = 0;
+  fast_slot* free_ = nullptr;
+};
+
+}  // namespace detail
+}  // namespace v0
+}  // namespace flashmemory

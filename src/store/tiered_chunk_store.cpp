@@ -1,0 +1,281 @@
+// SPDX-License-Identifier: MIT
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <flashmemory/error.hpp>
+#include <new>
+
+#include "store/impl.hpp"
+
+namespace flashmemory {
+inline namespace v0 {
+
+using detail::make_fault;
+using detail::sequence_state;
+
+namespace {
+
+constexpr std::size_t alignment = 64;
+
+store_options checked(const store_options& options) {
+  validate(options.geometry);
+  if (options.max_sequences < 1)
+    throw argument_error(
+        status::bad_argument,
+        fmt::format("store_options::max_sequences is {}; it must be at least 1", options.max_sequences));
+  if (options.transition_chunks < 0)
+    throw argument_error(status::bad_argument,
+                         fmt::format("store_options::transition_chunks is {}; it must not be negative",
+                                     options.transition_chunks));
+  if (!options.memory.allocate || !options.memory.deallocate)
+    throw argument_error(status::null_data, "store_options::memory lacks a function");
+  return options;
+}
+
+std::int64_t records_in(std::size_t bytes, std::size_t chunk_bytes) noexcept {
+  // chunk_id has 31 bits, and a file offset 63.
+  constexpr std::size_t most = std::size_t{1} << 40;
+  return static_cast<std::int64_t>(std::min(bytes / chunk_bytes, most));
+}
+
+}  // namespace
+
+tiered_chunk_store::impl::impl(const store_options& wanted, std::unique_ptr<backing_store> own_backing)
+    : options(checked(wanted)),
+      geometry(options.geometry),
+      layout(geometry),
+      chunk_bytes(layout.chunk_bytes()),
+      layer_bytes(layout.layer_bytes()),
+      raw_layer_bytes(std::size_t(geometry.kv_heads) *
+                      (layout.key_block_bytes() + layout.value_block_bytes())),
+      fast(options.memory, options.fast_bytes),
+      slots(fast, chunk_bytes),
+      records(fast, geometry.layers, records_in(options.backing_bytes, chunk_bytes)) {
+  const std::size_t place_bytes = sizeof(detail::sequence_place) * std::size_t(options.max_sequences);
+  const std::size_t needed = place_bytes + layer_bytes + slots.slot_bytes();
+  if (options.backing_bytes < chunk_bytes)
+    throw admission_error(
+        status::budget_exceeded,
+        fmt::format("store_options::backing_bytes is {}, but one chunk has {} bytes ({} layers x {} bytes)",
+                    options.backing_bytes, chunk_bytes, geometry.layers, layer_bytes));
+  if (options.fast_bytes < needed)
+    throw admission_error(
+        status::budget_exceeded,
+        fmt::format("store_options::fast_bytes is {}, but one slot of {} bytes + {} bytes of tables for {} "
+                    "sequences + {} bytes of staging = {} bytes",
+                    options.fast_bytes, slots.slot_bytes(), place_bytes, options.max_sequences, layer_bytes,
+                    needed));
+  if (own_backing)
+    backing = std::move(own_backing);
+  else if (options.backing_path.empty())
+    backing = make_ram_backing(records.max_records(), chunk_bytes, options.memory);
+  else
+    backing = make_file_backing(options.backing_path, records.max_records(), chunk_bytes);
+  verify = options.verify_ram || backing->needs_verification();
+
+  places = static_cast<detail::sequence_place*>(fast.allocate(place_bytes, alignment));
+  staging = static_cast<std::byte*>(fast.allocate(layer_bytes, alignment));
+  if (!places || !staging) {
+    fast.release(places, place_bytes, alignment);
+    fast.release(staging, layer_bytes, alignment);
+    throw admission_error(
+        status::budget_exceeded,
+        fmt::format("the memory resource has no {} bytes for the store's tables", place_bytes + layer_bytes));
+  }
+  for (std::int32_t i = 0; i < options.max_sequences; ++i) new (places + i) detail::sequence_place;
+}
+
+tiered_chunk_store::impl::~impl() {
+  for (std::int32_t i = 0; i < options.max_sequences; ++i)
+    if (places[i].state) discard(static_cast<std::uint32_t>(i));
+  fast.release(staging, layer_bytes, alignment);
+  fast.release(places, sizeof(detail::sequence_place) * std::size_t(options.max_sequences), alignment);
+}
+
+status tiered_chunk_store::impl::fail(const fault& f) const noexcept {
+  const std::lock_guard<std::mutex> lock(fault_mutex);
+  newest_fault = f;
+  ++faults;
+  return f.code;
+}
+
+status tiered_chunk_store::impl::find(sequence_handle sequence, sequence_state** out,
+                                      const char** what) const noexcept {
+  *out = nullptr;
+  *what = "handle never named an open sequence";
+  if (sequence.index >= static_cast<std::uint32_t>(options.max_sequences)) return status::unknown_sequence;
+  const detail::sequence_place& place = places[sequence.index];
+  if (sequence.generation == 0 || sequence.generation > place.generation) return status::unknown_sequence;
+  if (sequence.generation < place.generation) {
+    *what = "handle of a closed sequence";
+    return status::stale_sequence;
+  }
+  if (!place.state) return status::unknown_sequence;
+  *out = place.state;
+  return status::ok;
+}
+
+sequence_state* tiered_chunk_store::impl::find_or_fail(sequence_handle sequence,
+                                                       status* code) const noexcept {
+  sequence_state* s;
+  const char* what;
+  *code = find(sequence, &s, &what);
+  if (*code != status::ok) *code = fail(make_fault(*code, what, sequence.index));
+  return s;
+}
+
+void tiered_chunk_store::impl::drop_reference(detail::chunk_record& record) noexcept {
+  if (--record.references > 0) return;
+  if (record.sealed) --sealed_records;
+  records.release(&record);
+}
+
+void tiered_chunk_store::impl::mark_sealed(detail::chunk_record& record) noexcept {
+  record.sealed = true;
+  ++sealed_records;
+  ++counters.chunks_sealed;
+  ++counters.chunks_written;
+  counters.bytes_written += static_cast<std::int64_t>(chunk_bytes);
+}
+
+void tiered_chunk_store::impl::refresh_views(sequence_state& s) noexcept {
+  s.build_view(0, s.entries());
+  if (s.in_span()) s.build_view(1, geometry.entries_for(s.tokens + s.span_tokens));
+}
+
+tiered_chunk_store::tiered_chunk_store(const store_options& options)
+    : impl_(std::make_unique<impl>(options, nullptr)) {}
+
+tiered_chunk_store::tiered_chunk_store(const store_options& options, std::unique_ptr<backing_store> backing) {
+  if (!backing) throw argument_error(status::null_data, "tiered_chunk_store: the backing store is null");
+  impl_ = std::make_unique<impl>(options, std::move(backing));
+}
+
+tiered_chunk_store::~tiered_chunk_store() = default;
+
+const kv_geometry& tiered_chunk_store::geometry() const noexcept { return impl_->geometry; }
+
+sequence_handle tiered_chunk_store::open(const sequence_options& options) { return impl_->open(options); }
+
+sequence_handle tiered_chunk_store::fork(sequence_handle parent, const sequence_options& options) {
+  return impl_->fork(parent, options);
+}
+
+status tiered_chunk_store::truncate(sequence_handle sequence, std::int64_t tokens) noexcept {
+  return impl_->truncate(sequence, tokens);
+}
+
+status tiered_chunk_store::close(sequence_handle sequence) noexcept { return impl_->close(sequence); }
+
+status tiered_chunk_store::append(batch items, std::int32_t layer, const_tensor<3> k, const_tensor<3> v,
+                                  stream_ref stream) noexcept {
+  return impl_->append(items, layer, k, v, stream);
+}
+
+status tiered_chunk_store::append_keys(sequence_handle sequence, std::int32_t stream_index,
+                                       std::int64_t first_key, view<const std::byte, 2> keys,
+                                       stream_ref stream) noexcept {
+  return impl_->append_keys(sequence, stream_index, first_key, keys, stream);
+}
+
+status tiered_chunk_store::recall(sequence_handle sequence, view<const chunk_id, 1> chunks,
+                                  recall_report* report, stream_ref stream) noexcept {
+  return impl_->recall(sequence, chunks, report, stream);
+}
+
+status tiered_chunk_store::resident(sequence_handle sequence, std::int32_t layer,
+                                    resident_set* out) const noexcept {
+  status code;
+  const sequence_state* const s = impl_->find_or_fail(sequence, &code);
+  if (!s) return code;
+  if (layer < 0 || layer >= impl_->geometry.layers) {
+    fault f = make_fault(status::out_of_range, "layer", sequence.index, impl_->geometry.layers, layer);
+    f.layer = layer;
+    return impl_->fail(f);
+  }
+  if (!out) return impl_->fail(make_fault(status::null_data, "out", sequence.index));
+  const int which = layer < s->next_layer ? 1 : 0;
+  const resident_chunk* const chunks = s->views[which];
+  for (std::int64_t i = 0; i < s->num_view[which]; ++i) {
+    const detail::chunk_record& record = *s->chunks[chunks[i].id].record;
+    if (detail::holds(record) && record.slot->data == chunks[i].data) continue;
+    fault f = make_fault(status::stale_slot, "slot does not hold the chunk", sequence.index);
+    f.chunk = chunks[i].id;
+    f.layer = layer;
+    return impl_->fail(f);
+  }
+  out->chunks = chunks;
+  out->count = s->num_view[which];
+  out->tokens = s->tokens_of(layer);
+  return status::ok;
+}
+
+status tiered_chunk_store::keys(sequence_handle sequence, std::int32_t stream_index,
+                                key_pages* out) const noexcept {
+  status code;
+  const sequence_state* const s = impl_->find_or_fail(sequence, &code);
+  if (!s) return code;
+  if (stream_index < 0 || stream_index >= impl_->geometry.key_streams) {
+    fault f = make_fault(status::out_of_range, "stream_index", sequence.index, impl_->geometry.key_streams,
+                         stream_index);
+    f.stream = stream_index;
+    return impl_->fail(f);
+  }
+  if (!out) return impl_->fail(make_fault(status::null_data, "out", sequence.index));
+  out->data = s->keys + std::size_t(stream_index) * s->key_stream_bytes();
+  out->keys = s->num_keys[stream_index];
+  return status::ok;
+}
+
+status tiered_chunk_store::info(sequence_handle sequence, sequence_info* out) const noexcept {
+  status code;
+  const sequence_state* const s = impl_->find_or_fail(sequence, &code);
+  if (!s) return code;
+  if (!out) return impl_->fail(make_fault(status::null_data, "out", sequence.index));
+  out->options = s->options;
+  out->tokens = s->tokens;
+  out->complete_chunks = s->complete_chunks();
+  out->resident_chunks = s->num_pinned;
+  out->slot_bytes = std::size_t(s->num_pinned) * impl_->chunk_bytes;
+  out->key_bytes = s->key_bytes;
+  out->table_bytes = s->table_bytes;
+  out->backing_bytes = std::size_t(s->complete_chunks()) * impl_->chunk_bytes;
+  return status::ok;
+}
+
+status tiered_chunk_store::read_chunk(sequence_handle sequence, chunk_id chunk,
+                                      view<std::byte, 1> out) const noexcept {
+  return impl_->read_chunk(sequence, chunk, out);
+}
+
+status tiered_chunk_store::append_chunk(sequence_handle sequence, view<const std::byte, 1> bytes,
+                                        std::int64_t tokens) noexcept {
+  return impl_->append_chunk(sequence, bytes, tokens);
+}
+
+store_counters tiered_chunk_store::counters() const noexcept {
+  const std::lock_guard<std::mutex> lock(impl_->fault_mutex);
+  store_counters copy = impl_->counters;
+  copy.faults = impl_->faults;
+  return copy;
+}
+
+store_usage tiered_chunk_store::usage() const noexcept {
+  store_usage u;
+  u.fast_bytes = impl_->fast.in_use();
+  u.fast_peak_bytes = impl_->fast.peak();
+  u.fast_budget_bytes = impl_->fast.budget();
+  u.backing_bytes = std::size_t(impl_->sealed_records) * impl_->chunk_bytes;
+  u.backing_reserved_bytes = std::size_t(impl_->reserved_records) * impl_->chunk_bytes;
+  u.backing_budget_bytes = impl_->options.backing_bytes;
+  u.sequences = impl_->num_sequences;
+  return u;
+}
+
+fault tiered_chunk_store::last_fault() const noexcept {
+  const std::lock_guard<std::mutex> lock(impl_->fault_mutex);
+  return impl_->newest_fault;
+}
+
+}  // namespace v0
+}  // namespace flashmemory

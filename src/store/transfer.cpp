@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: MIT
+#include <algorithm>
+#include <cstring>
+
+#include "store/impl.hpp"
+#include "store/rows.hpp"
+
+namespace flashmemory {
+inline namespace v0 {
+
+using detail::chunk_record;
+using detail::make_fault;
+using detail::pinned_chunk;
+using detail::sequence_state;
+
+void tiered_chunk_store::impl::zero_missing(const sequence_state& s, std::int64_t chunk,
+                                            std::byte* out) const noexcept {
+  const std::int64_t each = geometry.entries_per_chunk;
+  for (std::int32_t layer = 0; layer < geometry.layers; ++layer) {
+    const std::int64_t present =
+        std::clamp<std::int64_t>(geometry.entries_for(s.tokens_of(layer)) - chunk * each, 0, each);
+    if (present == each) continue;
+    detail::zero_rows(geometry.kv_heads, geometry.key_dim, geometry.type, each, present,
+                      out + layout.key_offset(layer, 0));
+    detail::zero_rows(geometry.kv_heads, geometry.value_dim, geometry.type, each, present,
+                      out + layout.value_offset(layer, 0));
+  }
+}
+
+status tiered_chunk_store::impl::read_chunk(sequence_handle sequence, chunk_id chunk,
+                                            view<std::byte, 1> out) const noexcept {
+  status code;
+  const sequence_state* const s = find_or_fail(sequence, &code);
+  if (!s) return code;
+  const auto refuse = [&](status why, const char* what, std::int64_t expected, std::int64_t actual) {
+    fault f = make_fault(why, what, sequence.index, expected, actual);
+    f.chunk = chunk;
+    return fail(f);
+  };
+  const std::int64_t touched = geometry.chunks_for(s->tokens + s->span_tokens);
+  if (chunk < 0 || chunk >= touched) return refuse(status::out_of_range, "chunk", touched, chunk);
+  if (out.shape[0] != static_cast<std::int64_t>(chunk_bytes))
+    return refuse(status::bad_shape, "out.shape[0]", static_cast<std::int64_t>(chunk_bytes), out.shape[0]);
+  if (out.stride[0] != 1) return refuse(status::bad_shape, "out.stride[0]", 1, out.stride[0]);
+  if (!out.data) return refuse(status::null_data, "out", -1, -1);
+
+  if (chunk >= s->num_chunks) {  // its first tokens do not make an entry yet
+    std::memset(out.data, 0, chunk_bytes);
+    return status::ok;
+  }
+  const chunk_record& record = *s->chunks[chunk].record;
+  if (record.slot) {
+    if (!detail::holds(record)) return refuse(status::stale_slot, "slot does not hold the chunk", -1, -1);
+    std::memcpy(out.data, record.slot->data, chunk_bytes);
+    if (!record.sealed) zero_missing(*s, chunk, out.data);
+    return status::ok;
+  }
+  if (record.sealed) {
+    const fault f = read_verified(record, out.data, sequence.index, chunk);
+    return f.code == status::ok ? f.code : fail(f);
+  }
+  // In the middle of a forward pass that sends this chunk straight to the backing store, layer by layer.
+  std::memset(out.data, 0, chunk_bytes);
+  for (std::int32_t layer = 0; layer < s->next_layer; ++layer) {
+    std::byte* const piece = out.data + layout.key_offset(layer, 0);
+    fault f = make_fault(status::ok, "reading the backing store", sequence.index);
+    int os_error = 0;
+    f.code = backing->read(record.backing, layout.key_offset(layer, 0), piece, layer_bytes, &os_error);
+    if (f.code == status::ok && verify && detail::checksum(piece, layer_bytes) != record.checksums[layer]) {
+      f.code = status::corrupt_chunk;
+      f.what = "checksum";
+    }
+    if (f.code == status::ok) continue;
+    f.chunk = chunk;
+    f.layer = layer;
+    f.os_error = os_error;
+    return fail(f);
+  }
+  return status::ok;
+}
+
+status tiered_chunk_store::impl::append_chunk(sequence_handle sequence, view<const std::byte, 1> bytes,
+                                              std::int64_t tokens) noexcept {
+  status code;
+  sequence_state* const s = find_or_fail(sequence, &code);
+  if (!s) return code;
+  const std::int64_t per_chunk = geometry.tokens_per_chunk();
+  const std::int64_t id = s->tokens / per_chunk;
+  const auto refuse = [&](status why, const char* what, std::int64_t expected, std::int64_t actual) {
+    fault f = make_fault(why, what, sequence.index, expected, actual);
+    f.chunk = id;
+    return fail(f);
+  };
+  if (bytes.shape[0] != static_cast<std::int64_t>(chunk_bytes))
+    return refuse(status::bad_shape, "bytes.shape[0]", static_cast<std::int64_t>(chunk_bytes),
+                  bytes.shape[0]);
+  if (bytes.stride[0] != 1) return refuse(status::bad_shape, "bytes.stride[0]", 1, bytes.stride[0]);
+  if (!bytes.data) return refuse(status::null_data, "bytes", -1, -1);
+  if (tokens < 1 || tokens > per_chunk) return refuse(status::bad_argument, "tokens", per_chunk, tokens);
+  if (s->in_span()) return refuse(status::out_of_order, "layer", s->next_layer, 0);
+  if (s->tokens % per_chunk != 0)
+    return refuse(status::out_of_order, "length is no multiple of tokens_per_chunk", id * per_chunk,
+                  s->tokens);
+  if (tokens > s->options.max_tokens - s->tokens)
+    return refuse(status::sequence_full, "max_tokens", s->options.max_tokens, s->tokens + tokens);
+  if (geometry.entries_for(tokens) == 0) {  // the tokens do not make an entry yet
+    s->tokens += tokens;
+    return status::ok;
+  }
+
+  const std::int64_t complete = id + (tokens == per_chunk ? 1 : 0);
+  const bool resident = s->always_resident(id, complete);
+  // Chunks that earlier calls placed because they were recent then make room, so that any number of calls
+  // leaves what one append() of it all would have left.
+  std::int64_t next = 0;
+  for (std::int64_t i = 0; i < s->num_pinned; ++i) {
+    const pinned_chunk& old = s->pinned[i];
+    if (!old.imported || s->always_resident(old.id, complete)) s->spare[next++] = old;
+  }
+  if (resident && next >= s->quota)
+    return refuse(status::budget_exceeded, "max_resident_chunks", s->quota, next + 1);
+
+  chunk_record* const record = records.acquire();
+  if (!record) return refuse(status::budget_exceeded, "chunk records", 1, 0);
+  if (resident && !slots.acquire(*record)) {
+    records.release(record);
+    return refuse(status::budget_exceeded, "fast slots", 1, 0);
+  }
+  if (resident) std::memcpy(record->slot->data, bytes.data, chunk_bytes);
+  if (complete > id) {
+    for (std::int32_t layer = 0; layer < geometry.layers; ++layer)
+      record->checksums[layer] = detail::checksum(bytes.data + layout.key_offset(layer, 0), layer_bytes);
+    fault f = make_fault(status::ok, "writing the backing store", sequence.index);
+    int os_error = 0;
+    f.code = backing->write(record->backing, 0, bytes.data, chunk_bytes, &os_error);
+    if (f.code != status::ok) {
+      slots.release(*record);
+      records.release(record);
+      f.chunk = id;
+      f.os_error = os_error;
+      return fail(f);
+    }
+    mark_sealed(*record);
+  }
+  record->references = 1;
+  s->chunks[id].record = record;
+  s->num_chunks = id + 1;
+  s->tokens += tokens;
+  if (resident) s->spare[next++] = {record, static_cast<chunk_id>(id), true, false};
+  exchange(*s, next);
+  refresh_views(*s);
+  return status::ok;
+}
+
+}  // namespace v0
+}  // namespace flashmemory
