@@ -64,15 +64,21 @@ std::int64_t selector::impl::steps_to_first_refresh(const served_sequence& s) co
   return best_steps;
 }
 
+/// Chunks that a recall may pin: the open chunk and one interval's growth need slots beside them, or the next
+/// tokens would find none.
+std::int64_t selector::impl::slots_for_recall(const served_sequence& s) const noexcept {
+  if (s.quota >= geometry.chunks_for(s.max_tokens)) return s.quota;
+  const std::int64_t forced = std::int64_t{s.policy.sink_chunks} + s.policy.recent_chunks;
+  return std::max(s.quota - 1 - geometry.chunks_for(s.policy.interval), forced);
+}
+
 std::int64_t selector::impl::stage_budget(const served_sequence& s, fallback_stage stage,
                                           std::int64_t chunks) const noexcept {
   const std::int64_t budget = budget_chunks(s.policy, geometry, chunks);
   if (stage == fallback_stage::normal) return budget;
   if (stage == fallback_stage::everything) return chunks;
-  // The open chunk and one interval's growth need slots beside the widened budget.
-  const std::int64_t room = s.quota - 1 - geometry.chunks_for(s.policy.interval);
   const double wide = std::nearbyint(double{s.policy.fallback.widen_factor} * static_cast<double>(budget));
-  const std::int64_t limit = std::min(chunks, room);
+  const std::int64_t limit = std::min(chunks, slots_for_recall(s));
   return std::max(budget, wide < static_cast<double>(limit) ? static_cast<std::int64_t>(wide) : limit);
 }
 
@@ -190,9 +196,10 @@ status selector::impl::refresh(served_sequence& s, refresh_reason reason) noexce
   }
 
   const stopwatch watch;
-  if (next.plan.chunks == chunks && info.resident_chunks >= geometry.chunks_for(info.tokens)) {
+  const std::int64_t asked = std::min(next.plan.chunks, slots_for_recall(s));
+  if (asked == chunks && info.resident_chunks >= geometry.chunks_for(info.tokens)) {
     next.recall.selected = next.recall.hits = chunks;
-  } else if (const status code = store.recall(s.handle, view<const chunk_id, 1>(kept.data, next.plan.chunks),
+  } else if (const status code = store.recall(s.handle, view<const chunk_id, 1>(kept.data, asked),
                                               &next.recall, stream_ref::host());
              code != status::ok) {
     s.stage = stage;
@@ -201,6 +208,8 @@ status selector::impl::refresh(served_sequence& s, refresh_reason reason) noexce
     counters = counted;
     return store_failed(code, s.handle, "recall");
   }
+  next.recall.selected += next.plan.chunks - asked;
+  next.recall.refused += next.plan.chunks - asked;
   next.recall_seconds = watch.seconds();
   next.stage = s.stage;
   s.report = next;

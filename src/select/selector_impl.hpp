@@ -118,7 +118,6 @@ struct selector::impl {
   status check_handle(sequence_handle sequence, detail::served_sequence** out) const noexcept;
   /// Handles, positions, lengths and duplicates of a batch; sums its tokens.
   status check_items(batch items, std::int64_t* tokens) noexcept;
-  const detail::served_sequence& item(const batch_item& i) const noexcept { return *find(i.sequence); }
 
   /// A record for `sequence`, not active yet. Everything that may throw happens here.
   detail::served_sequence& prepare(sequence_handle sequence, const sequence_info& info,
@@ -141,6 +140,7 @@ struct selector::impl {
                                     std::int64_t* budget) noexcept;
   std::int64_t stage_budget(const detail::served_sequence& s, fallback_stage stage,
                             std::int64_t chunks) const noexcept;
+  std::int64_t slots_for_recall(const detail::served_sequence& s) const noexcept;
   std::int64_t steps_to_first_refresh(const detail::served_sequence& s) const noexcept;
 };
 
