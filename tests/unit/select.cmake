@@ -1,0 +1,3 @@
+# SPDX-License-Identifier: MIT
+flashmemory_test(flashmemory_policy_unit LABELS unit SOURCES
+  ${CMAKE_CURRENT_LIST_DIR}/policy_limits.cpp ${CMAKE_CURRENT_LIST_DIR}/policy_plan.cpp)
