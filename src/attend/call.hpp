@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <flashmemory/attend/sparse_attend.hpp>
+
+namespace flashmemory {
+inline namespace v0 {
+namespace detail {
+
+/// Entries whose logits are computed before their values are read; keys and values of a block fit in L1.
+inline constexpr std::int32_t attend_block = 64;
+
+/// Query rows of one KV head that a task serves, so that its packed queries fit on any stack.
+inline constexpr std::int32_t attend_row_group = 32;
+
+/// Entries of a split. Splits depend on the resident list alone, so that results do not depend on threads.
+inline constexpr std::int64_t attend_split_entries = 1024;
+
+inline constexpr std::int32_t attend_max_dim = 256;
+
+/// Query tokens that read the same entries: an item, or one row of it when every row has a list of its own.
+/// Per KV head it has `tokens` x group rows, row = token * group + head within the group.
+struct attend_unit {
+  const resident_chunk* chunks = nullptr;
+  std::int64_t chunk_count = 0;
+  const std::int32_t* list = nullptr;  ///< level-2 entries; null = all
+  std::int64_t list_count = 0;
+  std::int64_t list_stride = 1;
+
+  std::int64_t position = 0;
+  std::int32_t tokens = 0;
+  std::int64_t first_token = 0;  ///< in the packed tensors
+
+  std::int64_t splits = 1;
+  std::int64_t split_length = 1;  ///< resident chunks, or places in the list
+  std::int64_t first_task = 0;
+  std::int64_t first_group = 0;  ///< in attend_call::unfinished
+};
+
+/// Largest softmax logit seen, and the sum of exp(logit - max).
+struct softmax_state {
+  float max;
+  float sum;
+};
+
+/// Everything the tasks of one call need. Task order: unit, KV head, row group, split.
+struct attend_call {
+  kv_geometry geometry;
+  std::int32_t layer = 0;
+  std::int32_t query_heads = 0;
+  std::int32_t group = 1;  ///< query heads per KV head
+  const_tensor<3> q;
+  tensor<3> out;
+  view<const float, 1> sinks;
+  view<float, 2> lse;
+  float scale = 1;
+  float soft_cap = 0;
+
+  attend_unit* units = nullptr;
+  std::int64_t unit_count = 0;
+  std::int64_t task_count = 0;
+  std::int64_t max_splits = 1;
+
+  std::atomic<std::int32_t>* unfinished = nullptr;  ///< splits still running, per unit, head and row group
+  softmax_state* states = nullptr;                  ///< per unit, head, split and row
+  float* sums = nullptr;  ///< [value_dim] weighted values likewise, in the kernel's own lane order
+
+  std::int64_t row_groups(const attend_unit& unit) const noexcept {
+    return (std::int64_t{unit.tokens} * group + attend_row_group - 1) / attend_row_group;
+  }
+
+  /// Where the partial results of a task start, in rows.
+  std::int64_t partial_row(const attend_unit& unit, std::int64_t head, std::int64_t split,
+                           std::int64_t row) const noexcept {
+    const std::int64_t rows = std::int64_t{unit.tokens} * group;
+    return unit.first_token * query_heads * max_splits + (head * unit.splits + split) * rows + row;
+  }
+};
+
+/// Position of resident chunk `id` in the ascending list, or -1.
+inline std::int64_t find_chunk(const resident_chunk* chunks, std::int64_t count, std::int64_t id) noexcept {
+  if (id < count && chunks[id].id == id) return id;  // everything up to it is resident
+  std::int64_t low = 0, high = count;
+  while (low < high) {
+    const std::int64_t middle = low + (high - low) / 2;
+    if (chunks[middle].id < id) {
+      low = middle + 1;
+    } else {
+      high = middle;
+    }
+  }
+  return low < count && chunks[low].id == id ? low : -1;
+}
+
+/// Runs task `index`; the last task of a row group joins its splits, in their order, and writes the output.
+void run_attend_task(const attend_call& call, std::int64_t index) noexcept;
+
+/// The largest attention mass that a row of the call's only unit gives to resident chunk `index`.
+float attend_chunk_mass(const attend_call& call, view<const float, 2> lse, std::int64_t index) noexcept;
+
+}  // namespace detail
+}  // namespace v0
+}  // namespace flashmemory

@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: MIT
+#include "attend/plan.hpp"
+
+#include <algorithm>
+#include <cmath>
+
+namespace flashmemory {
+inline namespace v0 {
+namespace detail {
+namespace {
+
+constexpr std::size_t aligned(std::size_t bytes) noexcept { return (bytes + 63) / 64 * 64; }
+
+bool known(dtype type) noexcept { return type == dtype::f32 || type == dtype::bf16 || type == dtype::f16; }
+
+bool dim_supported(std::int32_t dim) noexcept { return dim > 0 && dim <= attend_max_dim && dim % 16 == 0; }
+
+std::int64_t chunks_per_split(const kv_geometry& geometry) noexcept {
+  return std::max<std::int64_t>(1, attend_split_entries / geometry.entries_per_chunk);
+}
+
+}  // namespace
+
+attend_layout::attend_layout(const kv_geometry& geometry, std::int32_t query_heads, std::int64_t rows,
+                             std::int64_t max_splits) noexcept {
+  const std::size_t group = std::size_t(query_heads / geometry.kv_heads);
+  const std::size_t row_groups =
+      std::size_t(geometry.kv_heads) * ((group + attend_row_group - 1) / attend_row_group);
+  const std::size_t partials = std::size_t(rows) * std::size_t(query_heads) * std::size_t(max_splits);
+  unfinished = aligned(std::size_t(rows) * sizeof(attend_unit));
+  states = unfinished + aligned(std::size_t(rows) * row_groups * sizeof(std::atomic<std::int32_t>));
+  sums = states + aligned(partials * sizeof(softmax_state));
+  bytes = sums + partials * std::size_t(geometry.value_dim) * sizeof(float);
+}
+
+std::int64_t splits_for(const kv_geometry& geometry, std::int64_t chunks) noexcept {
+  const std::int64_t per_split = chunks_per_split(geometry);
+  return std::max<std::int64_t>(1, (chunks + per_split - 1) / per_split);
+}
+
+status check_call(const chunk_store& store, std::int32_t layer, const const_tensor<3>& q,
+                  const attend_options& options, attend_call& call) noexcept {
+  const kv_geometry& g = store.geometry();
+  if (layer < 0 || layer >= g.layers) {
+    fault f;
+    f.code = status::out_of_range;
+    f.what = "layer";
+    f.layer = layer;
+    f.expected = g.layers;
+    return refuse(options, f);
+  }
+  if (!dim_supported(g.key_dim)) {
+    return refuse(options, status::unsupported, "key_dim", attend_max_dim, g.key_dim);
+  }
+  if (!dim_supported(g.value_dim)) {
+    return refuse(options, status::unsupported, "value_dim", attend_max_dim, g.value_dim);
+  }
+  if (!known(g.type)) return refuse(options, status::unsupported, "dtype of the store");
+  if (q.type != dtype::f32 && q.type != g.type) return refuse(options, status::bad_dtype, "q");
+  if (q.shape[1] <= 0 || q.shape[1] % g.kv_heads != 0) {
+    return refuse(options, status::bad_shape, "query heads of q", g.kv_heads, q.shape[1]);
+  }
+  if (q.shape[2] != g.key_dim) {
+    return refuse(options, status::bad_shape, "last extent of q", g.key_dim, q.shape[2]);
+  }
+  if (!std::isfinite(options.softmax_scale) || options.softmax_scale < 0) {
+    return refuse(options, status::bad_argument, "softmax_scale");
+  }
+  if (!std::isfinite(options.logit_soft_cap) || options.logit_soft_cap < 0) {
+    return refuse(options, status::bad_argument, "logit_soft_cap");
+  }
+  call.geometry = g;
+  call.layer = layer;
+  call.query_heads = static_cast<std::int32_t>(q.shape[1]);
+  call.group = call.query_heads / g.kv_heads;
+  call.q = q;
+  call.scale =
+      options.softmax_scale > 0 ? options.softmax_scale : 1.0f / std::sqrt(static_cast<float>(g.key_dim));
+  call.soft_cap = options.logit_soft_cap;
+  return status::ok;
+}
+
+status check_item(const chunk_store& store, const batch_item& item, std::int32_t layer,
+                  const attend_options& options, attend_unit& unit) noexcept {
+  fault f;
+  f.sequence = item.sequence.index;
+  f.layer = layer;
+  if (item.num_tokens < 1 || item.num_tokens > max_query_tokens) {
+    f.code = status::bad_argument;
+    f.what = "num_tokens";
+    f.expected = max_query_tokens;
+    f.actual = item.num_tokens;
+    return refuse(options, f);
+  }
+  if (item.position < 0) {
+    f.code = status::bad_argument;
+    f.what = "position";
+    f.actual = item.position;
+    return refuse(options, f);
+  }
+  resident_set set;
+  f.code = store.resident(item.sequence, layer, &set);
+  if (f.code != status::ok) {
+    f.what = "sequence";
+    return refuse(options, f);
+  }
+  if (item.num_tokens > set.tokens || item.position > set.tokens - item.num_tokens) {
+    f.code = status::out_of_order;
+    f.what = "K and V up to the last query";
+    f.expected = item.position + item.num_tokens;
+    f.actual = set.tokens;
+    return refuse(options, f);
+  }
+  unit.chunks = set.chunks;
+  unit.chunk_count = set.count;
+  unit.position = item.position;
+  unit.tokens = item.num_tokens;
+  unit.splits = splits_for(store.geometry(), set.count);
+  unit.split_length = chunks_per_split(store.geometry());
+  return status::ok;
+}
+
+status check_list(const attend_call& call, const attend_unit& unit, const batch_item& item,
+                  const attend_options& options) noexcept {
+  const std::int64_t per_chunk = call.geometry.entries_per_chunk;
+  const std::int64_t visible = call.geometry.entries_for(unit.position + 1);
+  for (std::int64_t i = 0; i < unit.list_count; ++i) {
+    const std::int64_t entry = unit.list[i * unit.list_stride];
+    if (entry == -1 || entry >= visible) continue;
+    fault f;
+    f.sequence = item.sequence.index;
+    f.layer = call.layer;
+    f.what = "entries";
+    if (entry < 0) {
+      f.code = status::out_of_range;
+      f.actual = entry;
+      return refuse(options, f);
+    }
+    const std::int64_t found = find_chunk(unit.chunks, unit.chunk_count, entry / per_chunk);
+    if (found < 0 || entry % per_chunk >= unit.chunks[found].entries) {
+      f.code = status::not_resident;
+      f.chunk = entry / per_chunk;
+      f.actual = entry;
+      return refuse(options, f);
+    }
+  }
+  return status::ok;
+}
+
+}  // namespace detail
+}  // namespace v0
+}  // namespace flashmemory

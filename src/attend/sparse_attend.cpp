@@ -1,0 +1,222 @@
+// SPDX-License-Identifier: MIT
+#include <algorithm>
+#include <flashmemory/attend/sparse_attend.hpp>
+#include <new>
+
+#include "attend/call.hpp"
+#include "attend/plan.hpp"
+#include "core/parallel.hpp"
+
+namespace flashmemory {
+inline namespace v0 {
+namespace {
+
+using namespace detail;
+
+template <int Rank>
+bool contiguous(const const_tensor<Rank>& t) noexcept {
+  std::int64_t step = 1;
+  for (int d = Rank - 1; d >= 0; --d) {
+    if (t.shape[d] != 1 && t.stride[d] != step) return false;
+    step *= t.shape[d];
+  }
+  return true;
+}
+
+/// Exact for contiguous tensors; views into larger buffers may interleave, so only their start is compared.
+bool overlap(const const_tensor<3>& a, const const_tensor<3>& b) noexcept {
+  const auto bytes = [](const const_tensor<3>& t) {
+    return std::size_t(t.shape[0] * t.shape[1] * t.shape[2]) * size_of(t.type);
+  };
+  const char* first = static_cast<const char*>(a.data);
+  const char* second = static_cast<const char*>(b.data);
+  if (!contiguous(a) || !contiguous(b)) return first == second;
+  return first < second + bytes(b) && second < first + bytes(a);
+}
+
+/// The tensors that go with q: their extents and types.
+status check_tensors(batch items, const const_tensor<3>& q, const tensor<3>& out,
+                     const attend_options& options, const attend_call& call) noexcept {
+  std::int64_t rows = 0;
+  for (std::int64_t i = 0; i < items.shape[0]; ++i) {
+    rows += std::max<std::int64_t>(0, items(i).num_tokens);  // check_item() refuses the negative ones
+  }
+  if (q.shape[0] != rows) return refuse(options, status::bad_shape, "tokens of q", rows, q.shape[0]);
+  if (out.type != dtype::f32 && out.type != dtype::bf16 && out.type != dtype::f16) {
+    return refuse(options, status::bad_dtype, "out");
+  }
+  const std::int64_t expected[] = {q.shape[0], q.shape[1], call.geometry.value_dim};
+  const char* const names[] = {"tokens of out", "query heads of out", "last extent of out"};
+  for (int d = 0; d < 3; ++d) {
+    if (out.shape[d] != expected[d]) {
+      return refuse(options, status::bad_shape, names[d], expected[d], out.shape[d]);
+    }
+  }
+  if (q.data == nullptr) return refuse(options, status::null_data, "q");
+  if (out.data == nullptr) return refuse(options, status::null_data, "out");
+  if (overlap(q, out)) return refuse(options, status::bad_argument, "out overlaps q");
+  if (options.sink_logits.data != nullptr && options.sink_logits.shape[0] != q.shape[1]) {
+    return refuse(options, status::bad_shape, "sink_logits", q.shape[1], options.sink_logits.shape[0]);
+  }
+  if (options.lse.data != nullptr) {
+    if (options.lse.shape[0] != q.shape[0]) {
+      return refuse(options, status::bad_shape, "rows of lse", q.shape[0], options.lse.shape[0]);
+    }
+    if (options.lse.shape[1] != q.shape[1]) {
+      return refuse(options, status::bad_shape, "query heads of lse", q.shape[1], options.lse.shape[1]);
+    }
+  }
+  if (options.entries.data != nullptr && options.entries.shape[0] != q.shape[0]) {
+    return refuse(options, status::bad_shape, "rows of entries", q.shape[0], options.entries.shape[0]);
+  }
+  return status::ok;
+}
+
+/// Gives every row of an item a unit and a list of its own, in place of the item's unit.
+status split_by_row(const attend_options& options, const batch_item& item, const attend_unit& whole,
+                    attend_call& call) noexcept {
+  for (std::int32_t t = 0; t < whole.tokens; ++t) {
+    attend_unit& unit = call.units[call.unit_count++];
+    unit = whole;
+    unit.tokens = 1;
+    unit.position = whole.position + t;
+    unit.first_token = whole.first_token + t;
+    unit.list = &options.entries(unit.first_token, 0);
+    unit.list_stride = options.entries.stride[1];
+    unit.list_count = options.entries.shape[1];
+    // As many splits as the resident chunks have, at most: lists that are mostly pads must fit as well.
+    const std::int64_t wanted = (unit.list_count + attend_split_entries - 1) / attend_split_entries;
+    unit.splits = std::clamp<std::int64_t>(wanted, 1, whole.splits);
+    unit.split_length = std::max(attend_split_entries, (unit.list_count + unit.splits - 1) / unit.splits);
+    if (const status s = check_list(call, unit, item, options); s != status::ok) return s;
+  }
+  return status::ok;
+}
+
+/// Describes all items in the workspace; nothing of the caller's is written before it returns ok.
+status plan_items(const chunk_store& store, batch items, const attend_options& options,
+                  attend_call& call) noexcept {
+  std::int64_t token = 0;
+  for (std::int64_t i = 0; i < items.shape[0]; ++i) {
+    const batch_item& item = items(i);
+    attend_unit unit;
+    unit.first_token = token;
+    if (const status s = check_item(store, item, call.layer, options, unit); s != status::ok) return s;
+    token += item.num_tokens;
+    call.max_splits = std::max(call.max_splits, unit.splits);
+    if (options.entries.data == nullptr) {
+      call.units[call.unit_count++] = unit;
+    } else if (const status s = split_by_row(options, item, unit, call); s != status::ok) {
+      return s;
+    }
+  }
+  return status::ok;
+}
+
+}  // namespace
+
+std::size_t attend_workspace_bytes(const kv_geometry& geometry, std::int32_t query_heads, std::int64_t rows,
+                                   std::int64_t max_resident_chunks) noexcept {
+  if (geometry.kv_heads <= 0 || geometry.entries_per_chunk <= 0 || geometry.value_dim <= 0 ||
+      query_heads <= 0 || rows <= 0 || max_resident_chunks < 0) {
+    return 0;
+  }
+  return attend_layout(geometry, query_heads, rows, splits_for(geometry, max_resident_chunks)).bytes;
+}
+
+status sparse_attend(const chunk_store& store, batch items, std::int32_t layer, const_tensor<3> q,
+                     tensor<3> out, const attend_options& options, stream_ref stream) noexcept {
+  if (!stream.is_host()) return refuse(options, status::unsupported, "stream: this is the CPU backend");
+  attend_call call;
+  if (const status s = check_call(store, layer, q, options, call); s != status::ok) return s;
+  if (items.shape[0] < 0) return refuse(options, status::bad_shape, "items", 0, items.shape[0]);
+  if (items.shape[0] > 0 && items.data == nullptr) return refuse(options, status::null_data, "items");
+  if (items.shape[0] == 0 && q.shape[0] == 0) return status::ok;
+  if (const status s = check_tensors(items, q, out, options, call); s != status::ok) return s;
+
+  const workspace& scratch = options.scratch;
+  if (scratch.data == nullptr) return refuse(options, status::null_data, "scratch");
+  if (reinterpret_cast<std::uintptr_t>(scratch.data) % 64 != 0) {
+    return refuse(options, status::bad_argument, "alignment of scratch", 64);
+  }
+  const auto too_small = [&](std::size_t bytes) {
+    return refuse(options, status::workspace_small, "scratch", std::int64_t(bytes),
+                  std::int64_t(scratch.bytes));
+  };
+  const attend_layout least(call.geometry, call.query_heads, q.shape[0], 1);
+  if (least.bytes > scratch.bytes) return too_small(least.bytes);
+  char* const base = static_cast<char*>(scratch.data);
+  call.units = reinterpret_cast<attend_unit*>(base);
+  if (const status s = plan_items(store, items, options, call); s != status::ok) return s;
+  const attend_layout layout(call.geometry, call.query_heads, q.shape[0], call.max_splits);
+  if (layout.bytes > scratch.bytes) return too_small(layout.bytes);
+
+  call.out = out;
+  call.sinks = options.sink_logits;
+  call.lse = options.lse;
+  call.unfinished = reinterpret_cast<std::atomic<std::int32_t>*>(base + layout.unfinished);
+  call.states = reinterpret_cast<softmax_state*>(base + layout.states);
+  call.sums = reinterpret_cast<float*>(base + layout.sums);
+  std::int64_t groups = 0;
+  for (std::int64_t u = 0; u < call.unit_count; ++u) {
+    attend_unit& unit = call.units[u];
+    unit.first_task = call.task_count;
+    unit.first_group = groups;
+    const std::int64_t count = call.geometry.kv_heads * call.row_groups(unit);
+    for (std::int64_t i = 0; i < count; ++i) {
+      new (&call.unfinished[groups++]) std::atomic<std::int32_t>(static_cast<std::int32_t>(unit.splits));
+    }
+    call.task_count += count * unit.splits;
+  }
+  parallel_for(options.threads, static_cast<std::int32_t>(call.task_count),
+               [&call](std::int32_t task) { run_attend_task(call, task); });
+  return status::ok;
+}
+
+status chunk_attention_mass(const chunk_store& store, const batch_item& item, std::int32_t layer,
+                            const_tensor<3> q, view<const float, 2> lse, const attend_options& options,
+                            view<float, 1> mass, bool accumulate) noexcept {
+  attend_call call;
+  if (const status s = check_call(store, layer, q, options, call); s != status::ok) return s;
+  if (options.entries.data != nullptr) {
+    return refuse(options, status::unsupported, "entries: mass of level-2 subsets");
+  }
+  attend_unit unit;
+  if (const status s = check_item(store, item, layer, options, unit); s != status::ok) return s;
+  if (q.shape[0] != unit.tokens) {
+    return refuse(options, status::bad_shape, "tokens of q", unit.tokens, q.shape[0]);
+  }
+  if (lse.shape[0] != q.shape[0]) {
+    return refuse(options, status::bad_shape, "rows of lse", q.shape[0], lse.shape[0]);
+  }
+  if (lse.shape[1] != q.shape[1]) {
+    return refuse(options, status::bad_shape, "query heads of lse", q.shape[1], lse.shape[1]);
+  }
+  sequence_info info;
+  if (const status s = store.info(item.sequence, &info); s != status::ok) {
+    return refuse(options, s, "sequence");
+  }
+  const std::int64_t chunks = call.geometry.chunks_for(info.tokens);
+  const std::int64_t resident_end = unit.chunk_count > 0 ? unit.chunks[unit.chunk_count - 1].id + 1 : 0;
+  if (mass.shape[0] < std::max(chunks, resident_end)) {
+    return refuse(options, status::bad_shape, "mass", std::max(chunks, resident_end), mass.shape[0]);
+  }
+  if (q.data == nullptr) return refuse(options, status::null_data, "q");
+  if (lse.data == nullptr) return refuse(options, status::null_data, "lse");
+  if (mass.data == nullptr) return refuse(options, status::null_data, "mass");
+
+  if (!accumulate) {
+    for (std::int64_t c = 0; c < mass.shape[0]; ++c) mass(c) = 0;
+  }
+  call.units = &unit;
+  call.unit_count = 1;
+  parallel_for(options.threads, static_cast<std::int32_t>(unit.chunk_count), [&](std::int32_t i) {
+    float& to = mass(unit.chunks[i].id);
+    const float found = attend_chunk_mass(call, lse, i);
+    if (!(found <= to)) to = found;  // larger or NaN
+  });
+  return status::ok;
+}
+
+}  // namespace v0
+}  // namespace flashmemory
