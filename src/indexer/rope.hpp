@@ -12,7 +12,7 @@ namespace detail {
 /// Elements of a query head that RoPE turns, the last ones.
 inline constexpr std::int32_t rope_dim = 64;
 
-/// Radians per position of each pair, worked out in double and rounded once.
+/// Radians per position of each pair, with the published scorer's roundings.
 using rope_frequencies = std::array<float, rope_dim / 2>;
 
 rope_frequencies yarn_frequencies(const rope_options& options) noexcept;
