@@ -18,8 +18,9 @@ inline namespace v0 {
 struct selector_options {
   std::int32_t max_sequences = 64;
   std::int64_t max_tokens = 32768;  ///< longest sequence it will be asked to score
-  std::int32_t max_rollback_tokens =
-      64;  ///< how far truncate() may go back without the key encoder losing its window
+  /// How far truncate() may go back, counted from the longest length that was observed, without the key
+  /// encoder losing its window. Going back to 0 is always possible.
+  std::int32_t max_rollback_tokens = 64;
   bool stagger =
       true;  ///< spread refreshes over the interval, so that sequences do not all refresh on one step
   memory_resource memory = default_memory();
