@@ -1,2 +1,5 @@
 # SPDX-License-Identifier: MIT
-flashmemory_test(flashmemory_store_unit SOURCES ${CMAKE_CURRENT_LIST_DIR}/store_append.cpp LABELS unit INTERNAL)
+set(_store ${CMAKE_CURRENT_LIST_DIR})
+flashmemory_test(flashmemory_store_unit LABELS unit SOURCES
+  ${_store}/store_admission.cpp ${_store}/store_append.cpp ${_store}/store_fork_truncate.cpp
+  ${_store}/store_geometry.cpp ${_store}/store_keys_transfer.cpp ${_store}/store_recall.cpp)

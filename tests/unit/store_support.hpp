@@ -275,6 +275,19 @@ inline fm::status recall(fm::chunk_store& store, const engine_sequence& s,
   return store.recall(s.handle, fm::view<const fm::chunk_id, 1>(chunks.data(), chunks.size()), report, host);
 }
 
+/// Token by token, with a recall of nothing whenever a chunk is complete, as an engine with a small quota
+/// decodes.
+inline fm::status decode(fm::chunk_store& store, engine_sequence& s, std::int64_t tokens,
+                         std::uint64_t seed) {
+  for (std::int64_t i = 0; i < tokens; ++i) {
+    fm::status code = fm::status::ok;
+    if (s.tokens % store.geometry().tokens_per_chunk() == 0) code = recall(store, s, {});
+    if (code == fm::status::ok) code = grow(store, s, 1, seed + std::uint64_t(i));
+    if (code != fm::status::ok) return code;
+  }
+  return fm::status::ok;
+}
+
 inline fm::resident_set resident(const fm::chunk_store& store, const engine_sequence& s,
                                  std::int32_t layer = 0) {
   fm::resident_set set;
