@@ -103,7 +103,8 @@ using tensor = basic_tensor<void, Rank>;
 template <int Rank>
 using const_tensor = basic_tensor<const void, Rank>;
 
-/// Scratch memory owned by the caller, at least 64-byte aligned. Its contents mean nothing between calls.
+/// Scratch memory owned by the caller, aligned at least as operator new aligns. Its contents mean nothing
+/// between calls.
 struct workspace {
   void* data = nullptr;
   std::size_t bytes = 0;

@@ -30,7 +30,7 @@ attend_layout::attend_layout(const kv_geometry& geometry, std::int32_t query_hea
   unfinished = aligned(std::size_t(rows) * sizeof(attend_unit));
   states = unfinished + aligned(std::size_t(rows) * row_groups * sizeof(std::atomic<std::int32_t>));
   sums = states + aligned(partials * sizeof(softmax_state));
-  bytes = sums + partials * std::size_t(geometry.value_dim) * sizeof(float);
+  bytes = sums + partials * std::size_t(geometry.value_dim) * sizeof(float) + 63;  // to align the scratch
 }
 
 std::int64_t splits_for(const kv_geometry& geometry, std::int64_t chunks) noexcept {

@@ -136,16 +136,14 @@ status sparse_attend(const chunk_store& store, batch items, std::int32_t layer, 
 
   const workspace& scratch = options.scratch;
   if (scratch.data == nullptr) return refuse(options, status::null_data, "scratch");
-  if (reinterpret_cast<std::uintptr_t>(scratch.data) % 64 != 0) {
-    return refuse(options, status::bad_argument, "alignment of scratch", 64);
-  }
   const auto too_small = [&](std::size_t bytes) {
     return refuse(options, status::workspace_small, "scratch", std::int64_t(bytes),
                   std::int64_t(scratch.bytes));
   };
   const attend_layout least(call.geometry, call.query_heads, q.shape[0], 1);
   if (least.bytes > scratch.bytes) return too_small(least.bytes);
-  char* const base = static_cast<char*>(scratch.data);
+  char* const base =
+      static_cast<char*>(scratch.data) + (-reinterpret_cast<std::uintptr_t>(scratch.data) & 63);
   call.units = reinterpret_cast<attend_unit*>(base);
   if (const status s = plan_items(store, items, options, call); s != status::ok) return s;
   const attend_layout layout(call.geometry, call.query_heads, q.shape[0], call.max_splits);
