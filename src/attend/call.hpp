@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <atomic>
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <flashmemory/attend/sparse_attend.hpp>
@@ -13,16 +13,18 @@ namespace detail {
 /// Entries whose logits are computed before their values are read; keys and values of a block fit in L1.
 inline constexpr std::int32_t attend_block = 64;
 
-/// Query rows of one KV head that a task serves, so that its packed queries fit on any stack.
-inline constexpr std::int32_t attend_row_group = 32;
+/// Query rows that a task serves, so that its packed queries fit on any stack.
+inline constexpr std::int32_t attend_task_rows = 32;
 
-/// Entries of a split. Splits depend on the resident list alone, so that results do not depend on threads.
-inline constexpr std::int64_t attend_split_entries = 1024;
+/// Splits of one sequence, and the fewest entries of one. Splits depend on the resident list alone, so that
+/// results do not depend on threads.
+inline constexpr std::int64_t attend_max_splits = 64;
+inline constexpr std::int64_t attend_split_entries = 256;
 
 inline constexpr std::int32_t attend_max_dim = 256;
 
 /// Query tokens that read the same entries: an item, or one row of it when every row has a list of its own.
-/// Per KV head it has `tokens` x group rows, row = token * group + head within the group.
+/// Per KV head it has tokens x group rows, row = token * group + head within the group.
 struct attend_unit {
   const resident_chunk* chunks = nullptr;
   std::int64_t chunk_count = 0;
@@ -37,7 +39,14 @@ struct attend_unit {
   std::int64_t splits = 1;
   std::int64_t split_length = 1;  ///< resident chunks, or places in the list
   std::int64_t first_task = 0;
-  std::int64_t first_group = 0;  ///< in attend_call::unfinished
+};
+
+/// What one task serves: all rows of some KV heads, or some rows of one.
+struct attend_part {
+  std::int64_t head = 0;
+  std::int32_t heads = 1;
+  std::int64_t row = 0;   ///< first row within each head
+  std::int32_t rows = 0;  ///< of each head
 };
 
 /// Largest softmax logit seen, and the sum of exp(logit - max).
@@ -46,7 +55,7 @@ struct softmax_state {
   float sum;
 };
 
-/// Everything the tasks of one call need. Task order: unit, KV head, row group, split.
+/// Everything the tasks of one call need. Task order: unit, part, split.
 struct attend_call {
   kv_geometry geometry;
   std::int32_t layer = 0;
@@ -61,22 +70,43 @@ struct attend_call {
 
   attend_unit* units = nullptr;
   std::int64_t unit_count = 0;
-  std::int64_t task_count = 0;
   std::int64_t max_splits = 1;
 
-  std::atomic<std::int32_t>* unfinished = nullptr;  ///< splits still running, per unit, head and row group
-  softmax_state* states = nullptr;                  ///< per unit, head, split and row
-  float* sums = nullptr;  ///< [value_dim] weighted values likewise, in the kernel's own lane order
+  softmax_state* states = nullptr;  ///< per unit, split, head and row
+  float* sums = nullptr;            ///< [value_dim] weighted values likewise, in the kernel's own lane order
 
-  std::int64_t row_groups(const attend_unit& unit) const noexcept {
-    return (std::int64_t{unit.tokens} * group + attend_row_group - 1) / attend_row_group;
+  /// Neighbouring heads lie side by side in a chunk: a task takes as many as it can, to read memory in runs.
+  std::int64_t parts(const attend_unit& unit) const noexcept {
+    const std::int64_t rows = std::int64_t{unit.tokens} * group;
+    if (rows > attend_task_rows) {
+      return geometry.kv_heads * ((rows + attend_task_rows - 1) / attend_task_rows);
+    }
+    const std::int64_t heads = attend_task_rows / rows;
+    return (geometry.kv_heads + heads - 1) / heads;
   }
 
-  /// Where the partial results of a task start, in rows.
-  std::int64_t partial_row(const attend_unit& unit, std::int64_t head, std::int64_t split,
-                           std::int64_t row) const noexcept {
+  attend_part part(const attend_unit& unit, std::int64_t index) const noexcept {
     const std::int64_t rows = std::int64_t{unit.tokens} * group;
-    return unit.first_token * query_heads * max_splits + (head * unit.splits + split) * rows + row;
+    attend_part p;
+    if (rows > attend_task_rows) {
+      const std::int64_t per_head = (rows + attend_task_rows - 1) / attend_task_rows;
+      p.head = index / per_head;
+      p.row = index % per_head * attend_task_rows;
+      p.rows = static_cast<std::int32_t>(std::min<std::int64_t>(attend_task_rows, rows - p.row));
+    } else {
+      const std::int64_t heads = attend_task_rows / rows;
+      p.head = index * heads;
+      p.heads = static_cast<std::int32_t>(std::min(heads, geometry.kv_heads - p.head));
+      p.rows = static_cast<std::int32_t>(rows);
+    }
+    return p;
+  }
+
+  /// Place of one row's partial result of one split.
+  std::int64_t partial(const attend_unit& unit, std::int64_t split, std::int64_t head,
+                       std::int64_t row) const noexcept {
+    const std::int64_t rows = std::int64_t{unit.tokens} * group;
+    return unit.first_token * query_heads * max_splits + (split * geometry.kv_heads + head) * rows + row;
   }
 };
 
@@ -95,8 +125,11 @@ inline std::int64_t find_chunk(const resident_chunk* chunks, std::int64_t count,
   return low < count && chunks[low].id == id ? low : -1;
 }
 
-/// Runs task `index`; the last task of a row group joins its splits, in their order, and writes the output.
+/// Runs task `index`: one part of one unit over one split.
 void run_attend_task(const attend_call& call, std::int64_t index) noexcept;
+
+/// Joins the splits of all rows of a unit and KV head, in their order, and writes output and lse.
+void join_attend_splits(const attend_call& call, const attend_unit& unit, std::int64_t head) noexcept;
 
 /// The largest attention mass that a row of the call's only unit gives to resident chunk `index`.
 float attend_chunk_mass(const attend_call& call, view<const float, 2> lse, std::int64_t index) noexcept;

@@ -12,8 +12,10 @@
 #include <hwy/highway.h>
 
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <type_traits>
 
 #include "attend/call.hpp"
 #include "core/convert.hpp"
@@ -26,11 +28,13 @@ namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
 // Accumulators, operands and queries of a tile must fit in the registers: 32 of them or 16.
+#undef FLASHMEMORY_ATTEND_TILE_ROWS
 #if HWY_TARGET <= HWY_AVX3 || HWY_ARCH_ARM_A64
-inline constexpr int tile_rows = 4;
+#define FLASHMEMORY_ATTEND_TILE_ROWS 4
 #else
-inline constexpr int tile_rows = 2;
+#define FLASHMEMORY_ATTEND_TILE_ROWS 2
 #endif
+inline constexpr int tile_rows = FLASHMEMORY_ATTEND_TILE_ROWS;
 
 template <class D>
 inline constexpr int lanes = static_cast<int>(hn::MaxLanes(D()));
@@ -130,25 +134,33 @@ HWY_INLINE void store_sums(D d, hn::Vec<D> a, hn::Vec<D> b, hn::Vec<D> c, hn::Ve
 #endif
 }
 
-HWY_INLINE void prefetch(const void* from, int bytes) {
-  const char* line = static_cast<const char*>(from);
-  for (int i = 0; i < bytes; i += 64) hwy::Prefetch(line + i);
-}
+/// Rows of equal length, one for each entry of a block, at one KV head's place in each.
+template <class T>
+struct rows_view {
+  const std::byte* const* start = nullptr;
+  std::size_t offset = 0;
+  int count = 0;
+  int length = 0;  ///< elements
 
-/// logits[r][e] = q[r] . keys[e] for kRows rows and `count` keys, in groups of four keys (up to three logits
-/// beyond the count are written). While it computes, it fetches the rows that will be read next.
+  HWY_INLINE const T* operator[](int i) const { return reinterpret_cast<const T*>(start[i] + offset); }
+
+  HWY_INLINE void prefetch(int i) const {
+    const std::byte* line = start[i] + offset;
+    for (int b = 0; b < length * int(sizeof(T)); b += 64) hwy::Prefetch(line + b);
+  }
+};
+
+/// logits[r][e] = q[r] . keys[e] for kRows rows and the first `count` keys, four keys at a time (up to three
+/// logits beyond the count are written). Meanwhile it fetches the rows that will be read next.
 template <int kRows, class T, class D>
-HWY_NOINLINE void dot_tile(D d, const float* HWY_RESTRICT q, int dim, const T* const* HWY_RESTRICT keys,
-                           int count, const T* const* HWY_RESTRICT next, int next_bytes,
-                           float* HWY_RESTRICT logits) {
+HWY_NOINLINE void dot_tile(D d, const float* HWY_RESTRICT q, const rows_view<T>& keys, int count,
+                           const rows_view<T>& next, float* HWY_RESTRICT logits) {
   using V = hn::Vec<D>;
-  const int last = count - 1;
+  const int last = count - 1, dim = keys.length;
   for (int e = 0; e < count; e += 4) {
     const T* const k[4] = {keys[e], keys[HWY_MIN(e + 1, last)], keys[HWY_MIN(e + 2, last)],
                            keys[HWY_MIN(e + 3, last)]};
-    if (next != nullptr) {
-      for (int n = e; n < HWY_MIN(e + 4, count); ++n) prefetch(next[n], next_bytes);
-    }
+    for (int n = e; n < HWY_MIN(e + 4, next.count); ++n) next.prefetch(n);
     V sum[kRows][4];
     for (auto& row : sum) {
       for (V& s : row) s = hn::Zero(d);
@@ -218,14 +230,14 @@ HWY_INLINE float weigh(D d, float* HWY_RESTRICT logits, int count, softmax_state
   return factor;
 }
 
-/// sums[r] = sums[r] * factor[r] + sum over e of weights[r][e] * values[e], for kPairs * 2 N dims from
-/// `from`.
+/// sums[r] = sums[r] * factors[r] + sum over e of weights[r][e] * values[e], for kPairs * 2 N dims from
+/// `from` on.
 template <int kRows, int kPairs, class T, class D>
-HWY_INLINE void add_values_columns(D d, const float* HWY_RESTRICT weights, const float* HWY_RESTRICT factors,
-                                   const T* const* HWY_RESTRICT values, int count, int from, int dim,
-                                   const T* const* HWY_RESTRICT next, int next_count, int next_bytes,
-                                   float* HWY_RESTRICT sums) {
+HWY_INLINE void add_columns(D d, const float* HWY_RESTRICT weights, const float* HWY_RESTRICT factors,
+                            const rows_view<T>& values, int count, int from, const rows_view<T>& next,
+                            int next_every, int& next_at, float* HWY_RESTRICT sums) {
   using V = hn::Vec<D>;
+  const int dim = values.length;
   V sum[kRows][2 * kPairs];
   for (int r = 0; r < kRows; ++r) {
     const V factor = hn::Set(d, factors[r]);
@@ -234,7 +246,7 @@ HWY_INLINE void add_values_columns(D d, const float* HWY_RESTRICT weights, const
     }
   }
   for (int e = 0; e < count; ++e) {
-    if (e < next_count) prefetch(next[e], next_bytes);
+    if (next_at < next.count && e % next_every == 0) next.prefetch(next_at++);
     V v[2 * kPairs];
     for (int p = 0; p < kPairs; ++p) {
       load_pair(d, values[e] + from + p * 2 * lanes<D>, v[2 * p], v[2 * p + 1]);
@@ -252,21 +264,18 @@ HWY_INLINE void add_values_columns(D d, const float* HWY_RESTRICT weights, const
 }
 
 template <int kRows, class T, class D>
-HWY_NOINLINE void add_values_tile(D d, const float* HWY_RESTRICT weights, const float* HWY_RESTRICT factors,
-                                  const T* const* HWY_RESTRICT values, int count, int dim,
-                                  const T* const* HWY_RESTRICT next, int next_count, int next_bytes,
-                                  float* HWY_RESTRICT sums) {
+HWY_NOINLINE void add_tile(D d, const float* HWY_RESTRICT weights, const float* HWY_RESTRICT factors,
+                           const rows_view<T>& values, int count, const rows_view<T>& next,
+                           float* HWY_RESTRICT sums) {
   constexpr int pairs = 2;
-  int from = 0;
-  for (; from + pairs * 2 * lanes<D> <= dim; from += pairs * 2 * lanes<D>) {
-    add_values_columns<kRows, pairs>(d, weights, factors, values, count, from, dim, next, next_count,
-                                     next_bytes, sums);
-    next_count = 0;
+  // Spread over all passes, for memory to be busy all the time.
+  const int passes = HWY_MAX(1, values.length / (pairs * 2 * lanes<D>));
+  int from = 0, next_at = 0;
+  for (; from + pairs * 2 * lanes<D> <= values.length; from += pairs * 2 * lanes<D>) {
+    add_columns<kRows, pairs>(d, weights, factors, values, count, from, next, passes, next_at, sums);
   }
-  for (; from < dim; from += 2 * lanes<D>) {
-    add_values_columns<kRows, 1>(d, weights, factors, values, count, from, dim, next, next_count, next_bytes,
-                                 sums);
-    next_count = 0;
+  for (; from < values.length; from += 2 * lanes<D>) {
+    add_columns<kRows, 1>(d, weights, factors, values, count, from, next, passes, next_at, sums);
   }
 }
 

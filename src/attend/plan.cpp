@@ -15,27 +15,25 @@ bool known(dtype type) noexcept { return type == dtype::f32 || type == dtype::bf
 
 bool dim_supported(std::int32_t dim) noexcept { return dim > 0 && dim <= attend_max_dim && dim % 16 == 0; }
 
-std::int64_t chunks_per_split(const kv_geometry& geometry) noexcept {
-  return std::max<std::int64_t>(1, attend_split_entries / geometry.entries_per_chunk);
+/// Resident chunks of each split.
+std::int64_t split_length(const kv_geometry& geometry, std::int64_t chunks) noexcept {
+  return std::max({std::int64_t{1}, attend_split_entries / geometry.entries_per_chunk,
+                   (chunks + attend_max_splits - 1) / attend_max_splits});
 }
 
 }  // namespace
 
 attend_layout::attend_layout(const kv_geometry& geometry, std::int32_t query_heads, std::int64_t rows,
                              std::int64_t max_splits) noexcept {
-  const std::size_t group = std::size_t(query_heads / geometry.kv_heads);
-  const std::size_t row_groups =
-      std::size_t(geometry.kv_heads) * ((group + attend_row_group - 1) / attend_row_group);
   const std::size_t partials = std::size_t(rows) * std::size_t(query_heads) * std::size_t(max_splits);
-  unfinished = aligned(std::size_t(rows) * sizeof(attend_unit));
-  states = unfinished + aligned(std::size_t(rows) * row_groups * sizeof(std::atomic<std::int32_t>));
+  states = aligned(std::size_t(rows) * sizeof(attend_unit));
   sums = states + aligned(partials * sizeof(softmax_state));
   bytes = sums + partials * std::size_t(geometry.value_dim) * sizeof(float) + 63;  // to align the scratch
 }
 
-std::int64_t splits_for(const kv_geometry& geometry, std::int64_t chunks) noexcept {
-  const std::int64_t per_split = chunks_per_split(geometry);
-  return std::max<std::int64_t>(1, (chunks + per_split - 1) / per_split);
+std::int64_t most_splits(const kv_geometry& geometry, std::int64_t chunks) noexcept {
+  const std::int64_t least = split_length(geometry, 0);
+  return std::clamp<std::int64_t>((chunks + least - 1) / least, 1, attend_max_splits);
 }
 
 status check_call(const chunk_store& store, std::int32_t layer, const const_tensor<3>& q,
@@ -115,8 +113,8 @@ status check_item(const chunk_store& store, const batch_item& item, std::int32_t
   unit.chunk_count = set.count;
   unit.position = item.position;
   unit.tokens = item.num_tokens;
-  unit.splits = splits_for(store.geometry(), set.count);
-  unit.split_length = chunks_per_split(store.geometry());
+  unit.split_length = split_length(store.geometry(), set.count);
+  unit.splits = std::max<std::int64_t>(1, (set.count + unit.split_length - 1) / unit.split_length);
   return status::ok;
 }
 

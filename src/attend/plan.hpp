@@ -28,7 +28,6 @@ inline status refuse(const attend_options& options, status code, const char* wha
 
 /// Where the parts of the workspace lie, in bytes from its start.
 struct attend_layout {
-  std::size_t unfinished = 0;
   std::size_t states = 0;
   std::size_t sums = 0;
   std::size_t bytes = 0;
@@ -37,8 +36,9 @@ struct attend_layout {
                 std::int64_t max_splits) noexcept;
 };
 
-/// Splits of a sequence with `chunks` resident chunks; at least one, so that somebody writes the output.
-std::int64_t splits_for(const kv_geometry& geometry, std::int64_t chunks) noexcept;
+/// Most splits that a sequence of up to `chunks` resident chunks can have; at least one, so that somebody
+/// writes the output.
+std::int64_t most_splits(const kv_geometry& geometry, std::int64_t chunks) noexcept;
 
 /// Checks everything about a call that does not depend on its sequences, and fills `call` from it.
 status check_call(const chunk_store& store, std::int32_t layer, const const_tensor<3>& q,

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT
 #include <algorithm>
 #include <flashmemory/attend/sparse_attend.hpp>
-#include <new>
 
 #include "attend/call.hpp"
 #include "attend/plan.hpp"
@@ -84,10 +83,9 @@ status split_by_row(const attend_options& options, const batch_item& item, const
     unit.list = &options.entries(unit.first_token, 0);
     unit.list_stride = options.entries.stride[1];
     unit.list_count = options.entries.shape[1];
-    // As many splits as the resident chunks have, at most: lists that are mostly pads must fit as well.
-    const std::int64_t wanted = (unit.list_count + attend_split_entries - 1) / attend_split_entries;
-    unit.splits = std::clamp<std::int64_t>(wanted, 1, whole.splits);
-    unit.split_length = std::max(attend_split_entries, (unit.list_count + unit.splits - 1) / unit.splits);
+    const std::int64_t least = (unit.list_count + attend_split_entries - 1) / attend_split_entries;
+    unit.splits = std::clamp<std::int64_t>(least, 1, most_splits(call.geometry, whole.chunk_count));
+    unit.split_length = (unit.list_count + unit.splits - 1) / unit.splits;
     if (const status s = check_list(call, unit, item, options); s != status::ok) return s;
   }
   return status::ok;
@@ -103,7 +101,7 @@ status plan_items(const chunk_store& store, batch items, const attend_options& o
     unit.first_token = token;
     if (const status s = check_item(store, item, call.layer, options, unit); s != status::ok) return s;
     token += item.num_tokens;
-    call.max_splits = std::max(call.max_splits, unit.splits);
+    call.max_splits = std::max(call.max_splits, most_splits(call.geometry, unit.chunk_count));
     if (options.entries.data == nullptr) {
       call.units[call.unit_count++] = unit;
     } else if (const status s = split_by_row(options, item, unit, call); s != status::ok) {
@@ -111,6 +109,25 @@ status plan_items(const chunk_store& store, batch items, const attend_options& o
     }
   }
   return status::ok;
+}
+
+void run(const attend_call& call, const thread_hook& threads) noexcept {
+  std::int64_t tasks = 0, partials = 0;
+  for (std::int64_t u = 0; u < call.unit_count; ++u) {
+    attend_unit& unit = call.units[u];
+    unit.first_task = tasks;
+    tasks += call.parts(unit) * unit.splits;
+    partials += unit.tokens * call.query_heads * unit.splits;
+  }
+  parallel_for(threads, static_cast<std::int32_t>(tasks),
+               [&](std::int32_t task) { run_attend_task(call, task); });
+
+  // Waking threads for less than this takes longer than the work.
+  constexpr std::int64_t few_elements = 16384;
+  const bool few = partials * call.geometry.value_dim <= few_elements;
+  const std::int32_t heads = call.geometry.kv_heads;
+  parallel_for(few ? serial_threads() : threads, static_cast<std::int32_t>(call.unit_count * heads),
+               [&](std::int32_t i) { join_attend_splits(call, call.units[i / heads], i % heads); });
 }
 
 }  // namespace
@@ -121,7 +138,7 @@ std::size_t attend_workspace_bytes(const kv_geometry& geometry, std::int32_t que
       query_heads <= 0 || rows <= 0 || max_resident_chunks < 0) {
     return 0;
   }
-  return attend_layout(geometry, query_heads, rows, splits_for(geometry, max_resident_chunks)).bytes;
+  return attend_layout(geometry, query_heads, rows, most_splits(geometry, max_resident_chunks)).bytes;
 }
 
 status sparse_attend(const chunk_store& store, batch items, std::int32_t layer, const_tensor<3> q,
@@ -152,22 +169,9 @@ status sparse_attend(const chunk_store& store, batch items, std::int32_t layer, 
   call.out = out;
   call.sinks = options.sink_logits;
   call.lse = options.lse;
-  call.unfinished = reinterpret_cast<std::atomic<std::int32_t>*>(base + layout.unfinished);
   call.states = reinterpret_cast<softmax_state*>(base + layout.states);
   call.sums = reinterpret_cast<float*>(base + layout.sums);
-  std::int64_t groups = 0;
-  for (std::int64_t u = 0; u < call.unit_count; ++u) {
-    attend_unit& unit = call.units[u];
-    unit.first_task = call.task_count;
-    unit.first_group = groups;
-    const std::int64_t count = call.geometry.kv_heads * call.row_groups(unit);
-    for (std::int64_t i = 0; i < count; ++i) {
-      new (&call.unfinished[groups++]) std::atomic<std::int32_t>(static_cast<std::int32_t>(unit.splits));
-    }
-    call.task_count += count * unit.splits;
-  }
-  parallel_for(options.threads, static_cast<std::int32_t>(call.task_count),
-               [&call](std::int32_t task) { run_attend_task(call, task); });
+  run(call, options.threads);
   return status::ok;
 }
 

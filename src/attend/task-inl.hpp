@@ -19,14 +19,13 @@ namespace detail {
 namespace HWY_NAMESPACE {
 
 /// Where the keys and values of up to attend_block entries lie. Entries may come from any chunks.
-template <class T>
 struct entry_block {
-  const T* keys[attend_block];
-  const T* values[attend_block];
-  std::int64_t entry[attend_block];  ///< in the sequence
+  const std::byte* keys[attend_block];  ///< of KV head 0
+  const std::byte* values[attend_block];
+  std::int64_t entry[attend_block];  ///< in the sequence, ascending unless they come from a list
   int count;
 
-  /// How many of its entries, from the first on, lie before `limit`; they ascend.
+  /// How many of its entries, from the first on, lie before `limit`.
   int before(std::int64_t limit) const noexcept {
     int n = count;
     while (n > 0 && entry[n - 1] >= limit) --n;
@@ -34,25 +33,20 @@ struct entry_block {
   }
 };
 
-/// Hands out the entries of one split and KV head, those before `limit` only.
-template <class T>
+/// Hands out the entries of one split, those before `limit` only.
 class entry_walk {
  public:
-  entry_walk(const attend_call& call, const attend_unit& unit, std::int64_t head, std::int64_t begin,
-             std::int64_t end, std::int64_t limit) noexcept
-      : unit_(unit),
-        limit_(limit),
-        key_dim_(call.geometry.key_dim),
-        value_dim_(call.geometry.value_dim),
-        per_chunk_(call.geometry.entries_per_chunk),
-        at_(begin),
-        end_(end) {
+  entry_walk(const attend_call& call, const attend_unit& unit, std::int64_t begin, std::int64_t end,
+             std::int64_t limit) noexcept
+      : unit_(unit), limit_(limit), per_chunk_(call.geometry.entries_per_chunk), at_(begin), end_(end) {
     const chunk_layout layout(call.geometry);
-    key_offset_ = layout.key_offset(call.layer, head);
-    value_offset_ = layout.value_offset(call.layer, head);
+    key_offset_ = layout.key_offset(call.layer, 0);
+    value_offset_ = layout.value_offset(call.layer, 0);
+    key_bytes_ = std::size_t(call.geometry.key_dim) * size_of(call.geometry.type);
+    value_bytes_ = std::size_t(call.geometry.value_dim) * size_of(call.geometry.type);
   }
 
-  void fill(entry_block<T>& block) noexcept {
+  void fill(entry_block& block) noexcept {
     block.count = 0;
     if (unit_.list != nullptr) {
       fill_from_list(block);
@@ -69,15 +63,14 @@ class entry_walk {
   }
 
  private:
-  void add(entry_block<T>& block, const resident_chunk& chunk, std::int64_t in_chunk,
-           std::int64_t entry) noexcept {
-    block.keys[block.count] = reinterpret_cast<const T*>(chunk.data + key_offset_) + in_chunk * key_dim_;
-    block.values[block.count] =
-        reinterpret_cast<const T*>(chunk.data + value_offset_) + in_chunk * value_dim_;
+  void add(entry_block& block, const resident_chunk& chunk, std::int64_t in_chunk,
+           std::int64_t entry) const noexcept {
+    block.keys[block.count] = chunk.data + key_offset_ + std::size_t(in_chunk) * key_bytes_;
+    block.values[block.count] = chunk.data + value_offset_ + std::size_t(in_chunk) * value_bytes_;
     block.entry[block.count++] = entry;
   }
 
-  void fill_from_list(entry_block<T>& block) noexcept {
+  void fill_from_list(entry_block& block) noexcept {
     for (; at_ < end_ && block.count < attend_block; ++at_) {
       const std::int64_t entry = unit_.list[at_ * unit_.list_stride];
       if (entry < 0 || entry >= limit_) continue;
@@ -87,11 +80,24 @@ class entry_walk {
   }
 
   const attend_unit& unit_;
-  std::int64_t limit_, key_dim_, value_dim_, per_chunk_;
+  std::int64_t limit_, per_chunk_;
   std::int64_t at_, end_;  ///< resident chunk or place in the list
   std::int64_t in_chunk_ = 0;
-  std::size_t key_offset_ = 0, value_offset_ = 0;
+  std::size_t key_offset_, value_offset_, key_bytes_, value_bytes_;
 };
+
+/// One KV head's keys or values of a block; none of no block.
+template <class T>
+rows_view<T> keys_of(const attend_call& call, const entry_block& block, std::int64_t head) noexcept {
+  const chunk_layout layout(call.geometry);
+  return {block.keys, std::size_t(head) * layout.key_block_bytes(), block.count, call.geometry.key_dim};
+}
+
+template <class T>
+rows_view<T> values_of(const attend_call& call, const entry_block& block, std::int64_t head) noexcept {
+  const chunk_layout layout(call.geometry);
+  return {block.values, std::size_t(head) * layout.value_block_bytes(), block.count, call.geometry.value_dim};
+}
 
 inline std::int64_t visible_entries(const attend_call& call, const attend_unit& unit,
                                     std::int64_t token) noexcept {
@@ -116,82 +122,108 @@ void pack_queries(D d, const attend_call& call, const attend_unit& unit, std::in
 }
 
 template <class T, class D>
-void dot_rows(D d, int rows, const float* q, int dim, const T* const* keys, int count, const T* const* next,
-              int next_bytes, float* logits) noexcept {
+void dot_rows(D d, int rows, const float* q, const rows_view<T>& keys, int count, const rows_view<T>& next,
+              float* logits) noexcept {
   switch (rows) {
     case 1:
-      return dot_tile<1>(d, q, dim, keys, count, next, next_bytes, logits);
+      return dot_tile<1>(d, q, keys, count, next, logits);
     case 2:
-      return dot_tile<2>(d, q, dim, keys, count, next, next_bytes, logits);
-#if HWY_TARGET <= HWY_AVX3 || HWY_ARCH_ARM_A64
+      return dot_tile<2>(d, q, keys, count, next, logits);
+#if FLASHMEMORY_ATTEND_TILE_ROWS == 4
     case 3:
-      return dot_tile<3>(d, q, dim, keys, count, next, next_bytes, logits);
+      return dot_tile<3>(d, q, keys, count, next, logits);
     default:
-      return dot_tile<4>(d, q, dim, keys, count, next, next_bytes, logits);
+      return dot_tile<4>(d, q, keys, count, next, logits);
 #endif
   }
 }
 
 template <class T, class D>
-void add_values(D d, int rows, const float* weights, const float* factors, const T* const* values, int count,
-                int dim, const T* const* next, int next_count, int next_bytes, float* sums) noexcept {
+void add_values(D d, int rows, const float* weights, const float* factors, const rows_view<T>& values,
+                int count, const rows_view<T>& next, float* sums) noexcept {
   switch (rows) {
     case 1:
-      return add_values_tile<1>(d, weights, factors, values, count, dim, next, next_count, next_bytes, sums);
+      return add_tile<1>(d, weights, factors, values, count, next, sums);
     case 2:
-      return add_values_tile<2>(d, weights, factors, values, count, dim, next, next_count, next_bytes, sums);
-#if HWY_TARGET <= HWY_AVX3 || HWY_ARCH_ARM_A64
+      return add_tile<2>(d, weights, factors, values, count, next, sums);
+#if FLASHMEMORY_ATTEND_TILE_ROWS == 4
     case 3:
-      return add_values_tile<3>(d, weights, factors, values, count, dim, next, next_count, next_bytes, sums);
+      return add_tile<3>(d, weights, factors, values, count, next, sums);
     default:
-      return add_values_tile<4>(d, weights, factors, values, count, dim, next, next_count, next_bytes, sums);
+      return add_tile<4>(d, weights, factors, values, count, next, sums);
 #endif
   }
 }
 
-/// Partial softmax of rows [first, first + rows) over the walk's entries. What a row adds up, and in which
-/// order, does not depend on the rows beside it.
+/// Rows [first, first + rows) of one KV head.
+struct head_rows {
+  const float* q;
+  softmax_state* states;
+  float* sums;
+  std::int64_t first;
+  int rows;
+};
+
+/// Adds one block to the partial softmax of one head's rows. What a row adds up, and in which order, does
+/// not depend on the rows beside it.
 template <class T, class D>
-void attend_split(D d, const attend_call& call, const attend_unit& unit, std::int64_t head,
-                  std::int64_t first, int rows, entry_walk<T> walk, softmax_state* states,
-                  float* sums) noexcept {
-  const int key_dim = call.geometry.key_dim, value_dim = call.geometry.value_dim;
-  const int key_bytes = key_dim * int(sizeof(T)), value_bytes = value_dim * int(sizeof(T));
-  HWY_ALIGN float q[attend_row_group * attend_max_dim];
+void attend_block_of_head(D d, const attend_call& call, const attend_unit& unit, const head_rows& part,
+                          const entry_block& block, const rows_view<T>& keys, const rows_view<T>& values,
+                          const rows_view<T>& next_keys) noexcept {
   HWY_ALIGN float logits[tile_rows * attend_block];
   float factors[tile_rows];
-  pack_queries<T>(d, call, unit, head, first, rows, q);
-  std::fill_n(states, rows, softmax_state{-std::numeric_limits<float>::infinity(), 0});
-  std::memset(sums, 0, sizeof(float) * std::size_t(rows) * std::size_t(value_dim));
+  rows_view<T> next_values = values, next = next_keys;
+  for (int row = 0; row < part.rows;) {
+    // Rows of one token, or all rows when the block lies before every one of them.
+    int count = block.count, stop = part.rows;
+    const std::int64_t token = (part.first + row) / call.group;
+    const std::int64_t limit = visible_entries(call, unit, token);
+    if (unit.list == nullptr && block.entry[count - 1] >= limit) {
+      count = block.before(limit);
+      stop = int(std::min<std::int64_t>(stop, (token + 1) * call.group - part.first));
+    }
+    for (; row < stop && count > 0; row += tile_rows) {
+      const int tile = std::min(tile_rows, stop - row);
+      dot_rows(d, tile, part.q + row * keys.length, keys, count, next_values, logits);
+      for (int r = 0; r < tile; ++r) {
+        finish_logits(d, logits + r * attend_block, count, call.soft_cap);
+        factors[r] = weigh(d, logits + r * attend_block, count, part.states[row + r]);
+      }
+      add_values(d, tile, logits, factors, values, count, next, part.sums + row * values.length);
+      next_values.count = next.count = 0;
+    }
+    row = stop;
+  }
+}
 
-  entry_block<T> blocks[2];
-  entry_block<T>*block = &blocks[0], *next = &blocks[1];
+/// Partial softmax of a part over one split, block by block, and within a block head by head: the heads of a
+/// chunk lie side by side.
+template <class T, class D>
+void attend_split(D d, const attend_call& call, const attend_unit& unit, const attend_part& part,
+                  std::int64_t split, entry_walk walk) noexcept {
+  const int key_dim = call.geometry.key_dim, value_dim = call.geometry.value_dim;
+  HWY_ALIGN float q[attend_task_rows * attend_max_dim];
+  for (std::int32_t h = 0; h < part.heads; ++h) {
+    pack_queries<T>(d, call, unit, part.head + h, part.row, part.rows, q + h * part.rows * key_dim);
+  }
+  // The rows of a part follow each other: it has all rows of its heads, or one head.
+  const std::int64_t base = call.partial(unit, split, part.head, part.row);
+  const int rows = part.heads * part.rows;
+  std::fill_n(call.states + base, rows, softmax_state{-std::numeric_limits<float>::infinity(), 0});
+  std::fill_n(call.sums + base * value_dim, rows * value_dim, 0.0f);
+
+  entry_block blocks[2];
+  entry_block *block = &blocks[0], *next = &blocks[1];
   walk.fill(*block);
   for (; block->count > 0; std::swap(block, next)) {
     walk.fill(*next);
-    bool fetch = true;
-    for (int row = 0; row < rows;) {
-      // Rows of one token, or all rows when the block lies before every one of them.
-      int count = block->count, stop = rows;
-      if (unit.list == nullptr &&
-          block->entry[count - 1] >= visible_entries(call, unit, (first + row) / call.group)) {
-        const std::int64_t token = (first + row) / call.group;
-        count = block->before(visible_entries(call, unit, token));
-        stop = int(std::min<std::int64_t>(rows, (token + 1) * call.group - first));
-      }
-      for (; row < stop && count > 0; row += tile_rows) {
-        const int tile = std::min(tile_rows, stop - row);
-        dot_rows<T>(d, tile, q + row * key_dim, key_dim, block->keys, count, fetch ? block->values : nullptr,
-                    value_bytes, logits);
-        for (int r = 0; r < tile; ++r) {
-          finish_logits(d, logits + r * attend_block, count, call.soft_cap);
-          factors[r] = weigh(d, logits + r * attend_block, count, states[row + r]);
-        }
-        add_values<T>(d, tile, logits, factors, block->values, count, value_dim, next->keys,
-                      fetch ? next->count : 0, key_bytes, sums + row * value_dim);
-        fetch = false;
-      }
-      row = stop;
+    for (std::int32_t h = 0; h < part.heads; ++h) {
+      const std::int64_t head = part.head + h, at = base + h * part.rows;
+      attend_block_of_head<T>(
+          d, call, unit,
+          {q + h * part.rows * key_dim, call.states + at, call.sums + at * value_dim, part.row, part.rows},
+          *block, keys_of<T>(call, *block, head), values_of<T>(call, *block, head),
+          h + 1 < part.heads ? keys_of<T>(call, *block, head + 1) : keys_of<T>(call, *next, part.head));
     }
   }
 }
@@ -208,13 +240,13 @@ void join_row(D d, const attend_call& call, const attend_unit& unit, std::int64_
   const float sink = call.sinks.data != nullptr ? call.sinks(query_head) : -inf;
   float max = sink;
   for (std::int64_t s = 0; s < unit.splits; ++s) {
-    max = std::max(max, call.states[call.partial_row(unit, head, s, row)].max);
+    max = std::max(max, call.states[call.partial(unit, s, head, row)].max);
   }
   const float base = max == -inf ? 0 : max;
   float denominator = sink == -inf ? 0 : std::exp(sink - base);
   HWY_ALIGN float total[attend_max_dim] = {};
   for (std::int64_t s = 0; s < unit.splits; ++s) {
-    const std::int64_t from = call.partial_row(unit, head, s, row);
+    const std::int64_t from = call.partial(unit, s, head, row);
     const softmax_state& state = call.states[from];
     if (state.sum == 0) continue;
     const float factor = std::exp(state.max - base);
