@@ -94,8 +94,15 @@ struct store_usage {
 ///
 /// A sequence grows by forward passes: append() for layer 0, 1, ... of the same tokens; layer 0 of the next
 /// tokens only after the last layer of these. The open chunk, the newest `recent_chunks` complete chunks and
-/// the first `sink_chunks` are always resident; so are chunks completed since the last recall(), as far as
-/// the quota goes. A sequence whose quota covers max_tokens is resident as a whole.
+/// the first `sink_chunks` are always resident. A chunk that had a slot when it was completed keeps it until
+/// the next recall(); chunks that lie within one append() as a whole and are neither sink nor recent after it
+/// go straight to the backing store. A sequence whose quota covers max_tokens is resident as a whole,
+/// whatever is recalled.
+///
+/// An append() never drops a chunk to make room: what the quota has no room for is budget_exceeded. A prompt
+/// in pieces therefore wants recall() of nothing between the pieces, which copies nothing, and a quota of at
+/// least sink_chunks + 2 * recent_chunks + 2; in decoding, what can be recalled at once is the quota less the
+/// chunks that the next interval completes.
 ///
 /// Calls are made from one thread at a time; const calls may run beside each other.
 class FLASHMEMORY_API chunk_store {
@@ -112,14 +119,21 @@ class FLASHMEMORY_API chunk_store {
   ///         work (e.g. a quota below sink + recent + the open chunk and what one interval adds)
   virtual sequence_handle open(const sequence_options& options) = 0;
 
-  /// Opens a sequence that starts as a copy of `parent`: complete chunks are shared, the open one is copied.
-  /// \throws admission_error, argument_error as open(); error with unknown_sequence or stale_sequence;
-  ///         argument_error if options.max_tokens is below the parent's length
+  /// Opens a sequence that starts as a copy of `parent`: complete chunks are shared, the open one and the
+  /// index keys are copied. Its resident set is what must be resident, then the parent's as far as its quota
+  /// goes, newest first. Backing space is reserved for all of max_tokens, since a rollback may end the
+  /// sharing. \throws admission_error, argument_error as open(); error with unknown_sequence or
+  /// stale_sequence, or with
+  ///         io_error or corrupt_chunk from the recall; argument_error if options.max_tokens is below the
+  ///         parent's length or the parent is in the middle of a forward pass
   virtual sequence_handle fork(sequence_handle parent, const sequence_options& options) = 0;
 
-  /// Drops all tokens from `tokens` on, e.g. rejected speculative ones, in all layers and key streams. The
-  /// chunk that becomes the open one is made resident and, if it is shared, copied. \returns out_of_range if
-  /// `tokens` is negative or beyond the length; io_error or corrupt_chunk from the recall
+  /// Drops all tokens from `tokens` on, e.g. rejected speculative ones, in all layers and key streams; in the
+  /// middle of a forward pass, the pass as well. The chunk that becomes the open one is copied if it is
+  /// shared. It and the chunks that are the newest complete ones then are made resident; if they need the
+  /// room, the oldest chunks that only a recall wanted lose their place.
+  /// \returns out_of_range if `tokens` is negative or beyond what every layer has; io_error or corrupt_chunk
+  ///          from the recall. On error nothing has changed
   virtual status truncate(sequence_handle sequence, std::int64_t tokens) noexcept = 0;
 
   /// Releases everything the sequence holds. Its handle becomes stale.
@@ -146,8 +160,9 @@ class FLASHMEMORY_API chunk_store {
 
   /// Makes `chunks` (ascending or in order of importance, complete chunks only, no duplicates), together with
   /// the chunks that are always resident, the sequence's resident set. The old set stays readable until the
-  /// new one is complete; then they are exchanged in one step. If slots run short, chunks at the end of the
-  /// list are refused and counted. On error the old set stays. \returns out_of_range (fault: chunk),
+  /// new one is complete; then they are exchanged in one step. What the quota has no room for is refused from
+  /// the end of the list, and so are chunks that would have to be copied when no slot is free; they are
+  /// counted. On error the old set stays. \returns out_of_range (fault: chunk),
   /// bad_argument for a duplicate, corrupt_chunk, io_error
   virtual status recall(sequence_handle sequence, view<const chunk_id, 1> chunks, recall_report* report,
                         stream_ref stream) noexcept = 0;
@@ -167,14 +182,17 @@ class FLASHMEMORY_API chunk_store {
                             view<std::byte, 1> out) const noexcept = 0;
 
   /// Appends a chunk of `tokens` tokens in chunk_layout, all layers at once, straight into the backing store.
-  /// The sequence's length must be a multiple of tokens_per_chunk(). The counterpart of read_chunk().
+  /// The sequence's length must be a multiple of tokens_per_chunk(). The counterpart of read_chunk(). Any
+  /// number of calls leaves the resident set that one append() of everything would have left.
+  /// \returns out_of_order, sequence_full, budget_exceeded, bad_shape, bad_argument, io_error
   virtual status append_chunk(sequence_handle sequence, view<const std::byte, 1> bytes,
                               std::int64_t tokens) noexcept = 0;
 
   virtual store_counters counters() const noexcept = 0;
   virtual store_usage usage() const noexcept = 0;
 
-  /// Details of the last call that did not return ok.
+  /// Details of the last call that did not return ok, const calls included; with several threads in const
+  /// calls, of any of them.
   virtual fault last_fault() const noexcept = 0;
 
  protected:

@@ -25,7 +25,8 @@ struct store_options {
   std::string backing_path;
 
   /// Slots beyond the sequences' quotas through which a resident set is exchanged: as many chunks can be new
-  /// at one refresh. 0 = as many as the largest quota of an open sequence, so that none is ever refused.
+  /// at one refresh. 0 = as many as the largest quota of an open sequence, so that none is ever refused. At
+  /// least recent_chunks + 1, for truncate(). Sequences that are resident as a whole need none.
   std::int64_t transition_chunks = 0;
 
   /// Verify checksums on every recall: media that ask for it (files) always are; this adds host memory.
