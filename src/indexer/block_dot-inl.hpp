@@ -30,24 +30,37 @@ inline constexpr int row_block = 4;
 #else
 inline constexpr int row_block = 8;
 #endif
-inline constexpr int vector_block = 2;
-inline constexpr std::size_t column_block = vector_block * float_lanes;
+inline constexpr std::size_t column_block = 2 * float_lanes;
 
-/// acc[r][v] += sum over d of a[r * lda + d] * b[d * ldb + v * lanes ..]; every sum runs over d in order, so
-/// a lane's result does not depend on what stands beside it.
-template <int kRows>
-HWY_INLINE void block_dot(const float* HWY_RESTRICT a, std::ptrdiff_t lda, const float* HWY_RESTRICT b,
-                          std::ptrdiff_t ldb, std::ptrdiff_t depth, float_vec (&acc)[kRows][vector_block]) {
+/// c[r * ldc + j] = (kAdd ? c[r * ldc + j] : 0) + sum over i of a[r * lda + i] * b[i * ldb + j], for
+/// column_block columns j. Every sum runs over i in order, so no result depends on what stands beside it.
+/// Not inlined: among the caller's values GCC 12 would keep an accumulator in memory, at half the speed.
+template <int kRows, bool kAdd>
+HWY_NOINLINE void block_dot(const float* HWY_RESTRICT a, std::ptrdiff_t lda, const float* HWY_RESTRICT b,
+                            std::ptrdiff_t ldb, std::ptrdiff_t depth, float* HWY_RESTRICT c,
+                            std::ptrdiff_t ldc) {
   const float_tag d;
+  constexpr auto lanes = static_cast<std::ptrdiff_t>(float_lanes);
+  float_vec c0[kRows], c1[kRows];
+  HWY_UNROLL(8)
+  for (int r = 0; r < kRows; ++r) {
+    c0[r] = kAdd ? hn::Load(d, c + r * ldc) : hn::Zero(d);
+    c1[r] = kAdd ? hn::Load(d, c + r * ldc + lanes) : hn::Zero(d);
+  }
   for (std::ptrdiff_t i = 0; i < depth; ++i) {
     const auto b0 = hn::Load(d, b + i * ldb);
-    const auto b1 = hn::Load(d, b + i * ldb + static_cast<std::ptrdiff_t>(float_lanes));
+    const auto b1 = hn::Load(d, b + i * ldb + lanes);
     HWY_UNROLL(8)
     for (int r = 0; r < kRows; ++r) {
       const auto scalar = hn::Set(d, a[r * lda + i]);
-      acc[r][0] = hn::MulAdd(scalar, b0, acc[r][0]);
-      acc[r][1] = hn::MulAdd(scalar, b1, acc[r][1]);
+      c0[r] = hn::MulAdd(scalar, b0, c0[r]);
+      c1[r] = hn::MulAdd(scalar, b1, c1[r]);
     }
+  }
+  HWY_UNROLL(8)
+  for (int r = 0; r < kRows; ++r) {
+    hn::Store(c0[r], d, c + r * ldc);
+    hn::Store(c1[r], d, c + r * ldc + lanes);
   }
 }
 

@@ -64,7 +64,6 @@ HWY_INLINE void mean_rows(const float* rows, std::int64_t row_stride, std::int32
 void ProjectKeys(const float* rows, std::int64_t row_stride, std::int32_t stride, std::int32_t window,
                  std::int32_t count, std::int64_t hidden, const float* panels, float* out) {
   constexpr std::int64_t slice = 256;  // of the hidden size: pooled slices of all keys stay in L1
-  const float_tag d;
   HWY_ALIGN float pooled[project_block * slice];
   HWY_ALIGN float sums[project_block * index_key_dim];
   std::fill_n(sums, count * index_key_dim, 0.0f);
@@ -79,19 +78,8 @@ void ProjectKeys(const float* rows, std::int64_t row_stride, std::int32_t stride
           panels + (column / panel_width * hidden + from) * panel_width + column % panel_width;
       for_row_blocks(count, [&](std::int32_t key, auto block) {
         constexpr int n = decltype(block)::value;
-        float_vec acc[n][vector_block];
-        float* at = sums + key * index_key_dim + column;
-        HWY_UNROLL(8)
-        for (int r = 0; r < n; ++r) {
-          acc[r][0] = hn::Load(d, at + r * index_key_dim);
-          acc[r][1] = hn::Load(d, at + r * index_key_dim + static_cast<std::ptrdiff_t>(float_lanes));
-        }
-        block_dot<n>(pooled + key * slice, slice, panel, panel_width, depth, acc);
-        HWY_UNROLL(8)
-        for (int r = 0; r < n; ++r) {
-          hn::Store(acc[r][0], d, at + r * index_key_dim);
-          hn::Store(acc[r][1], d, at + r * index_key_dim + static_cast<std::ptrdiff_t>(float_lanes));
-        }
+        block_dot<n, true>(pooled + key * slice, slice, panel, panel_width, depth,
+                           sums + key * index_key_dim + column, index_key_dim);
       });
     }
   }
