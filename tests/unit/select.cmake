@@ -1,6 +1,14 @@
 # SPDX-License-Identifier: MIT
 flashmemory_test(flashmemory_policy_unit LABELS unit SOURCES
-  ${CMAKE_CURRENT_LIST_DIR}/policy_limits.cpp ${CMAKE_CURRENT_LIST_DIR}/policy_plan.cpp)
-flashmemory_test(flashmemory_selector_unit LABELS unit INTERNAL SOURCES
-  ${CMAKE_CURRENT_LIST_DIR}/selector_cadence.cpp ${CMAKE_CURRENT_LIST_DIR}/selector_fallback.cpp
-  ${CMAKE_CURRENT_LIST_DIR}/selector_input.cpp ${CMAKE_CURRENT_LIST_DIR}/selector_keys.cpp)
+  ${CMAKE_CURRENT_LIST_DIR}/policy_limits.cpp
+  ${CMAKE_CURRENT_LIST_DIR}/policy_plan.cpp)
+flashmemory_test(flashmemory_selector_unit LABELS unit INTERNAL LIBRARIES xxHash::inline SOURCES
+  ${CMAKE_CURRENT_LIST_DIR}/selector_cadence.cpp
+  ${CMAKE_CURRENT_LIST_DIR}/selector_dual_encoder.cpp
+  ${CMAKE_CURRENT_LIST_DIR}/selector_fallback.cpp
+  ${CMAKE_CURRENT_LIST_DIR}/selector_input.cpp
+  ${CMAKE_CURRENT_LIST_DIR}/selector_keys.cpp
+  ${CMAKE_CURRENT_LIST_DIR}/selector_state.cpp)
+# Replaces operator new, so it stands alone.
+flashmemory_test(flashmemory_select_allocations LABELS unit SOURCES
+  ${CMAKE_CURRENT_LIST_DIR}/select_allocations.cpp)
