@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: MIT
+# cmake -D CXX=compiler -D FILE=case.cpp -D INCLUDES=folders -P compile_fail.cmake
+cmake_minimum_required(VERSION 3.24)
+list(TRANSFORM INCLUDES PREPEND -I)
+file(STRINGS ${FILE} wanted REGEX "^// error: ")
+list(LENGTH wanted lines)
+if(NOT lines EQUAL 1)
+  message(FATAL_ERROR "${FILE} needs one line '// error: <regular expression>'")
+endif()
+string(REPLACE "// error: " "" wanted "${wanted}")
+
+set(compile ${CXX} -std=c++17 -fsyntax-only -Werror=unused-result ${INCLUDES} ${FILE})
+execute_process(COMMAND ${compile} RESULT_VARIABLE result ERROR_VARIABLE said)
+if(NOT result EQUAL 0)
+  message(FATAL_ERROR "the control does not compile:\n${said}")
+endif()
+execute_process(COMMAND ${compile} -DMISUSE RESULT_VARIABLE result ERROR_VARIABLE said)
+if(result EQUAL 0)
+  message(FATAL_ERROR "the misuse compiles")
+endif()
+if(NOT said MATCHES "error: [^\n]*(${wanted})")
+  message(FATAL_ERROR "the misuse is refused, but not with '${wanted}':\n${said}")
+endif()
