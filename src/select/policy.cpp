@@ -110,10 +110,11 @@ sequence_options sequence_options_for(const selection_policy& policy, const kv_g
   options.max_resident_chunks = all;
   if (is_limited(policy)) {
     const std::int64_t growth = geometry.chunks_for(policy.interval) + 1;
-    // The floor holds for short sequences too, whose budget is below sink + recent only while they are short.
-    const std::int64_t budget = std::max(budget_chunks(policy, geometry, all),
-                                         std::int64_t{policy.sink_chunks} + policy.recent_chunks);
-    options.max_resident_chunks = std::min(all, budget + 1 + growth);
+    const std::int64_t forced = std::int64_t{policy.sink_chunks} + policy.recent_chunks;
+    const std::int64_t budget = std::max(budget_chunks(policy, geometry, all), forced);
+    // While a prompt comes in pieces, the recent chunks of one piece are still there when the next one ends.
+    const std::int64_t pieces = forced + policy.recent_chunks + 2;
+    options.max_resident_chunks = std::min(all, std::max(budget + 1 + growth, pieces));
   }
   return options;
 }

@@ -134,6 +134,14 @@ TEST_CASE("sequence options hold the largest budget, the open chunk and one inte
   // 0.135 x 256 = 34.56
   CHECK(o.max_resident_chunks == 35 + 1 + (p.interval + 63) / 64 + 1);
 
+  SECTION("never less than a prompt in pieces needs") {
+    fm::selection_policy small = p;
+    small.recent_chunks = 5;
+    small.budget_fraction = 0;
+    small.max_chunks = 6;
+    CHECK(fm::sequence_options_for(small, geometry(), tokens).max_resident_chunks ==
+          std::max<std::int64_t>(6 + 1 + (p.interval + 63) / 64 + 1, 1 + 2 * 5 + 2));
+  }
   SECTION("never more than the sequence can have") {
     for (const std::int64_t few : {1, 63, 64, 65, 200, 640}) {
       const auto small = fm::sequence_options_for(p, geometry(), few);
