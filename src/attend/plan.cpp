@@ -78,18 +78,22 @@ status check_call(const chunk_store& store, std::int32_t layer, const const_tens
   return status::ok;
 }
 
+status check_tokens(const batch_item& item, const attend_options& options) noexcept {
+  if (item.num_tokens >= 1 && item.num_tokens <= max_query_tokens) return status::ok;
+  fault f;
+  f.code = status::bad_argument;
+  f.what = "num_tokens";
+  f.sequence = item.sequence.index;
+  f.expected = max_query_tokens;
+  f.actual = item.num_tokens;
+  return refuse(options, f);
+}
+
 status check_item(const chunk_store& store, const batch_item& item, std::int32_t layer,
                   const attend_options& options, attend_unit& unit) noexcept {
   fault f;
   f.sequence = item.sequence.index;
   f.layer = layer;
-  if (item.num_tokens < 1 || item.num_tokens > max_query_tokens) {
-    f.code = status::bad_argument;
-    f.what = "num_tokens";
-    f.expected = max_query_tokens;
-    f.actual = item.num_tokens;
-    return refuse(options, f);
-  }
   if (item.position < 0) {
     f.code = status::bad_argument;
     f.what = "position";

@@ -38,7 +38,8 @@ status check_tensors(batch items, const const_tensor<3>& q, const tensor<3>& out
                      const attend_options& options, const attend_call& call) noexcept {
   std::int64_t rows = 0;
   for (std::int64_t i = 0; i < items.shape[0]; ++i) {
-    rows += std::max<std::int64_t>(0, items(i).num_tokens);  // check_item() refuses the negative ones
+    if (const status s = check_tokens(items(i), options); s != status::ok) return s;
+    rows += items(i).num_tokens;
   }
   if (q.shape[0] != rows) return refuse(options, status::bad_shape, "tokens of q", rows, q.shape[0]);
   if (out.type != dtype::f32 && out.type != dtype::bf16 && out.type != dtype::f16) {
@@ -183,6 +184,7 @@ status chunk_attention_mass(const chunk_store& store, const batch_item& item, st
   if (options.entries.data != nullptr) {
     return refuse(options, status::unsupported, "entries: mass of level-2 subsets");
   }
+  if (const status s = check_tokens(item, options); s != status::ok) return s;
   attend_unit unit;
   if (const status s = check_item(store, item, layer, options, unit); s != status::ok) return s;
   if (q.shape[0] != unit.tokens) {

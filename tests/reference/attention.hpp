@@ -21,10 +21,12 @@ struct attention_result {
   std::vector<double> weights;  ///< of the entries
 };
 
-/// Attention of one query over some entries, in double precision: a line for each line of the formula.
+/// Attention of one query over some entries, in double precision: a line for each line of the formula. A soft
+/// cap of 0 is none.
 inline attention_result attention(const std::vector<double>& query, const std::vector<entry>& entries,
                                   std::int64_t value_dim, double scale, double soft_cap,
-                                  std::optional<double> sink) {
+                                  std::optional<double> sink_logit) {
+  const double sink = sink_logit.value_or(-std::numeric_limits<double>::infinity());
   std::vector<double> logits;
   for (const entry& e : entries) {
     double dot = 0;
@@ -36,11 +38,11 @@ inline attention_result attention(const std::vector<double>& query, const std::v
 
   attention_result result;
   result.out.assign(std::size_t(value_dim), 0);
-  if (entries.empty() && !sink) return result;
+  if (entries.empty() && std::isinf(sink)) return result;
 
-  double max = sink ? *sink : logits[0];
+  double max = sink;
   for (const double logit : logits) max = std::fmax(max, logit);
-  double denominator = sink ? std::exp(*sink - max) : 0;
+  double denominator = std::exp(sink - max);
   for (const double logit : logits) denominator += std::exp(logit - max);
   for (std::size_t e = 0; e < entries.size(); ++e) {
     const double weight = std::exp(logits[e] - max) / denominator;

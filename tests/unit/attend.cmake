@@ -1,0 +1,13 @@
+# SPDX-License-Identifier: MIT
+flashmemory_test(flashmemory_attend_unit LABELS unit SOURCES
+  ${CMAKE_CURRENT_LIST_DIR}/attend_input.cpp
+  ${CMAKE_CURRENT_LIST_DIR}/attend_lists.cpp
+  ${CMAKE_CURRENT_LIST_DIR}/attend_mass.cpp
+  ${CMAKE_CURRENT_LIST_DIR}/attend_merge.cpp
+  ${CMAKE_CURRENT_LIST_DIR}/attend_values.cpp)
+# Replaces operator new, so it stands alone.
+flashmemory_test(flashmemory_attend_allocation LABELS unit SOURCES
+  ${CMAKE_CURRENT_LIST_DIR}/attend_allocation.cpp)
+# Chooses instruction sets for the whole process, so it stands alone.
+flashmemory_test(flashmemory_attend_targets LABELS unit LIBRARIES hwy::hwy SOURCES
+  ${CMAKE_CURRENT_LIST_DIR}/attend_targets.cpp)
