@@ -25,7 +25,8 @@ bool forms_runs(byte_class c) noexcept { return c == byte_class::letter || c == 
 
 std::size_t word_end(std::string_view text, std::size_t begin) noexcept {
   std::size_t at = begin;
-  if (class_of(text[at]) == byte_class::space && at + 1 < text.size() && forms_runs(class_of(text[at + 1]))) ++at;
+  if (class_of(text[at]) == byte_class::space && at + 1 < text.size() && forms_runs(class_of(text[at + 1])))
+    ++at;
   const byte_class run = class_of(text[at++]);
   if (!forms_runs(run)) return at;
   while (at < text.size() && class_of(text[at]) == run) ++at;

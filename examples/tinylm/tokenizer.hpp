@@ -15,9 +15,9 @@ using token_id = std::int32_t;
 
 /// Byte-level BPE: ids 0..255 are bytes, then merges in rank order, special tokens last.
 ///
-/// Text is first cut, byte by byte from the left, into: a digit alone; a newline, return or tab alone; a run of
-/// letters (A-Z, a-z, bytes from 128 on) or a run of any other bytes, either with the one space before it; a
-/// space alone. Merges never cross these cuts.
+/// Text is first cut, byte by byte from the left, into: a digit alone; a newline, return or tab alone; a run
+/// of letters (A-Z, a-z, bytes from 128 on) or a run of any other bytes, either with the one space before it;
+/// a space alone. Merges never cross these cuts.
 class tokenizer {
  public:
   /// \throws std::runtime_error naming the file if it cannot be read or is not a byte_bpe tokenizer

@@ -1,0 +1,268 @@
+// SPDX-License-Identifier: MIT
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <flashmemory/flashmemory.hpp>
+#include <fstream>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "commands.hpp"
+#include "engine.hpp"
+#include "eval_report.hpp"
+#include "generate.hpp"
+#include "memory.hpp"
+#include "scoring.hpp"
+#include "task_file.hpp"
+#include "terminal.hpp"
+
+namespace tinylm {
+
+namespace fm = flashmemory;
+using steady = std::chrono::steady_clock;
+
+namespace {
+
+struct eval_options {
+  std::string data = default_data_folder();
+  std::string indexer;
+  std::vector<std::string> tasks;
+  std::vector<std::string> policies{"full", "lsa"};
+  std::vector<double> budgets{0.135};
+  std::vector<std::string> only;
+  std::int64_t limit = 0;
+  std::string json;
+  fm::dtype kv_type = fm::dtype::bf16;
+  std::int32_t threads = 0;
+  std::uint64_t seed = 1;
+  bool progress = false;
+};
+
+std::vector<task_record> chosen_tasks(const eval_options& options) {
+  std::vector<task_record> chosen;
+  std::map<std::pair<std::string, std::int64_t>, std::int64_t> count;
+  for (const auto& path : options.tasks) {
+    for (auto& t : read_tasks(path)) {
+      if (!options.only.empty() &&
+          std::find(options.only.begin(), options.only.end(), t.task) == options.only.end()) {
+        continue;
+      }
+      if (options.limit > 0 && ++count[{t.task, t.length}] > options.limit) continue;
+      chosen.push_back(std::move(t));
+    }
+  }
+  if (chosen.empty()) throw std::runtime_error("no task is left to run");
+  return chosen;
+}
+
+std::vector<token_id> prompt_ids(const tokenizer& words, const task_record& task) {
+  std::vector<token_id> ids{words.bos()};
+  const auto text = words.encode(task.prompt);
+  ids.insert(ids.end(), text.begin(), text.end());
+  if (task.prompt_tokens != 0 && static_cast<std::int64_t>(ids.size()) != task.prompt_tokens) {
+    throw std::runtime_error(fmt::format("{}: the prompt has {} tokens, the file says {}", task.id,
+                                         ids.size(), task.prompt_tokens));
+  }
+  return ids;
+}
+
+class evaluation {
+ public:
+  evaluation(const eval_options& options, const std::vector<policy_cell>& cells, std::int64_t max_tokens,
+             const tokenizer& words, engine& model)
+      : cells_(cells),
+        words_(words),
+        engine_(model),
+        memory_(model, cells, memory_options_for(options, max_tokens)) {}
+
+  /// One prompt: processed once, then continued under every policy.
+  void run(const task_record& task, std::span<const token_id> ids, std::vector<eval_result>& results) {
+    const auto max_tokens = static_cast<std::int64_t>(ids.size()) + task.max_new_tokens;
+    const served_sequence prompt = memory_.open_prompt(max_tokens);
+    const auto start = steady::now();
+    const auto first = engine_.prefill(prompt, ids);
+    const std::vector<float> logits(first.begin(), first.end());
+    prefill_seconds_ += std::chrono::duration<double>(steady::now() - start).count();
+    prefill_tokens_ += static_cast<std::int64_t>(ids.size());
+    std::optional<run_record> recorded;
+    for (const auto& cell : cells_) {
+      if (cell.name == "oracle" && !recorded) recorded = record_attention(task, prompt, logits, max_tokens);
+      results.push_back(continue_with(cell, task, prompt, logits, max_tokens, recorded));
+    }
+    memory_.close_prompt(prompt);
+  }
+
+  double prefill_seconds() const noexcept { return prefill_seconds_; }
+  std::int64_t prefill_tokens() const noexcept { return prefill_tokens_; }
+  memory& mind() noexcept { return memory_; }
+
+ private:
+  static memory_options memory_options_for(const eval_options& options, std::int64_t max_tokens) {
+    memory_options m;
+    m.kv_type = options.kv_type;
+    m.max_tokens = max_tokens;
+    m.indexer_path = options.indexer.empty() ? options.data + "/indexer.safetensors" : options.indexer;
+    m.random_seed = options.seed;
+    return m;
+  }
+
+  /// What a run with everything resident pays attention to, for the oracle.
+  run_record record_attention(const task_record& task, const served_sequence& prompt,
+                              const std::vector<float>& logits, std::int64_t max_tokens) {
+    const policy_cell full = make_cell("full", 0);
+    branch b = memory_.fork(prompt, full, max_tokens);
+    runner run(engine_, words_, b);
+    run_record record;
+    run_options options;
+    options.max_new_tokens = task.max_new_tokens;
+    options.record_mass = true;
+    run.generate(logits, record, options);
+    return record;
+  }
+
+  eval_result continue_with(const policy_cell& cell, const task_record& task, const served_sequence& prompt,
+                            const std::vector<float>& logits, std::int64_t max_tokens,
+                            const std::optional<run_record>& recorded) {
+    eval_result result;
+    result.task = &task;
+    result.cell = &cell;
+    branch b = memory_.fork(prompt, cell, max_tokens);
+    if (cell.name == "oracle") {
+      const auto index = b.sequence().handle.index;
+      memory_.oracle()->forget(index);
+      std::int64_t position = b.tokens();
+      for (const auto& mass : recorded->masses) {
+        memory_.oracle()->record(
+            index, position++, fm::view<const float, 1>(mass.data(), static_cast<std::int64_t>(mass.size())));
+      }
+    }
+    runner run(engine_, words_, b);
+    run_options options;
+    options.max_new_tokens = task.max_new_tokens;
+    run.warm_start(result.run, options);
+    run.generate(logits, result.run, options);
+    result.answer = score_answer(result.run.text, task.answers);
+    return result;
+  }
+
+  const std::vector<policy_cell>& cells_;
+  const tokenizer& words_;
+  engine& engine_;
+  memory memory_;
+  double prefill_seconds_ = 0;
+  std::int64_t prefill_tokens_ = 0;
+};
+
+void write_json(const eval_options& options, const std::vector<eval_result>& results,
+                const std::vector<eval_summary>& summaries, evaluation& run, std::int32_t threads,
+                double seconds) {
+  nlohmann::json out;
+  out["settings"] = {{"tasks", options.tasks},
+                     {"policies", options.policies},
+                     {"budgets", options.budgets},
+                     {"only", options.only},
+                     {"limit", options.limit},
+                     {"kv_dtype", fm::to_string(options.kv_type)},
+                     {"threads", threads},
+                     {"random_seed", options.seed},
+                     {"interval", 64},
+                     {"sink_chunks", 1},
+                     {"recent_chunks", 2},
+                     {"tokens_per_chunk", run.mind().store().geometry().tokens_per_chunk()},
+                     {"chunk_bytes", fm::chunk_layout(run.mind().store().geometry()).chunk_bytes()},
+                     {"flashmemory", fm::version()}};
+  out["seconds"] = seconds;
+  out["prefill"] = {{"seconds", run.prefill_seconds()}, {"tokens", run.prefill_tokens()}};
+  const auto counters = run.mind().store().counters();
+  const auto usage = run.mind().store().usage();
+  out["store"] = {{"recalled_chunks", counters.recalled},
+                  {"recalled_bytes", counters.bytes_recalled},
+                  {"refused_chunks", counters.refused},
+                  {"faults", counters.faults},
+                  {"fast_peak_bytes", usage.fast_peak_bytes}};
+  out["summaries"] = nlohmann::json::array();
+  for (const auto& s : summaries) out["summaries"].push_back(to_json(s));
+  out["prompts"] = nlohmann::json::array();
+  for (const auto& r : results) out["prompts"].push_back(to_json(r));
+  std::ofstream file(options.json);
+  // Generated text may end inside a multi-byte character.
+  file << out.dump(1, ' ', false, nlohmann::json::error_handler_t::replace) << '\n';
+  file.close();
+  if (!file) throw std::runtime_error(fmt::format("{}: cannot be written", options.json));
+}
+
+void run_eval(const eval_options& options) {
+  const auto start = steady::now();
+  const auto tasks = chosen_tasks(options);
+  const auto cells = make_cells(options.policies, options.budgets);
+  const tokenizer words(options.data + "/tokenizer.json");
+  const model weights = load_model(options.data);
+  thread_pool threads(options.threads);
+  engine runs(weights, threads);
+
+  std::vector<std::vector<token_id>> ids;
+  std::int64_t max_tokens = 0, total = 0;
+  for (const auto& task : tasks) {
+    ids.push_back(prompt_ids(words, task));
+    const auto tokens = static_cast<std::int64_t>(ids.back().size());
+    max_tokens = std::max(max_tokens, tokens + task.max_new_tokens);
+    total += tokens;
+  }
+  evaluation evaluate(options, cells, max_tokens, words, runs);
+  std::vector<eval_result> results;
+  progress_line line(fmt::format("{} prompts", tasks.size()), options.progress);
+  std::int64_t done = 0;
+  for (std::size_t i = 0; i < tasks.size(); ++i) {
+    line.update(done, total, tasks[i].id);
+    evaluate.run(tasks[i], ids[i], results);
+    done += static_cast<std::int64_t>(ids[i].size());
+  }
+  line.clear();
+  const auto summaries = summarise(results, cells);
+  print_table(summaries);
+  const double seconds = std::chrono::duration<double>(steady::now() - start).count();
+  fmt::print("\n{} prompts of {} tokens in {}; K and V in {}, {} threads\n", tasks.size(), total,
+             duration_text(seconds), fm::to_string(options.kv_type), threads.size());
+  if (!options.json.empty()) write_json(options, results, summaries, evaluate, threads.size(), seconds);
+}
+
+}  // namespace
+
+void add_eval_command(CLI::App& app) {
+  auto options = std::make_shared<eval_options>();
+  auto* command = app.add_subcommand("eval", "Accuracy, footprint and speed of policies over task files");
+  command->add_option("--tasks", options->tasks, "JSONL task files")
+      ->required()
+      ->check(CLI::ExistingFile)
+      ->delimiter(',');
+  command
+      ->add_option("--policy", options->policies, "full, lsa, lsa-threshold, recency, random, quest, oracle")
+      ->delimiter(',')
+      ->capture_default_str();
+  command->add_option("--kv-budget", options->budgets, "Fractions of the complete chunks that may stay")
+      ->delimiter(',')
+      ->check(CLI::Range(0.001, 1.0))
+      ->capture_default_str();
+  command->add_option("--task", options->only, "Only tasks of these names")->delimiter(',');
+  command->add_option("--limit", options->limit, "At most this many prompts per task and length, 0 = all")
+      ->check(CLI::NonNegativeNumber);
+  command->add_option("--json", options->json,
+                      "Write everything, every prompt's text included, to this file");
+  command->add_option("--data", options->data, "Folder of model, tokenizer and indexer")
+      ->capture_default_str();
+  command->add_option("--indexer", options->indexer, "Another indexer artifact")->check(CLI::ExistingFile);
+  command->add_option("--kv-dtype", options->kv_type, "Of stored K and V")
+      ->transform(CLI::CheckedTransformer(std::map<std::string, fm::dtype>{
+          {"f32", fm::dtype::f32}, {"bf16", fm::dtype::bf16}, {"f16", fm::dtype::f16}}));
+  command->add_option("--threads", options->threads, "Threads, 0 = all")->check(CLI::NonNegativeNumber);
+  command->add_option("--seed", options->seed, "Of the random policy")->capture_default_str();
+  command->add_flag("--progress", options->progress, "Show progress even without a terminal");
+  command->callback([options] { run_eval(*options); });
+}
+
+}  // namespace tinylm

@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: MIT
+#include "generate.hpp"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <numeric>
+
+#include "kernels.hpp"
+
+namespace tinylm {
+
+namespace fm = flashmemory;
+using steady = std::chrono::steady_clock;
+
+double run_record::seconds() const noexcept {
+  return std::accumulate(step_seconds.begin(), step_seconds.end(), 0.0);
+}
+
+double run_record::mean_fraction() const noexcept {
+  double sum = 0;
+  for (const auto& f : footprints) sum += f.fraction();
+  return footprints.empty() ? 0.0 : sum / static_cast<double>(footprints.size());
+}
+
+double run_record::mean_bytes() const noexcept {
+  double sum = 0;
+  for (const auto& f : footprints) sum += static_cast<double>(f.total());
+  return footprints.empty() ? 0.0 : sum / static_cast<double>(footprints.size());
+}
+
+std::size_t run_record::peak_bytes() const noexcept {
+  std::size_t peak = 0;
+  for (const auto& f : footprints) peak = std::max(peak, f.total());
+  return peak;
+}
+
+double run_record::peak_fraction() const noexcept {
+  double peak = 0;
+  for (const auto& f : footprints) peak = std::max(peak, f.fraction());
+  return peak;
+}
+
+double run_record::kept_fraction() const noexcept {
+  double sum = 0;
+  for (const auto& r : refreshes) sum += r.kept_fraction();
+  return refreshes.empty() ? 1.0 : sum / static_cast<double>(refreshes.size());
+}
+
+runner::runner(engine& model, const tokenizer& words, branch& sequence)
+    : engine_(model), tokenizer_(words), branch_(sequence), position_(sequence.tokens()) {}
+
+void runner::note_refresh(run_record& record, const run_options& options) {
+  fm::selector& select = *branch_.chooser();
+  fm::selection_report report;
+  require(select.report(branch_.sequence().handle, &report), select.last_fault(), "report");
+  if (report.refreshes == refreshes_) return;
+  refreshes_ = report.refreshes;
+  refresh r;
+  r.tokens = report.position + 1;
+  r.complete_chunks = report.complete_chunks;
+  r.reason = report.reason;
+  r.seconds = report.score_seconds + report.recall_seconds;
+  r.bytes_recalled = report.recall.bytes;
+  r.resident = branch_.resident();
+  std::erase_if(r.resident, [&](fm::chunk_id id) { return id >= r.complete_chunks; });
+  r.kept_chunks = static_cast<std::int64_t>(r.resident.size());
+  if (options.keep_scores) {
+    const auto scores = select.last_scores();
+    r.scores.assign(scores.data, scores.data + scores.shape[0]);
+  }
+  record.refreshes.push_back(std::move(r));
+}
+
+void runner::warm_start(run_record& record, const run_options& options) {
+  if (branch_.chooser() == nullptr) return;
+  // The prompt's tokens are part of the branch already; what the call needs is where its newest token stands.
+  const fm::batch_item item{branch_.sequence().handle, position_ - 1, 1};
+  require(fm::select_chunks(*branch_.chooser(), fm::batch(&item, 1), fm::stream_ref::host()),
+          branch_.chooser()->last_fault(), "select_chunks");
+  note_refresh(record, options);
+}
+
+std::span<const float> runner::advance(std::span<const token_id> ids, run_record& record,
+                                       const run_options& options) {
+  mass_recorder recorder;
+  const auto start = steady::now();
+  const auto logits =
+      engine_.step(branch_.sequence(), position_, ids, options.record_mass ? &recorder : nullptr);
+  const fm::batch_item item{branch_.sequence().handle, position_, static_cast<std::int32_t>(ids.size())};
+  if (fm::selector* chooser = branch_.chooser()) {
+    require(fm::select_chunks(*chooser, fm::batch(&item, 1), fm::stream_ref::host()), chooser->last_fault(),
+            "select_chunks");
+  }
+  record.step_seconds.push_back(std::chrono::duration<double>(steady::now() - start).count());
+  record.attention_seconds.push_back(engine_.attention_seconds());
+  position_ += item.num_tokens;
+  if (branch_.chooser() != nullptr) note_refresh(record, options);
+  record.footprints.push_back(branch_.measure());
+  if (options.record_mass) record.masses.push_back(std::move(recorder.mass));
+  return logits;
+}
+
+std::vector<float> runner::feed(std::span<const token_id> ids, bool choose_anew, run_record& record,
+                                const run_options& options) {
+  std::span<const float> logits;
+  while (!ids.empty()) {
+    const auto now = ids.first(std::min<std::size_t>(ids.size(), max_step_tokens));
+    ids = ids.subspan(now.size());
+    if (ids.empty() && choose_anew && branch_.chooser() != nullptr) {
+      require(branch_.chooser()->request_refresh(branch_.sequence().handle), branch_.chooser()->last_fault(),
+              "request_refresh");
+    }
+    logits = advance(now, record, options);
+  }
+  return {logits.begin(), logits.end()};
+}
+
+void runner::generate(std::span<const float> logits, run_record& record, const run_options& options) {
+  for (std::int64_t i = 0; i < options.max_new_tokens; ++i) {
+    const token_id id = greedy(logits);
+    record.ids.push_back(id);
+    record.text += tokenizer_.piece(id);
+    record.ended = id == tokenizer_.newline() || id == tokenizer_.eos();
+    if (options.on_step) options.on_step(record);
+    if (record.ended || i + 1 == options.max_new_tokens) break;
+    logits = advance(std::span<const token_id>(&record.ids.back(), 1), record, options);
+  }
+}
+
+double quantile(std::vector<double> values, double q) {
+  if (values.empty()) return 0;
+  std::sort(values.begin(), values.end());
+  const auto rank = static_cast<std::size_t>(std::ceil(q * static_cast<double>(values.size())));
+  return values[std::clamp<std::size_t>(rank, 1, values.size()) - 1];
+}
+
+}  // namespace tinylm

@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: MIT
+#include "kernels.hpp"
+
+#include <algorithm>
+#include <cmath>
+
+// The kernels keep arrays of vectors, which vectors of unknown length cannot form; such machines use NEON.
+#define HWY_DISABLED_TARGETS (HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128 | HWY_RVV)
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels.cpp"
+#include <hwy/foreach_target.h>
+// After foreach_target.h, which includes this file once per target.
+#include <hwy/contrib/math/math-inl.h>
+#include <hwy/highway.h>
+
+HWY_BEFORE_NAMESPACE();
+namespace tinylm {
+namespace HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+using float_tag = hn::CappedTag<float, row_granule>;
+
+/// `kRows` rows against `kTokens` tokens, each pair with an accumulator of its own: enough independent
+/// additions to hide their latency.
+template <int kRows, int kTokens>
+HWY_INLINE void project_rows(const hwy::bfloat16_t* HWY_RESTRICT weights, std::int64_t cols,
+                             const float* HWY_RESTRICT x, float* HWY_RESTRICT y, std::int64_t y_stride) {
+  const float_tag d;
+  const hn::Rebind<hwy::bfloat16_t, float_tag> narrow;
+  const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
+  hn::Vec<float_tag> sums[kRows * kTokens];
+  for (auto& sum : sums) sum = hn::Zero(d);
+  for (std::int64_t c = 0; c < cols; c += lanes) {
+    hn::Vec<float_tag> w[kRows];
+    for (int r = 0; r < kRows; ++r) w[r] = hn::PromoteTo(d, hn::LoadU(narrow, weights + r * cols + c));
+    for (int t = 0; t < kTokens; ++t) {
+      const auto v = hn::LoadU(d, x + t * cols + c);
+      for (int r = 0; r < kRows; ++r) sums[t * kRows + r] = hn::MulAdd(w[r], v, sums[t * kRows + r]);
+    }
+  }
+  for (int t = 0; t < kTokens; ++t) {
+    for (int r = 0; r < kRows; ++r) {
+      y[t * y_stride + r] = hn::GetLane(hn::SumOfLanes(d, sums[t * kRows + r]));
+    }
+  }
+}
+
+template <int kTokens>
+HWY_INLINE void project_tokens(const hwy::bfloat16_t* weights, std::int64_t first, std::int64_t last,
+                               std::int64_t cols, const float* x, float* y, std::int64_t y_stride) {
+  constexpr int kRows = kTokens == 1 ? 8 : kTokens == 2 ? 4 : 2;
+  std::int64_t r = first;
+  for (; r + kRows <= last; r += kRows) {
+    project_rows<kRows, kTokens>(weights + r * cols, cols, x, y + r, y_stride);
+  }
+  for (; r < last; ++r) project_rows<1, kTokens>(weights + r * cols, cols, x, y + r, y_stride);
+}
+
+void project(const flashmemory::bfloat16* weights, std::int64_t first, std::int64_t last, std::int64_t cols,
+             const float* x, std::int32_t tokens, float* y, std::int64_t y_stride) {
+  const auto* w = reinterpret_cast<const hwy::bfloat16_t*>(weights);
+  std::int32_t t = 0;
+  for (; t + 4 <= tokens; t += 4) {
+    project_tokens<4>(w, first, last, cols, x + t * cols, y + t * y_stride, y_stride);
+  }
+  for (; t + 2 <= tokens; t += 2) {
+    project_tokens<2>(w, first, last, cols, x + t * cols, y + t * y_stride, y_stride);
+  }
+  if (t < tokens) project_tokens<1>(w, first, last, cols, x + t * cols, y + t * y_stride, y_stride);
+}
+
+void rms_norm(const float* x, const float* weight, float eps, std::int64_t width, float* out) {
+  const float_tag d;
+  const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
+  auto squares = hn::Zero(d);
+  for (std::int64_t i = 0; i < width; i += lanes) {
+    const auto v = hn::LoadU(d, x + i);
+    squares = hn::MulAdd(v, v, squares);
+  }
+  const float mean = hn::GetLane(hn::SumOfLanes(d, squares)) / static_cast<float>(width);
+  const auto scale = hn::Set(d, 1.0f / std::sqrt(mean + eps));
+  for (std::int64_t i = 0; i < width; i += lanes) {
+    hn::StoreU(hn::Mul(hn::Mul(hn::LoadU(d, x + i), scale), hn::LoadU(d, weight + i)), d, out + i);
+  }
+}
+
+void silu_times(float* gate, const float* up, std::int64_t width) {
+  const float_tag d;
+  const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
+  const auto one = hn::Set(d, 1.0f);
+  for (std::int64_t i = 0; i < width; i += lanes) {
+    const auto g = hn::LoadU(d, gate + i);
+    const auto sigmoid = hn::Div(one, hn::Add(one, hn::Exp(d, hn::Neg(g))));
+    hn::StoreU(hn::Mul(hn::Mul(g, sigmoid), hn::LoadU(d, up + i)), d, gate + i);
+  }
+}
+
+void advance_softmax(const softmax_tile& tile) {
+  const float_tag d;
+  const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
+  const auto scale = hn::Set(d, tile.scale);
+  for (std::int64_t row = 0; row < tile.rows; ++row) {
+    float* HWY_RESTRICT s = tile.scores + row * tile.stride;
+    const std::int64_t visible = std::min(tile.columns, tile.visible + row);
+    const std::int64_t whole = visible / lanes * lanes;
+    const auto rest = hn::FirstN(d, static_cast<std::size_t>(visible - whole));
+    const auto lowest = hn::Set(d, -INFINITY);
+
+    auto highest = lowest;
+    for (std::int64_t c = 0; c < whole; c += lanes) highest = hn::Max(highest, hn::LoadU(d, s + c));
+    if (whole < visible) {
+      highest = hn::Max(highest, hn::IfThenElse(rest, hn::LoadU(d, s + whole), lowest));
+    }
+    const float before = tile.maximum[row];
+    const float now = std::max(before, hn::GetLane(hn::MaxOfLanes(d, highest)) * tile.scale);
+
+    const auto base = hn::Set(d, now);
+    auto sum = hn::Zero(d);
+    for (std::int64_t c = 0; c < whole; c += lanes) {
+      const auto weight = hn::Exp(d, hn::MulSub(hn::LoadU(d, s + c), scale, base));
+      hn::StoreU(weight, d, s + c);
+      sum = hn::Add(sum, weight);
+    }
+    std::int64_t done = whole;
+    if (whole < visible) {
+      // Lanes that are not visible may hold anything, NaN included, so they are replaced before and after.
+      const auto logit = hn::IfThenElse(rest, hn::LoadU(d, s + whole), hn::Zero(d));
+      const auto weight = hn::IfThenElseZero(rest, hn::Exp(d, hn::MulSub(logit, scale, base)));
+      hn::StoreU(weight, d, s + whole);
+      sum = hn::Add(sum, weight);
+      done += lanes;
+    }
+    for (std::int64_t c = done; c < tile.columns; ++c) s[c] = 0;
+
+    const float shrink = std::exp(before - now);
+    tile.maximum[row] = now;
+    tile.sum[row] = tile.sum[row] * shrink + hn::GetLane(hn::SumOfLanes(d, sum));
+    if (shrink == 1.0f) continue;
+    float* HWY_RESTRICT out = tile.output + row * tile.output_stride;
+    const auto factor = hn::Set(d, shrink);
+    for (std::int64_t c = 0; c < tile.output_width; c += lanes) {
+      hn::StoreU(hn::Mul(hn::LoadU(d, out + c), factor), d, out + c);
+    }
+  }
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace tinylm
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace tinylm {
+
+HWY_EXPORT(project);
+HWY_EXPORT(rms_norm);
+HWY_EXPORT(silu_times);
+HWY_EXPORT(advance_softmax);
+
+void project(const flashmemory::bfloat16* weights, std::int64_t first, std::int64_t last, std::int64_t cols,
+             const float* x, std::int32_t tokens, float* y, std::int64_t y_stride) noexcept {
+  HWY_DYNAMIC_DISPATCH(project)(weights, first, last, cols, x, tokens, y, y_stride);
+}
+
+void rms_norm(const float* x, const float* weight, float eps, std::int64_t width, float* out) noexcept {
+  HWY_DYNAMIC_DISPATCH(rms_norm)(x, weight, eps, width, out);
+}
+
+void silu_times(float* gate, const float* up, std::int64_t width) noexcept {
+  HWY_DYNAMIC_DISPATCH(silu_times)(gate, up, width);
+}
+
+void advance_softmax(const softmax_tile& tile) noexcept { HWY_DYNAMIC_DISPATCH(advance_softmax)(tile); }
+
+}  // namespace tinylm
+#endif

@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cstdint>
+#include <flashmemory/dtype.hpp>
+
+namespace tinylm {
+
+/// The engine's inner loops, compiled for several instruction sets; the best one of this CPU runs.
+
+/// Widths of rows that dot products and sums run over must be multiples of this.
+inline constexpr std::int64_t row_granule = 16;
+
+/// Most tokens that project() takes at once.
+inline constexpr std::int32_t max_step_tokens = 8;
+
+/// y[t, r] = sum over c of weights[r, c] * x[t, c], for rows [first, last). A sum's order of additions does
+/// not depend on how many tokens there are, so a token's numbers do not depend on its company. \param x
+/// [tokens, cols] \param y  [tokens, y_stride]
+void project(const flashmemory::bfloat16* weights, std::int64_t first, std::int64_t last, std::int64_t cols,
+             const float* x, std::int32_t tokens, float* y, std::int64_t y_stride) noexcept;
+
+/// out = x / sqrt(mean(x^2) + eps) * weight.
+void rms_norm(const float* x, const float* weight, float eps, std::int64_t width, float* out) noexcept;
+
+/// gate = silu(gate) * up.
+void silu_times(float* gate, const float* up, std::int64_t width) noexcept;
+
+/// One tile of an online softmax: rows of scaled logits become weights, and what was summed up for earlier
+/// tiles is brought to the new maximum.
+struct softmax_tile {
+  float* scores = nullptr;  ///< [rows, stride]: logits in, weights out
+  std::int64_t stride = 0;  ///< a multiple of row_granule
+  std::int64_t rows = 0;
+  std::int64_t columns = 0;  ///< <= stride
+  std::int64_t visible = 0;  ///< columns that row 0 sees, at least 1; every next row sees one more
+  float scale = 1;
+  float* maximum = nullptr;  ///< [rows], updated
+  float* sum = nullptr;      ///< [rows], updated
+  float* output = nullptr;   ///< [rows, output_stride]: weighted values so far, rescaled
+  std::int64_t output_stride = 0;
+  std::int64_t output_width = 0;
+};
+void advance_softmax(const softmax_tile& tile) noexcept;
+
+}  // namespace tinylm

@@ -1,0 +1,246 @@
+// SPDX-License-Identifier: MIT
+#include "memory.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <stdexcept>
+
+namespace tinylm {
+
+namespace fm = flashmemory;
+
+namespace {
+
+std::string indexer_of(const std::string& policy) {
+  return policy == "lsa-threshold" ? std::string("lsa") : policy;
+}
+
+fm::selector_options selector_options_for(const memory_options& options, engine& model) {
+  fm::selector_options o;
+  o.max_sequences = 4;
+  o.max_tokens = options.max_tokens;
+  o.stagger = false;  // one sequence at a time: keep to the interval
+  o.threads = model.threads().hook();
+  return o;
+}
+
+}  // namespace
+
+struct memory::ranking {
+  std::string name;
+  std::shared_ptr<fm::indexer> index;
+  std::unique_ptr<fm::selector> watcher;
+};
+
+struct memory::choice {
+  const policy_cell* cell = nullptr;
+  std::unique_ptr<fm::selector> select;
+};
+
+std::string policy_cell::label() const {
+  return budget > 0 ? fmt::format("{} {:g}%", name, 100 * budget) : name;
+}
+
+policy_cell make_cell(const std::string& name, double budget) {
+  policy_cell cell;
+  cell.name = name;
+  cell.policy.interval = 64;
+  cell.policy.sink_chunks = 1;
+  cell.policy.recent_chunks = 2;
+  if (name == "full") {
+    cell.policy.mode = fm::selection_mode::everything;
+  } else if (name == "lsa-threshold") {
+    cell.policy.mode = fm::selection_mode::threshold;
+    cell.policy.threshold = fm::log_odds(0.5);
+    cell.policy.budget_fraction = 0;
+  } else if (name == "lsa" || name == "recency" || name == "random" || name == "quest" || name == "oracle") {
+    cell.policy.mode = fm::selection_mode::budget;
+    cell.policy.budget_fraction = cell.budget = budget;
+  } else {
+    throw std::invalid_argument(fmt::format(
+        "there is no policy \"{}\"; there are full, lsa, lsa-threshold, recency, random, quest and oracle",
+        name));
+  }
+  return cell;
+}
+
+std::vector<policy_cell> make_cells(const std::vector<std::string>& names,
+                                    const std::vector<double>& budgets) {
+  std::vector<policy_cell> cells;
+  for (const auto& name : names) {
+    const policy_cell first = make_cell(name, budgets.empty() ? 0.135 : budgets.front());
+    cells.push_back(first);
+    for (std::size_t i = 1; i < budgets.size() && first.budget > 0; ++i)
+      cells.push_back(make_cell(name, budgets[i]));
+  }
+  return cells;
+}
+
+memory::memory(engine& model, const std::vector<policy_cell>& cells, const memory_options& options)
+    : options_(options), query_heads_(model.weights().config.heads) {
+  const auto& c = model.weights().config;
+  const auto needs = [&](const char* name) {
+    return std::any_of(cells.begin(), cells.end(),
+                       [&](const auto& cell) { return indexer_of(cell.name) == name; });
+  };
+  fm::store_options store;
+  auto& g = store.geometry;
+  g.layers = c.layers;
+  g.kv_heads = c.kv_heads;
+  g.key_dim = g.value_dim = c.head_dim;
+  g.type = options.kv_type;
+  g.entries_per_chunk = 64;
+  if (needs("lsa")) {
+    trained_ = std::make_shared<fm::dual_encoder_indexer>(fm::load_dual_encoder(options.indexer_path));
+    g.key_streams = trained_->key_streams();
+    g.tokens_per_key = trained_->config().tokens_per_key;
+  }
+
+  // Room for a prompt and one branch with everything resident, and for exchanging as much at once.
+  const auto chunks = static_cast<std::size_t>(g.chunks_for(options.max_tokens));
+  const fm::chunk_layout layout(g);
+  const std::size_t kv = (chunks + 8) * layout.chunk_bytes();
+  const std::size_t keys = (chunks + 8) * layout.key_page_bytes() * static_cast<std::size_t>(g.key_streams);
+  store.fast_bytes = 3 * kv + 2 * keys + (std::size_t{8} << 20);
+  store.backing_bytes = 2 * kv;
+  store.max_sequences = 4;
+  store_ = std::make_unique<fm::tiered_chunk_store>(store);
+
+  const auto selector_options = selector_options_for(options, model);
+  for (const auto& cell : cells) {
+    const std::string name = indexer_of(cell.name);
+    if (cell.full()) continue;
+    const auto known =
+        std::find_if(rankings_.begin(), rankings_.end(), [&](const auto& r) { return r->name == name; });
+    if (known != rankings_.end()) continue;
+    auto r = std::make_unique<ranking>();
+    r->name = name;
+    if (name == "lsa") {
+      r->index = trained_;
+    } else if (name == "recency") {
+      r->index = std::make_shared<fm::recency_indexer>();
+    } else if (name == "random") {
+      r->index = std::make_shared<fm::random_indexer>(options.random_seed);
+    } else if (name == "quest") {
+      r->index = std::make_shared<fm::quest_indexer>(g, c.heads, store.max_sequences,
+                                                     static_cast<std::int64_t>(chunks));
+    } else {
+      r->index = oracle_ = std::make_shared<fm::oracle_indexer>(cell.policy.interval);
+    }
+    r->watcher = std::make_unique<fm::selector>(*store_, *r->index, cell.policy, selector_options);
+    rankings_.push_back(std::move(r));
+  }
+  for (const auto& cell : cells) {
+    auto made = std::make_unique<choice>();
+    made->cell = &cell;
+    if (!cell.full()) {
+      made->select =
+          std::make_unique<fm::selector>(*store_, *ranking_of(cell).index, cell.policy, selector_options);
+    }
+    choices_.push_back(std::move(made));
+  }
+}
+
+memory::~memory() = default;
+
+memory::ranking& memory::ranking_of(const policy_cell& cell) {
+  for (const auto& r : rankings_) {
+    if (r->name == indexer_of(cell.name)) return *r;
+  }
+  throw std::logic_error("a policy that this memory was not made for");
+}
+
+served_sequence memory::open_prompt(std::int64_t max_tokens) {
+  // The prompt itself attends densely, so its sequence needs no more resident than what is always resident.
+  fm::selection_policy least = make_cell("recency", 0.135).policy;
+  least.max_chunks = least.sink_chunks + least.recent_chunks;
+  served_sequence prompt;
+  prompt.store = store_.get();
+  prompt.handle = store_->open(fm::sequence_options_for(least, store_->geometry(), max_tokens));
+  for (const auto& r : rankings_) {
+    r->watcher->attach(prompt.handle);
+    prompt.observers.push_back(r->watcher.get());
+  }
+  return prompt;
+}
+
+void memory::close(fm::sequence_handle handle) noexcept {
+  for (const auto& r : rankings_) r->watcher->detach(handle);
+  for (const auto& c : choices_) {
+    if (c->select) c->select->detach(handle);
+  }
+  (void)store_->close(handle);
+}
+
+void memory::close_prompt(const served_sequence& prompt) { close(prompt.handle); }
+
+branch memory::fork(const served_sequence& prompt, const policy_cell& cell, std::int64_t max_tokens) {
+  fm::sequence_options options = fm::sequence_options_for(cell.policy, store_->geometry(), max_tokens);
+  if (cell.full()) options.max_resident_chunks = 0;
+  branch b;
+  b.owner_ = this;
+  b.cell_ = &cell;
+  b.sequence_.store = store_.get();
+  b.sequence_.handle = store_->fork(prompt.handle, options);
+  if (cell.full()) return b;
+
+  ranking& r = ranking_of(cell);
+  for (const auto& c : choices_) {
+    if (c->cell == &cell) b.chooser_ = c->select.get();
+  }
+  const auto state = r.watcher->save_state(prompt.handle);
+  b.chooser_->load_state(b.sequence_.handle, state.data(), state.size());
+  b.sequence_.observers.push_back(b.chooser_);
+  b.uses_keys_ = r.index->key_streams() > 0;
+  if (cell.name == "quest") {
+    // Per chunk the smallest and the largest K of every layer and head, as floats.
+    const auto& g = store_->geometry();
+    b.index_bytes_ =
+        static_cast<std::size_t>(g.chunks_for(max_tokens) * 2 * g.layers * g.kv_heads * g.key_dim) *
+        sizeof(float);
+  }
+  return b;
+}
+
+branch::branch(branch&& other) noexcept
+    : owner_(std::exchange(other.owner_, nullptr)),
+      cell_(other.cell_),
+      sequence_(std::move(other.sequence_)),
+      chooser_(other.chooser_),
+      index_bytes_(other.index_bytes_),
+      uses_keys_(other.uses_keys_) {}
+
+branch::~branch() {
+  if (owner_ != nullptr) owner_->close(sequence_.handle);
+}
+
+std::int64_t branch::tokens() const {
+  fm::sequence_info info;
+  require(owner_->store_->info(sequence_.handle, &info), owner_->store_->last_fault(), "info");
+  return info.tokens;
+}
+
+footprint branch::measure() const {
+  fm::sequence_info info;
+  require(owner_->store_->info(sequence_.handle, &info), owner_->store_->last_fault(), "info");
+  const auto& g = owner_->store_->geometry();
+  footprint f;
+  f.slots = info.slot_bytes;
+  f.index = (uses_keys_ ? info.key_bytes : 0) + index_bytes_;
+  f.tables = info.table_bytes;
+  f.resident_chunks = info.resident_chunks;
+  f.chunks = g.chunks_for(info.tokens);
+  f.everything = static_cast<std::size_t>(f.chunks) * fm::chunk_layout(g).chunk_bytes();
+  return f;
+}
+
+std::vector<fm::chunk_id> branch::resident() const {
+  fm::resident_set set;
+  require(owner_->store_->resident(sequence_.handle, 0, &set), owner_->store_->last_fault(), "resident");
+  std::vector<fm::chunk_id> ids;
+  for (std::int64_t i = 0; i < set.count; ++i) ids.push_back(set.chunks[i].id);
+  return ids;
+}
+
+}  // namespace tinylm
