@@ -81,7 +81,6 @@ quest_indexer::quest_indexer(const kv_geometry& geometry, std::int32_t query_hea
   im.scale = softmax_scale > 0 ? softmax_scale : 1.0f / std::sqrt(static_cast<float>(geometry.key_dim));
   for (std::int32_t layer = 0; layer < geometry.layers; ++layer)
     im.taps.push_back({layer, tap_kind::queries, query_heads * geometry.key_dim});
-  im.places.resize(static_cast<std::size_t>(max_sequences));
   const double floats = static_cast<double>(max_sequences) * static_cast<double>(max_chunks) *
                         static_cast<double>(im.summary_floats());
   if (floats < 0x1p60)
@@ -91,6 +90,7 @@ quest_indexer::quest_indexer(const kv_geometry& geometry, std::int32_t query_hea
     throw admission_error(status::budget_exceeded,
                           fmt::format("quest_indexer: no memory for {} sequences x {} chunks x {} bytes",
                                       max_sequences, max_chunks, im.summary_floats() * 4));
+  im.places.resize(static_cast<std::size_t>(max_sequences));
 }
 
 quest_indexer::~quest_indexer() = default;
@@ -194,8 +194,8 @@ status quest_indexer::score(const score_request& request, view<float, 1> scores,
   impl& im = *impl_;
   if (request.chunks < 0 || scores.shape[0] < request.chunks) return status::bad_shape;
   if (request.chunks > im.max_chunks) return status::out_of_range;
-  if (request.chunks == 0) return status::ok;
-  if (request.store == nullptr || request.queries == nullptr || scores.data == nullptr)
+  if (request.store == nullptr ||
+      (request.chunks > 0 && (request.queries == nullptr || scores.data == nullptr)))
     return status::null_data;
   const kv_geometry& g = request.store->geometry();
   if (g.layers != im.geometry.layers || g.kv_heads != im.geometry.kv_heads ||
@@ -213,6 +213,8 @@ status quest_indexer::score(const score_request& request, view<float, 1> scores,
   if (at < 0) return status::budget_exceeded;
   auto* const chunk = static_cast<std::byte*>(scratch.data);
   if (const status code = im.update(at, request, chunk); code != status::ok) return code;
+
+  if (request.chunks == 0) return status::ok;
 
   auto* const mass = reinterpret_cast<float*>(chunk + rounded(chunk_layout(im.geometry).chunk_bytes()));
   const std::int64_t chunks = request.chunks;

@@ -12,3 +12,6 @@ flashmemory_test(flashmemory_selector_unit LABELS unit INTERNAL LIBRARIES xxHash
 # Replaces operator new, so it stands alone.
 flashmemory_test(flashmemory_select_allocations LABELS unit SOURCES
   ${CMAKE_CURRENT_LIST_DIR}/select_allocations.cpp)
+flashmemory_test(flashmemory_controls_unit LABELS unit SOURCES
+  ${CMAKE_CURRENT_LIST_DIR}/controls_quest.cpp
+  ${CMAKE_CURRENT_LIST_DIR}/controls_simple.cpp)
