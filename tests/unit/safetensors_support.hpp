@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <unistd.h>
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <filesystem>
+#include <flashmemory/io/safetensors.hpp>
+#include <fstream>
+#include <iterator>
+#include <string>
+#include <vector>
+
+namespace flashmemory_test {
+
+/// A folder of its own below the temporary one, removed with everything in it.
+class scratch_folder {
+ public:
+  scratch_folder() {
+    static std::atomic<int> serial{0};
+    path_ = std::filesystem::temp_directory_path() /
+            ("flashmemory-indexer-" + std::to_string(::getpid()) + "-" + std::to_string(serial++));
+    std::filesystem::create_directories(path_);
+  }
+  ~scratch_folder() {
+    std::error_code ignored;
+    std::filesystem::remove_all(path_, ignored);
+  }
+  scratch_folder(const scratch_folder&) = delete;
+  scratch_folder& operator=(const scratch_folder&) = delete;
+
+  std::string file(const std::string& name) const { return (path_ / name).string(); }
+  const std::filesystem::path& path() const { return path_; }
+
+ private:
+  std::filesystem::path path_;
+};
+
+/// A file image: length, header text, `payload` bytes counting up.
+inline std::vector<std::byte> image_of(const std::string& header, std::size_t payload) {
+  std::vector<std::byte> image(8 + header.size() + payload);
+  const std::uint64_t length = header.size();
+  std::memcpy(image.data(), &length, 8);
+  std::memcpy(image.data() + 8, header.data(), header.size());
+  for (std::size_t i = 0; i < payload; ++i) image[8 + header.size() + i] = static_cast<std::byte>(i);
+  return image;
+}
+
+inline std::vector<std::byte> bytes_of(const std::string& path) {
+  std::ifstream in(path, std::ios::binary);
+  const std::vector<char> text((std::istreambuf_iterator<char>(in)), {});
+  std::vector<std::byte> bytes(text.size());
+  std::memcpy(bytes.data(), text.data(), text.size());
+  return bytes;
+}
+
+inline void write_bytes(const std::string& path, const std::vector<std::byte>& bytes) {
+  std::ofstream(path, std::ios::binary)
+      .write(reinterpret_cast<const char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
+}
+
+/// What the format_error of parsing says, or "" if the image is accepted.
+inline std::string refusal(const std::vector<std::byte>& image) {
+  try {
+    const flashmemory::safetensors_file file(image.data(), image.size(), "the-file");
+    return "";
+  } catch (const flashmemory::format_error& e) {
+    return e.what();
+  }
+}
+
+}  // namespace flashmemory_test
