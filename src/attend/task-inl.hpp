@@ -104,6 +104,20 @@ inline std::int64_t visible_entries(const attend_call& call, const attend_unit& 
   return call.geometry.entries_for(unit.position + token + 1);
 }
 
+/// Calls f with the typed pointer to an element of a tensor, so that loops decide about the type once.
+template <class Void, class F>
+HWY_INLINE void at_element(Void* data, dtype type, std::int64_t element, const F& f) {
+  constexpr bool read = std::is_const_v<Void>;
+  switch (type) {
+    case dtype::f32:
+      return f(static_cast<std::conditional_t<read, const float, float>*>(data) + element);
+    case dtype::bf16:
+      return f(static_cast<std::conditional_t<read, const bfloat16, bfloat16>*>(data) + element);
+    case dtype::f16:
+      return f(static_cast<std::conditional_t<read, const float16, float16>*>(data) + element);
+  }
+}
+
 /// Packs the queries of rows [first, first + rows) of a KV head.
 template <class T, class D>
 void pack_queries(D d, const attend_call& call, const attend_unit& unit, std::int64_t head,
@@ -114,9 +128,14 @@ void pack_queries(D d, const attend_call& call, const attend_unit& unit, std::in
     const std::int64_t token = unit.first_token + (first + r) / call.group;
     const std::int64_t query_head = head * call.group + (first + r) % call.group;
     const std::int64_t from = token * call.q.stride[0] + query_head * call.q.stride[1];
-    for (int i = 0; i < dim; ++i) {
-      natural[i] = load_float(call.q.data, call.q.type, from + i * call.q.stride[2]);
-    }
+    const std::int64_t step = call.q.stride[2];
+    at_element(call.q.data, call.q.type, from, [&](const auto* p) HWY_ATTR {
+      if (step == 1) {
+        for (int i = 0; i < dim; ++i) natural[i] = to_float(p[i]);
+      } else {
+        for (int i = 0; i < dim; ++i) natural[i] = to_float(p[i * step]);
+      }
+    });
     pack<T>(d, natural, dim, call.scale, to + r * dim);
   }
 }
@@ -268,9 +287,14 @@ void join_row(D d, const attend_call& call, const attend_unit& unit, std::int64_
                   hn::Div(hn::Load(d, total + i + lanes<D>), divisor), natural + i);
   }
   const std::int64_t to = token * call.out.stride[0] + query_head * call.out.stride[1];
-  for (int i = 0; i < dim; ++i) {
-    store_float(call.out.data, call.out.type, to + i * call.out.stride[2], natural[i]);
-  }
+  const std::int64_t step = call.out.stride[2];
+  at_element(call.out.data, call.out.type, to, [&](auto* p) HWY_ATTR {
+    if (step == 1) {
+      for (int i = 0; i < dim; ++i) from_float(natural[i], p[i]);
+    } else {
+      for (int i = 0; i < dim; ++i) from_float(natural[i], p[i * step]);
+    }
+  });
 }
 
 }  // namespace HWY_NAMESPACE

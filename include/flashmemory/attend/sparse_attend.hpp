@@ -72,6 +72,7 @@ FLASHMEMORY_API status merge_attention(view<float, 3> out, view<float, 2> lse, v
 /// cap differences \param[out] mass  [chunks of the sequence]; 0 for chunks that are not resident. Several
 /// layers are joined by calling it
 ///                   with `accumulate`, which keeps the larger value
+/// \returns as sparse_attend(); unsupported with options.entries. NaN in K or q makes a chunk's mass NaN
 FLASHMEMORY_API status chunk_attention_mass(const chunk_store& store, const batch_item& item,
                                             std::int32_t layer, const_tensor<3> q, view<const float, 2> lse,
                                             const attend_options& options, view<float, 1> mass,
