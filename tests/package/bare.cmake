@@ -3,7 +3,7 @@
 include(${CMAKE_CURRENT_LIST_DIR}/common.cmake)
 set(prefix ${WORK}/${KIND}/prefix)
 set(private "")
-if(KIND STREQUAL static)
+if(KIND STREQUAL "static")
   set(private -lhwy -fopenmp)
 endif()
 file(MAKE_DIRECTORY ${WORK}/bare_${KIND})

@@ -53,7 +53,7 @@ int main() try {
   }
 
   try {
-    ask.max_tokens = std::int64_t{1} << 40;
+    ask.max_tokens = std::int64_t{1} << 30;
     store.open(ask);
     std::cerr << "a sequence beyond every budget was admitted\n";
     return 1;
