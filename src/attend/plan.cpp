@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 namespace flashmemory {
 inline namespace v0 {
@@ -109,7 +110,8 @@ status check_item(const chunk_store& store, const batch_item& item, std::int32_t
   if (item.num_tokens > set.tokens || item.position > set.tokens - item.num_tokens) {
     f.code = status::out_of_order;
     f.what = "K and V up to the last query";
-    f.expected = item.position + item.num_tokens;
+    f.expected =
+        std::min(item.position, std::numeric_limits<std::int64_t>::max() - item.num_tokens) + item.num_tokens;
     f.actual = set.tokens;
     return refuse(options, f);
   }
