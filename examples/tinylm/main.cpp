@@ -9,9 +9,7 @@ int main(int argc, char** argv) {
   app.set_version_flag("--version", std::string("tinylm, with flashmemory ") + flashmemory::version());
   app.require_subcommand(1);
   tinylm::add_ask_command(app);
-#ifdef TINYLM_TASKS
   tinylm::add_tasks_command(app);
-#endif
   tinylm::add_eval_command(app);
   tinylm::add_check_command(app);
   try {

@@ -177,7 +177,14 @@ void memory::close_prompt(const served_sequence& prompt) { close(prompt.handle);
 
 branch memory::fork(const served_sequence& prompt, const policy_cell& cell, std::int64_t max_tokens) {
   fm::sequence_options options = fm::sequence_options_for(cell.policy, store_->geometry(), max_tokens);
-  if (cell.full()) options.max_resident_chunks = 0;
+  const std::int64_t all = store_->geometry().chunks_for(max_tokens);
+  if (cell.full()) {
+    options.max_resident_chunks = 0;
+  } else if (options.max_resident_chunks == 0 || options.max_resident_chunks >= all) {
+    // A sequence whose quota covers all it may hold is resident as a whole, whatever is chosen. A threshold
+    // has to have the room, and to leave it unused.
+    options.max_resident_chunks = all - 1;
+  }
   branch b;
   b.owner_ = this;
   b.cell_ = &cell;
