@@ -17,9 +17,11 @@ struct sequence_handle {
   std::uint32_t index = ~std::uint32_t{0};
   std::uint32_t generation = 0;
 
+  /// The same sequence: a reused place has another generation.
   friend constexpr bool operator==(sequence_handle a, sequence_handle b) noexcept {
     return a.index == b.index && a.generation == b.generation;
   }
+  /// Different sequences.
   friend constexpr bool operator!=(sequence_handle a, sequence_handle b) noexcept { return !(a == b); }
 };
 

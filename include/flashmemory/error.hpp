@@ -12,7 +12,9 @@ inline namespace v0 {
 /// programs what `what()` tells people.
 class FLASHMEMORY_API error : public std::runtime_error {
  public:
+  /// For the library and for implementations of its interfaces.
   error(status code, const std::string& message);
+  /// What kind of failure it is, for programs.
   status code() const noexcept { return code_; }
 
  private:

@@ -24,7 +24,9 @@ class stream_ref {
   /// No stream: the CPU backend.
   static constexpr stream_ref host() noexcept { return stream_ref(static_cast<CUstream_st*>(nullptr)); }
 
+  /// Whether it is host().
   constexpr bool is_host() const noexcept { return cuda_ == nullptr; }
+  /// The CUDA stream; null for host().
   constexpr CUstream_st* cuda() const noexcept { return cuda_; }
 
  private:

@@ -46,6 +46,7 @@ struct view {
     return n;
   }
 
+  /// The element at one index per dimension, unchecked.
   template <class... Index, class = std::enable_if_t<sizeof...(Index) == Rank>>
   constexpr T& operator()(Index... index) const noexcept {
     const std::int64_t at[] = {static_cast<std::int64_t>(index)...};
@@ -98,8 +99,10 @@ struct basic_tensor {
   }
 };
 
+/// A tensor that is written.
 template <int Rank>
 using tensor = basic_tensor<void, Rank>;
+/// A tensor that is read.
 template <int Rank>
 using const_tensor = basic_tensor<const void, Rank>;
 

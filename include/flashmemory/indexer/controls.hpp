@@ -28,6 +28,7 @@ class FLASHMEMORY_API recency_indexer final : public indexer {
 /// Uniformly random, drawn anew at each refresh; a pure function of seed, sequence index, position and chunk.
 class FLASHMEMORY_API random_indexer final : public indexer {
  public:
+  /// Equal seeds give equal selections.
   explicit random_indexer(std::uint64_t seed) noexcept : seed_(seed) {}
   const char* name() const noexcept override;
   view<const query_tap, 1> query_taps() const noexcept override;
@@ -82,6 +83,7 @@ class FLASHMEMORY_API quest_indexer final : public indexer {
 /// largest mass it gets at any recorded position in (position, position + horizon].
 class FLASHMEMORY_API oracle_indexer final : public indexer {
  public:
+  /// Looks `horizon` tokens ahead, usually the policy's interval.
   explicit oracle_indexer(std::int32_t horizon);
   ~oracle_indexer() override;
 

@@ -59,7 +59,7 @@ struct dual_encoder_config {
   rope_options rope;          ///< dim 0 for models whose keys carry no position
   std::int32_t tokens_per_key = 4;
   std::int32_t key_window = 4;    ///< tokens a key of wk sees
-  float key_scale_floor = 1e-4f;  ///< smallest amax when keys are quantised
+  float key_scale_floor = 1e-4f;  ///< smallest amax when keys are quantised; 448e-12 = scale >= 1e-12
   ensemble combine = ensemble::max;
   key_reduction reduce = key_reduction::max;
   std::string model_fingerprint;  ///< of the model it was trained for; empty = not stated
@@ -79,6 +79,7 @@ class FLASHMEMORY_API dual_encoder_indexer final : public indexer {
   explicit dual_encoder_indexer(dual_encoder_config config);
   ~dual_encoder_indexer() override;
 
+  /// What it was built with.
   const dual_encoder_config& config() const noexcept;
 
   const char* name() const noexcept override;
@@ -97,10 +98,12 @@ class FLASHMEMORY_API dual_encoder_indexer final : public indexer {
   /// \param[in]  hidden   [hidden]
   /// \param[out] queries  [heads, 128]
   /// \param[out] gates    [heads], scale factors included
+  /// \returns out_of_range, bad_argument for a negative position, null_data, workspace_small
   status encode_query(std::int32_t retriever, const float* hidden, std::int64_t position, float* queries,
                       float* gates, workspace scratch) const noexcept;
 
   /// The scoring side alone: logits of `count` keys against one retriever's encoded query, offset included.
+  /// A key with an e4m3 NaN or a scale that is not finite gets NaN.
   /// \param[in]  keys    pages of `page_keys` keys each in `layout`; the last may be partly filled
   /// \param[out] logits  [count]
   status score_keys(std::int32_t retriever, const float* queries, const float* gates, const std::byte* keys,
@@ -113,11 +116,11 @@ class FLASHMEMORY_API dual_encoder_indexer final : public indexer {
 };
 
 /// Reads a dual encoder from a safetensors file: the library's own artifact, or a checkpoint in the
-/// reference's tensor names without metadata (`retrievers.l{ID}.*`; ID is then both query and key layer,
-/// mapped through `layer_of_id`). f32, bf16 and f16 tensors are accepted. \param layer_of_id  for files
-/// without metadata: engine layer of each ID, ascending IDs; empty = ID itself \throws format_error naming
-/// file and tensor (missing, wrong shape or dtype, NaN or Inf, metadata of another version
-///         or that contradicts the tensors); io_failure
+/// reference's tensor names without metadata ("retrievers.l{ID}." and so on; ID is then both query and key
+/// layer, mapped through `layer_of_id`). f32, bf16 and f16 tensors are accepted. \param layer_of_id  for
+/// files without metadata: engine layer of each ID, ascending IDs; empty = ID itself \throws format_error
+/// naming file and tensor (missing, wrong shape or dtype, NaN or Inf, metadata of another version
+///         or that contradicts the tensors); io_failure; argument_error if `layer_of_id` has another length
 FLASHMEMORY_API dual_encoder_config load_dual_encoder(const std::string& path,
                                                       const std::vector<std::int32_t>& layer_of_id = {});
 
@@ -125,8 +128,8 @@ FLASHMEMORY_API dual_encoder_config load_dual_encoder(const std::string& path,
 /// \throws argument_error, io_failure
 FLASHMEMORY_API void save_dual_encoder(const dual_encoder_config& config, const std::string& path);
 
-/// Throws argument_error naming the first difference if an indexer of this shape cannot serve a store of
-/// `geometry` with `hidden` wide hidden states (key streams, tokens_per_key, key bytes, layers).
+/// Throws argument_error naming the first difference if `index` cannot serve a store of `geometry`: key
+/// streams, key bytes, tokens_per_key, layers of its taps.
 FLASHMEMORY_API void check_compatible(const indexer& index, const kv_geometry& geometry);
 
 }  // namespace v0

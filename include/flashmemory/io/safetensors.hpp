@@ -47,6 +47,7 @@ struct tensor_entry {
   const std::byte* data = nullptr;  ///< little-endian, row-major; may be unaligned
   std::size_t bytes = 0;
 
+  /// Product of the extents; 1 for a scalar.
   std::int64_t elements() const noexcept;
 };
 
@@ -77,6 +78,7 @@ class FLASHMEMORY_API safetensors_file {
   /// The header's __metadata__ strings.
   const std::map<std::string, std::string>& metadata() const noexcept;
 
+  /// The path, or what the constructor was told.
   const std::string& name() const noexcept;
 
  private:

@@ -115,10 +115,14 @@ class FLASHMEMORY_API selector {
   /// sequence.
   view<const float, 1> last_scores() const noexcept;
 
+  /// Running totals since it was built.
   selector_counters counters() const noexcept;
+  /// Details of the last call that did not return ok.
   fault last_fault() const noexcept;
 
+  /// The store it serves.
   chunk_store& store() const noexcept;
+  /// The indexer it asks.
   indexer& index() const noexcept;
 
   /// Host bytes held for one attached sequence (vectors, key window); not part of the KV footprint but

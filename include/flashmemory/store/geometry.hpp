@@ -31,9 +31,11 @@ struct kv_geometry {
   std::int32_t key_bytes = 132;     ///< of one index key with its scale; 132 = 128 e4m3 + f32
   key_layout keys = key_layout::interleaved;
 
+  /// Tokens that one chunk holds.
   constexpr std::int64_t tokens_per_chunk() const noexcept {
     return std::int64_t{entries_per_chunk} * tokens_per_entry;
   }
+  /// Index keys of one chunk and stream.
   constexpr std::int64_t keys_per_chunk() const noexcept { return tokens_per_chunk() / tokens_per_key; }
 
   /// Chunks that `tokens` tokens touch; the last one may be partly filled.
@@ -51,6 +53,7 @@ struct kv_geometry {
 struct chunk_layout {
   kv_geometry geometry;
 
+  /// Of a valid geometry; see validate().
   constexpr explicit chunk_layout(const kv_geometry& g) noexcept : geometry(g) {}
 
   constexpr std::size_t key_block_bytes() const noexcept {  ///< K of one layer and head
@@ -63,10 +66,13 @@ struct chunk_layout {
     const std::size_t raw = std::size_t(geometry.kv_heads) * (key_block_bytes() + value_block_bytes());
     return (raw + 63) / 64 * 64;
   }
+  /// One chunk, all layers.
   constexpr std::size_t chunk_bytes() const noexcept { return std::size_t(geometry.layers) * layer_bytes(); }
+  /// Byte offset of one head's K block in a chunk.
   constexpr std::size_t key_offset(std::int64_t layer, std::int64_t head) const noexcept {
     return std::size_t(layer) * layer_bytes() + std::size_t(head) * key_block_bytes();
   }
+  /// Byte offset of one head's V block in a chunk.
   constexpr std::size_t value_offset(std::int64_t layer, std::int64_t head) const noexcept {
     return std::size_t(layer) * layer_bytes() + std::size_t(geometry.kv_heads) * key_block_bytes() +
            std::size_t(head) * value_block_bytes();

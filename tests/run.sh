@@ -1,0 +1,87 @@
+#!/bin/bash
+# SPDX-License-Identifier: MIT
+# Builds everything and runs the tests. Installs the Debian packages it needs.
+#   tests/run.sh                 all tests, package tests included
+#   tests/run.sh --sanitizers    and the unit tests under ASan + UBSan and under TSan
+#   tests/run.sh --fuzz SECONDS  and each fuzzer for so long
+#   tests/run.sh --checks        and format, files and API documentation
+#   tests/run.sh --all           all of these, fuzzers for a minute each
+set -uo pipefail
+cd "$(dirname "$0")/.."
+. cmake/debian.sh
+
+sanitizers=0 checks=0 fuzz=0
+while [ $# -gt 0 ]; do
+  case $1 in
+    --sanitizers) sanitizers=1 ;;
+    --fuzz) shift; fuzz=${1:?--fuzz needs a number of seconds} ;;
+    --checks) checks=1 ;;
+    --all) sanitizers=1 checks=1 fuzz=60 ;;
+    *) sed -n '3,9s/^# //p' "$0"; exit 2 ;;
+  esac
+  shift
+done
+
+need_packages "${library_packages[@]}" "${example_packages[@]}" "${test_packages[@]}" || exit 1
+if [ "$fuzz" -gt 0 ]; then need_packages clang libclang-rt-14-dev || exit 1; fi
+if [ $checks -eq 1 ]; then need_packages clang-format doxygen || exit 1; fi
+
+jobs=$(nproc)
+passed=0 failed=0 summary=()
+
+# step NAME COMMAND...: runs it, times it, goes on whatever comes of it.
+step() {
+  local name=$1 start=$SECONDS verdict=passed
+  shift
+  echo "== $name"
+  if "$@"; then passed=$((passed + 1)); else failed=$((failed + 1)) verdict=FAILED; fi
+  summary+=("$(printf '%-7s %5d s  %s' $verdict $((SECONDS - start)) "$name")")
+  [ $verdict = passed ]
+}
+
+build() {  # PRESET
+  local log
+  log=$(mktemp)
+  if ! { cmake --preset "$1" -DCMAKE_CXX_COMPILER_LAUNCHER=ccache && cmake --build --preset "$1" -j "$jobs"; } >"$log" 2>&1
+  then
+    cat "$log"
+    rm -f "$log"
+    return 1
+  fi
+  rm -f "$log"
+}
+
+fuzz_one() {  # PROGRAM
+  local name work
+  name=$(basename "$1")
+  work=$(mktemp -d)
+  local corpora=("$work")
+  [ -d "tests/fuzz/corpus/${name#fuzz_}" ] && corpora+=("tests/fuzz/corpus/${name#fuzz_}")
+  "$1" -max_total_time="$fuzz" -print_final_stats=1 -artifact_prefix="build/fuzz/" "${corpora[@]}" >"$work.log" 2>&1
+  local result=$?
+  if [ $result -eq 0 ]; then grep number_of_executed_units "$work.log"; else tail -60 "$work.log"; fi
+  rm -rf "$work" "$work.log"
+  return $result
+}
+
+if [ $checks -eq 1 ]; then step "format, files and documentation" tests/checks.sh; fi
+if step "build" build cpu; then
+  step "tests" ctest --preset cpu -j "$jobs"
+fi
+if [ $sanitizers -eq 1 ]; then
+  for preset in asan tsan; do
+    if step "build, $preset" build $preset; then step "unit tests, $preset" ctest --preset $preset -j "$jobs"; fi
+  done
+fi
+if [ "$fuzz" -gt 0 ] && step "build, fuzz" build fuzz; then
+  for program in build/fuzz/tests/fuzz/fuzz_*; do
+    if [ -f "$program" ] && [ -x "$program" ]; then
+      step "$(basename "$program"), $fuzz s" fuzz_one "$program"
+    fi
+  done
+fi
+
+echo
+printf '%s\n' "${summary[@]}"
+printf '%d passed, %d failed\n' $passed $failed
+[ $failed -eq 0 ]
