@@ -109,12 +109,13 @@ sequence_options sequence_options_for(const selection_policy& policy, const kv_g
   const std::int64_t all = geometry.chunks_for(max_tokens);
   options.max_resident_chunks = all;
   if (is_limited(policy)) {
-    const std::int64_t growth = geometry.chunks_for(policy.interval) + 1;
+    // Before the next refresh come one interval of decoding or, when a prompt comes in pieces, the newest
+    // chunks of a piece, while those of the piece before are still there.
+    const std::int64_t growth =
+        std::max<std::int64_t>(geometry.chunks_for(policy.interval), policy.recent_chunks) + 1;
     const std::int64_t forced = std::int64_t{policy.sink_chunks} + policy.recent_chunks;
     const std::int64_t budget = std::max(budget_chunks(policy, geometry, all), forced);
-    // While a prompt comes in pieces, the recent chunks of one piece are still there when the next one ends.
-    const std::int64_t pieces = forced + policy.recent_chunks + 2;
-    options.max_resident_chunks = std::min(all, std::max(budget + 1 + growth, pieces));
+    options.max_resident_chunks = std::min(all, budget + 1 + growth);
   }
   return options;
 }

@@ -69,10 +69,39 @@ fault tiered_chunk_store::impl::check_item(const batch_item& item, std::int32_t 
   return no_fault;
 }
 
+/// Chunks that were completed since the last recall and are neither sink nor recent, before and after a span
+/// that brings whole chunks of its own, as the pieces of a prompt do: they make room, oldest first, as far as
+/// the span needs it. \returns how many would go; with `apply` they do
+std::int64_t tiered_chunk_store::impl::give_way(sequence_state& s, std::int64_t num_tokens,
+                                                bool apply) noexcept {
+  const std::int64_t complete = s.complete_chunks();
+  const span_chunks c = chunks_of(geometry, s.entries(), geometry.entries_for(s.tokens + num_tokens));
+  if (s.whole || c.complete <= c.first_new) return 0;
+  std::int64_t added = 0;
+  for (std::int64_t id = c.first_new; id < c.end; ++id) added += s.always_resident(id, c.complete);
+  const std::int64_t wanted = s.num_pinned + added - s.quota;
+  std::int64_t gone = 0, next = 0;
+  for (std::int64_t i = 0; i < s.num_pinned; ++i) {
+    const detail::pinned_chunk& p = s.pinned[i];
+    if (gone < wanted && p.id >= s.recalled_chunks && !s.always_resident(p.id, complete) &&
+        !s.always_resident(p.id, c.complete)) {
+      ++gone;
+      if (apply && --p.record->pins == 0) slots.release(*p.record);
+    } else if (apply) {
+      s.pinned[next++] = p;
+    }
+  }
+  if (apply) {
+    s.num_pinned = next;
+    if (gone > 0) refresh_views(s);
+  }
+  return gone;
+}
+
 /// Only for layer 0: what a span adds, and whether the quota has room for what of it must be resident.
 fault tiered_chunk_store::impl::check_growth(const batch_item& item, sequence_state& s,
                                              std::int64_t* slots_needed,
-                                             std::int64_t* records_needed) const noexcept {
+                                             std::int64_t* records_needed) noexcept {
   const span_chunks c = chunks_of(geometry, s.entries(), geometry.entries_for(s.tokens + item.num_tokens));
   std::int64_t kept = c.end - c.first_new;
   *records_needed += kept;
@@ -81,6 +110,7 @@ fault tiered_chunk_store::impl::check_growth(const batch_item& item, sequence_st
     const std::int64_t to = std::min(c.end, c.complete - s.options.recent_chunks);
     kept -= std::max<std::int64_t>(to - from, 0);
   }
+  kept -= give_way(s, item.num_tokens, false);
   *slots_needed += kept;
   if (s.num_pinned + kept > s.quota)
     return make_fault(status::budget_exceeded, "max_resident_chunks", item.sequence.index, s.quota,
@@ -243,6 +273,7 @@ status tiered_chunk_store::impl::append(batch items, std::int32_t layer, const_t
   if (layer == 0)
     for (std::int64_t i = 0; i < count; ++i) {
       sequence_state& s = *places[items(i).sequence.index].state;
+      give_way(s, items(i).num_tokens, true);
       s.pending_chunks = s.num_chunks;
     }
   for (std::int64_t i = 0; layer == 0 && begun && i < count; ++i)

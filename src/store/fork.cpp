@@ -85,6 +85,7 @@ sequence_handle tiered_chunk_store::impl::fork(sequence_handle parent, const seq
   for (std::int64_t id = 0; id < chunks; ++id) ++s->chunks[id].record->references;
   s->num_chunks = chunks;
   s->tokens = from->tokens;
+  s->recalled_chunks = from->recalled_chunks;
   if (open_chunk) ++counters.copies_on_write;
   exchange(*s, next);
   refresh_views(*s);

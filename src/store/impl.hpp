@@ -62,7 +62,8 @@ struct tiered_chunk_store::impl {
   fault check_rows(const char* name, const const_tensor<3>& rows, std::int64_t dim) const noexcept;
   fault check_item(const batch_item& item, std::int32_t layer) const noexcept;
   fault check_growth(const batch_item& item, detail::sequence_state& s, std::int64_t* slots_needed,
-                     std::int64_t* records_needed) const noexcept;
+                     std::int64_t* records_needed) noexcept;
+  std::int64_t give_way(detail::sequence_state& s, std::int64_t num_tokens, bool apply) noexcept;
   bool begin_span(detail::sequence_state& s, std::int64_t num_tokens) noexcept;
   void abandon_span(detail::sequence_state& s) noexcept;
   fault write_rows(const batch_item& item, std::int32_t layer, const const_tensor<3>& k,

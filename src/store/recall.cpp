@@ -146,6 +146,7 @@ status tiered_chunk_store::impl::recall(sequence_handle sequence, view<const chu
   std::sort(s->spare, s->spare + next,
             [](const pinned_chunk& a, const pinned_chunk& b) { return a.id < b.id; });
   r.evicted = exchange(*s, next);
+  s->recalled_chunks = complete;
   r.bytes = r.recalled * static_cast<std::int64_t>(chunk_bytes);
   refresh_views(*s);
   ++counters.recalls;

@@ -45,6 +45,8 @@ struct sequence_state {
   std::uint32_t mark = 0;
   std::uint64_t batch_mark = 0;  ///< the append() that saw this sequence last
 
+  std::int64_t recalled_chunks = 0;  ///< complete ones at the last recall(); later ones nobody has selected
+
   std::int64_t num_pinned = 0;
   pinned_chunk* pinned = nullptr;  ///< [quota] ascending
   pinned_chunk* spare = nullptr;   ///< [quota] where the next resident set is built

@@ -104,6 +104,7 @@ status tiered_chunk_store::impl::truncate(sequence_handle sequence, std::int64_t
   }
   s->num_chunks = chunks;
   s->tokens = tokens;
+  s->recalled_chunks = std::min(s->recalled_chunks, complete);
   s->span_tokens = 0;
   s->next_layer = 0;
   for (std::int32_t i = 0; i < geometry.key_streams; ++i)

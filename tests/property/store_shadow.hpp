@@ -18,6 +18,7 @@ struct shadow_sequence {
   std::vector<int> chunks;  ///< number of the record behind each chunk
   std::set<int> resident;   ///< chunk ids
   std::set<int> imported;
+  int recalled = 0;                          ///< complete chunks at the last recall
   std::vector<std::vector<std::byte>> keys;  ///< [streams] rows
 
   std::int64_t span_tokens = 0;
@@ -103,14 +104,32 @@ class shadow_store {
       if (forced(q, id, done)) ids.push_back(id);
     return ids;
   }
+  /// What makes room for a span that brings whole chunks of its own.
+  std::vector<int> giving_way(const shadow_sequence& q, std::int64_t tokens) const {
+    const int done = int(g.entries_for(q.s.tokens + tokens) / g.entries_per_chunk);
+    if (q.whole || done <= existing(q.s.tokens)) return {};
+    std::int64_t wanted = std::int64_t(q.resident.size() + newly_resident(q, tokens).size()) - q.quota;
+    std::vector<int> ids;
+    for (int id : q.resident)
+      if (wanted > 0 && id >= q.recalled && !forced(q, id, complete(q)) && !forced(q, id, done)) {
+        ids.push_back(id);
+        --wanted;
+      }
+    return ids;
+  }
   fm::status span_status(const shadow_sequence& q, std::int64_t tokens) const {
     if (q.s.tokens + tokens > q.options.max_tokens) return fm::status::sequence_full;
-    if (q.next_layer == 0 && std::int64_t(q.resident.size() + newly_resident(q, tokens).size()) > q.quota)
+    if (q.next_layer == 0 && std::int64_t(q.resident.size() + newly_resident(q, tokens).size() -
+                                          giving_way(q, tokens).size()) > q.quota)
       return fm::status::budget_exceeded;
     return fm::status::ok;
   }
   void append_layer(shadow_sequence& q, std::int64_t tokens, const std::vector<std::uint64_t>& tags) {
     if (q.next_layer == 0) {
+      for (int id : giving_way(q, tokens)) {
+        q.resident.erase(id);
+        q.imported.erase(id);
+      }
       for (int id : newly_resident(q, tokens)) q.resident.insert(id);
       while (int(q.chunks.size()) < existing(q.s.tokens + tokens)) q.chunks.push_back(next_record++);
       q.span_tokens = tokens;
@@ -160,6 +179,7 @@ class shadow_store {
     for (int id : old) r.evicted += next.count(id) == 0;
     r.bytes = r.recalled * std::int64_t(fm::chunk_layout(g).chunk_bytes());
     q.resident = next;
+    q.recalled = done;
     q.imported.clear();
     ++counters.recalls;
     counters.selected += r.selected;
@@ -200,6 +220,7 @@ class shadow_store {
       at = q.resident.count(*at) ? std::next(at) : q.imported.erase(at);
     q.chunks.resize(std::size_t(chunks));
     q.s.tokens = tokens;
+    q.recalled = std::min(q.recalled, done);
     q.s.tags.resize(std::size_t(g.entries_for(tokens)));
     q.span_tokens = 0;
     q.next_layer = 0;
@@ -222,6 +243,7 @@ class shadow_store {
     }
     q.resident = settle(q, parent.resident, int(q.chunks.size()), done);
     q.keys = parent.keys;
+    q.recalled = parent.recalled;
     const auto most = std::size_t(o.max_tokens / g.tokens_per_key * g.key_bytes);
     for (auto& stream : q.keys)
       if (stream.size() > most) stream.resize(most);

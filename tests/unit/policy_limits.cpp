@@ -132,7 +132,8 @@ TEST_CASE("sequence options hold the largest budget, the open chunk and one inte
   CHECK(o.sink_chunks == p.sink_chunks);
   CHECK(o.recent_chunks == p.recent_chunks);
   // 0.135 x 256 = 34.56
-  CHECK(o.max_resident_chunks == 35 + 1 + (p.interval + 63) / 64 + 1);
+  CHECK(o.max_resident_chunks ==
+        35 + 1 + std::max<std::int64_t>((p.interval + 63) / 64, p.recent_chunks) + 1);
 
   SECTION("never less than a prompt in pieces needs") {
     fm::selection_policy small = p;
@@ -140,7 +141,7 @@ TEST_CASE("sequence options hold the largest budget, the open chunk and one inte
     small.budget_fraction = 0;
     small.max_chunks = 6;
     CHECK(fm::sequence_options_for(small, geometry(), tokens).max_resident_chunks ==
-          std::max<std::int64_t>(6 + 1 + (p.interval + 63) / 64 + 1, 1 + 2 * 5 + 2));
+          6 + 1 + std::max<std::int64_t>((p.interval + 63) / 64, 5) + 1);
   }
   SECTION("never more than the sequence can have") {
     for (const std::int64_t few : {1, 63, 64, 65, 200, 640}) {

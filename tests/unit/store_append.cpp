@@ -295,6 +295,21 @@ TEST_CASE(
   CHECK(all_chunks_right(store, s));
 }
 
+TEST_CASE("a prompt may come in pieces: chunks that nobody selected make room for the next piece") {
+  const std::int64_t piece = GENERATE(8, 12, 40);
+  fm::tiered_chunk_store store(small_options());
+  engine_sequence s = open(store, tokens(400, 7));
+  std::uint64_t tag = 1;
+  while (s.tokens < 120) REQUIRE(grow(store, s, piece, ++tag) == status::ok);
+  REQUIRE(recall(store, s, {3}) == status::ok);
+  while (s.tokens < 250) REQUIRE(grow(store, s, piece, ++tag) == status::ok);
+  const auto ids = resident_ids(store, s);
+  CHECK(ids.size() <= 7);
+  CHECK(std::count(ids.begin(), ids.end(), 0) == 1);
+  CHECK(std::count(ids.begin(), ids.end(), 3) == 1);
+  CHECK(all_chunks_right(store, s));
+}
+
 TEST_CASE(
     "chunks that decoding completes stay resident until the next recall, and a full quota is an error") {
   fm::tiered_chunk_store store(small_options());

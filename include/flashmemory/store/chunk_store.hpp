@@ -99,10 +99,11 @@ struct store_usage {
 /// go straight to the backing store. A sequence whose quota covers max_tokens is resident as a whole,
 /// whatever is recalled.
 ///
-/// An append() never drops a chunk to make room: what the quota has no room for is budget_exceeded. A prompt
-/// in pieces therefore wants recall() of nothing between the pieces, which copies nothing, and a quota of at
-/// least sink_chunks + 2 * recent_chunks + 2; in decoding, what can be recalled at once is the quota less the
-/// chunks that the next interval completes.
+/// A prompt may come in pieces: where an append() brings whole chunks and the quota is full, the oldest
+/// chunks completed since the last recall() that are neither sink nor recent make room; a quota of at least
+/// sink_chunks + 2 * recent_chunks + 2 is always enough. Otherwise an append() never
+/// drops a chunk: what the quota has no room for is budget_exceeded, so in decoding what can be recalled at
+/// once is the quota less the chunks that the next interval completes.
 ///
 /// Calls are made from one thread at a time; const calls may run beside each other.
 class FLASHMEMORY_API chunk_store {
@@ -111,6 +112,7 @@ class FLASHMEMORY_API chunk_store {
   chunk_store(const chunk_store&) = delete;
   chunk_store& operator=(const chunk_store&) = delete;
 
+  /// What it was built for.
   virtual const kv_geometry& geometry() const noexcept = 0;
 
   /// Opens an empty sequence and reserves all it may hold in both tiers.
@@ -174,6 +176,7 @@ class FLASHMEMORY_API chunk_store {
   /// The index keys that level 1 scans.
   virtual status keys(sequence_handle sequence, std::int32_t stream_index, key_pages* out) const noexcept = 0;
 
+  /// Length, residency and bytes of one sequence.
   virtual status info(sequence_handle sequence, sequence_info* out) const noexcept = 0;
 
   /// Copies one chunk in chunk_layout to `out` [chunk_bytes], from whichever tier has it; entries that are
@@ -188,7 +191,10 @@ class FLASHMEMORY_API chunk_store {
   virtual status append_chunk(sequence_handle sequence, view<const std::byte, 1> bytes,
                               std::int64_t tokens) noexcept = 0;
 
+  /// Running totals since it was built.
   virtual store_counters counters() const noexcept = 0;
+
+  /// Bytes held and budgets, of both tiers.
   virtual store_usage usage() const noexcept = 0;
 
   /// Details of the last call that did not return ok, const calls included; with several threads in const
