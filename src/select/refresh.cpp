@@ -64,12 +64,14 @@ std::int64_t selector::impl::steps_to_first_refresh(const served_sequence& s) co
   return best_steps;
 }
 
-/// Chunks that a recall may pin: the open chunk and one interval's growth need slots beside them, or the next
-/// tokens would find none.
+/// Chunks that a recall may pin: the open chunk and one interval's growth, or the newest chunks of a piece of
+/// a prompt, need slots beside them, or the next tokens would find none.
 std::int64_t selector::impl::slots_for_recall(const served_sequence& s) const noexcept {
   if (s.quota >= geometry.chunks_for(s.max_tokens)) return s.quota;
   const std::int64_t forced = std::int64_t{s.policy.sink_chunks} + s.policy.recent_chunks;
-  return std::max(s.quota - 1 - geometry.chunks_for(s.policy.interval), forced);
+  const std::int64_t growth =
+      std::max<std::int64_t>(geometry.chunks_for(s.policy.interval), s.policy.recent_chunks);
+  return std::max(s.quota - 1 - growth, forced);
 }
 
 std::int64_t selector::impl::stage_budget(const served_sequence& s, fallback_stage stage,

@@ -159,12 +159,12 @@ TEST_CASE("fallback uses what the quota has and leaves room for the tokens to co
   b.hot = 17;
   auto r = b.refresh();
   CHECK(r.stage == fallback_stage::widened);
-  CHECK(r.budget == 8);  // 10 slots, the open chunk, one chunk an interval
+  CHECK(r.budget == 7);  // 10 slots, the open chunk, two recent ones of a piece of a prompt
   CHECK(r.recall.refused == 0);
   r = b.refresh();
   CHECK(r.stage == fallback_stage::everything);
   CHECK(r.plan.chunks == r.complete_chunks);
-  CHECK(r.recall.refused == r.complete_chunks - 8);
+  CHECK(r.recall.refused == r.complete_chunks - 7);
   for (int i = 0; i < 40; ++i) b.refresh();
 }
 

@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: MIT
+#include <xxhash.h>
+
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <flashmemory/error.hpp>
+#include <flashmemory/indexer/controls.hpp>
+#include <flashmemory/select/selector.hpp>
+#include <flashmemory/store/tiered_chunk_store.hpp>
+#include <vector>
+
+#include "session/load.hpp"
+#include "session/session_header.hpp"
+
+// Loads an arbitrary image into a small store. Whatever it holds, it is loaded as a whole or refused with a
+// typed error, and then nothing is open. The first byte decides which lengths and checksums are made right
+// first; without that, nothing would get past them.
+namespace fm = flashmemory;
+
+namespace {
+
+fm::kv_geometry small() {
+  fm::kv_geometry g;
+  g.layers = 1;
+  g.kv_heads = 1;
+  g.key_dim = 2;
+  g.value_dim = 2;
+  g.type = fm::dtype::bf16;
+  g.entries_per_chunk = 2;
+  g.key_streams = 1;
+  g.tokens_per_key = 2;
+  g.key_bytes = 8;
+  return g;
+}
+
+void put_checksum(std::vector<std::byte>& image, std::size_t from, std::size_t bytes) {
+  if (from + bytes + 8 > image.size() || bytes > image.size()) return;
+  const std::uint64_t sum = XXH3_64bits(image.data() + from, bytes);
+  std::memcpy(image.data() + from + bytes, &sum, 8);
+}
+
+constexpr std::size_t header_bytes = 24 + 12 * 4 + 5 * 8 + 8 + 8;
+
+/// Makes the fields right that random bytes would never hit.
+void repair(std::vector<std::byte>& image, unsigned what) {
+  if (image.size() < header_bytes) return;
+  fm::detail::session_header h;
+  h.geometry = small();
+  h.keys = {0};
+  std::memcpy(&h.options.max_tokens, image.data() + 72, 8);
+  std::memcpy(&h.options.max_resident_chunks, image.data() + 80, 8);
+  std::memcpy(&h.tokens, image.data() + 88, 8);
+  std::memcpy(&h.resident, image.data() + 96, 8);
+  std::memcpy(&h.state_bytes, image.data() + 104, 8);
+  std::memcpy(h.keys.data(), image.data() + 112, 8);
+  std::memcpy(&h.options.sink_chunks, image.data() + 64, 4);
+  std::memcpy(&h.options.recent_chunks, image.data() + 68, 4);
+  if (what & 2) {  // small numbers, so that some fit the image
+    h.options.max_tokens &= 63;
+    h.tokens &= 31;
+    h.resident &= 15;
+    h.state_bytes &= 127;
+    h.keys[0] &= 15;
+    h.options.max_resident_chunks &= 31;
+    h.options.sink_chunks &= 3;
+    h.options.recent_chunks &= 3;
+  }
+  if (h.tokens < 0 || h.tokens > (1 << 20) || h.resident < 0 || h.state_bytes < 0 || h.keys[0] < 0) return;
+  std::vector<std::byte> head;
+  std::uint64_t bytes = 0;
+  try {
+    bytes = fm::detail::session_bytes(h, "fuzz");
+    head = fm::detail::encode_header(h);
+  } catch (const fm::format_error&) {
+    return;
+  }
+  std::memcpy(image.data(), head.data(), head.size());
+  if (bytes > (1 << 16)) return;
+  if (what & 4) image.resize(static_cast<std::size_t>(bytes));
+  if (!(what & 8) || image.size() != bytes) return;
+  std::size_t at = header_bytes;
+  const auto section = [&](std::size_t length) {
+    put_checksum(image, at, length);
+    at += length + 8;
+  };
+  section(static_cast<std::size_t>(h.resident) * 4);
+  section(static_cast<std::size_t>(h.state_bytes));
+  section(static_cast<std::size_t>(h.keys[0]) * 8);
+  const std::size_t chunk = fm::chunk_layout(h.geometry).chunk_bytes();
+  for (std::int64_t c = 0; c < h.chunks(); ++c) section(chunk);
+}
+
+}  // namespace
+
+extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+  if (size < 1) return 0;
+  static_assert(sizeof(std::byte) == 1);
+  std::vector<std::byte> image(size - 1);
+  if (size > 1) std::memcpy(image.data(), data + 1, size - 1);
+  if (data[0] & 1) repair(image, data[0]);
+
+  fm::store_options o;
+  o.geometry = small();
+  o.fast_bytes = 1 << 18;
+  o.backing_bytes = 1 << 16;
+  o.max_sequences = 2;
+  fm::tiered_chunk_store store(o);
+  fm::recency_indexer index;
+  fm::selection_policy policy;
+  policy.sink_chunks = 1;
+  policy.recent_chunks = 1;
+  fm::selector_options so;
+  so.max_sequences = 2;
+  so.max_tokens = 256;
+  fm::selector select(store, index, policy, so);
+  const bool selects = data[0] & 16;
+  fm::detail::memory_source in(image.data(), image.size(), "fuzz");
+  try {
+    const fm::sequence_handle s = fm::detail::load_session_from(in, store, selects ? &select : nullptr, {});
+    if (store.close(s) != fm::status::ok) std::abort();
+  } catch (const fm::error&) {
+    // io_failure cannot happen here; everything else is an answer.
+  }
+  if (store.usage().sequences != 0) std::abort();
+  return 0;
+}
