@@ -47,13 +47,15 @@ FLASHMEMORY_API std::size_t attend_workspace_bytes(const kv_geometry& geometry, 
 /// A query at position p sees entries whose last token is at or before p, its own included, so the step's K
 /// and V must have been appended. The result depends on which chunks are resident, never on where they lie,
 /// how many threads work or what else is in the batch: with everything resident it is bit for bit that of
-/// dense attention by this call. \param      items  sequences and positions; at most max_query_tokens tokens
-/// each \param[in]  q      [tokens, query heads, key_dim], f32 or the geometry's dtype; query heads a
-/// multiple of kv_heads \param[out] out    [tokens, query heads, value_dim], any dtype; must not overlap q.
-/// Zero for a row without entries \returns not_resident if a listed entry's chunk is not resident (fault:
-/// sequence, chunk); bad_shape, bad_dtype,
-///          out_of_order if K and V up to the last query are not there yet; workspace_small; unsupported for
-///          dims other than multiples of 16 up to 256. On error `out` is untouched.
+/// dense attention by this call.
+/// \param      items  sequences and positions; at most max_query_tokens tokens each
+/// \param[in]  q      [tokens, query heads, key_dim], f32 or the geometry's dtype; query heads a multiple of
+///     kv_heads
+/// \param[out] out    [tokens, query heads, value_dim], any dtype; must not overlap q. Zero for a row without
+///     entries
+/// \returns not_resident if a listed entry's chunk is not resident (fault: sequence, chunk); bad_shape,
+///     bad_dtype, out_of_order if K and V up to the last query are not there yet; workspace_small;
+///     unsupported for dims other than multiples of 16 up to 256. On error `out` is untouched.
 FLASHMEMORY_API status sparse_attend(const chunk_store& store, batch items, std::int32_t layer,
                                      const_tensor<3> q, tensor<3> out, const attend_options& options,
                                      stream_ref stream) noexcept;
@@ -68,10 +70,11 @@ FLASHMEMORY_API status merge_attention(view<float, 3> out, view<float, 2> lse, v
 
 /// Attention mass of each resident chunk: the largest softmax weight, summed over the chunk's entries, that
 /// any query head of any row of the item gives it. For oracles, quality telemetry and recordings; not a fast
-/// path. \param[in]  lse   [rows, query heads] as written by sparse_attend() for the same call without soft
-/// cap differences \param[out] mass  [chunks of the sequence]; 0 for chunks that are not resident. Several
-/// layers are joined by calling it
-///                   with `accumulate`, which keeps the larger value
+/// path.
+/// \param[in]  lse   [rows, query heads] as written by sparse_attend() for the same call without soft cap
+///     differences
+/// \param[out] mass  [chunks of the sequence]; 0 for chunks that are not resident. Several layers are joined
+///     by calling it with `accumulate`, which keeps the larger value
 /// \returns as sparse_attend(); unsupported with options.entries. NaN in K or q makes a chunk's mass NaN
 FLASHMEMORY_API status chunk_attention_mass(const chunk_store& store, const batch_item& item,
                                             std::int32_t layer, const_tensor<3> q, view<const float, 2> lse,

@@ -102,8 +102,8 @@ class FLASHMEMORY_API dual_encoder_indexer final : public indexer {
   status encode_query(std::int32_t retriever, const float* hidden, std::int64_t position, float* queries,
                       float* gates, workspace scratch) const noexcept;
 
-  /// The scoring side alone: logits of `count` keys against one retriever's encoded query, offset included.
-  /// A key with an e4m3 NaN or a scale that is not finite gets NaN.
+  /// The scoring side alone: logits of `count` keys against one retriever's encoded query, offset included. A
+  /// key with an e4m3 NaN or a scale that is not finite gets NaN.
   /// \param[in]  keys    pages of `page_keys` keys each in `layout`; the last may be partly filled
   /// \param[out] logits  [count]
   status score_keys(std::int32_t retriever, const float* queries, const float* gates, const std::byte* keys,
@@ -117,10 +117,11 @@ class FLASHMEMORY_API dual_encoder_indexer final : public indexer {
 
 /// Reads a dual encoder from a safetensors file: the library's own artifact, or a checkpoint in the
 /// reference's tensor names without metadata ("retrievers.l{ID}." and so on; ID is then both query and key
-/// layer, mapped through `layer_of_id`). f32, bf16 and f16 tensors are accepted. \param layer_of_id  for
-/// files without metadata: engine layer of each ID, ascending IDs; empty = ID itself \throws format_error
-/// naming file and tensor (missing, wrong shape or dtype, NaN or Inf, metadata of another version
-///         or that contradicts the tensors); io_failure; argument_error if `layer_of_id` has another length
+/// layer, mapped through `layer_of_id`). f32, bf16 and f16 tensors are accepted.
+/// \param layer_of_id  for files without metadata: engine layer of each ID, ascending IDs; empty = ID itself
+/// \throws format_error naming file and tensor (missing, wrong shape or dtype, NaN or Inf, metadata of
+///     another version or that contradicts the tensors); io_failure; argument_error if `layer_of_id` has
+///     another length
 FLASHMEMORY_API dual_encoder_config load_dual_encoder(const std::string& path,
                                                       const std::vector<std::int32_t>& layer_of_id = {});
 

@@ -25,7 +25,9 @@ FLASHMEMORY_API float round_to_bf16(float value) noexcept;
 FLASHMEMORY_API void hadamard_128(float* values) noexcept;
 
 /// Quantises one key: scale = max(amax(|key|), floor) / 448 in f32 (no power of two), bytes = e4m3(key /
-/// scale). \param[in]  key  [index_key_dim] \param[out] out  [132]: 128 bytes, then the scale, little-endian
+/// scale).
+/// \param[in]  key  [index_key_dim]
+/// \param[out] out  [132]: 128 bytes, then the scale, little-endian
 /// \param      floor smallest amax; 1e-4 in the reference engine
 FLASHMEMORY_API void quantise_key(const float* key, std::byte* out, float floor) noexcept;
 

@@ -73,7 +73,8 @@ class FLASHMEMORY_API selector {
 
   /// Starts to serve a sequence. Set-up call: may allocate.
   /// \param policy  for this sequence only; null = the selector's. Its sink and recent chunks must be the
-  /// sequence's. \throws argument_error, admission_error when max_sequences are attached
+  ///     sequence's.
+  /// \throws argument_error, admission_error when max_sequences are attached
   void attach(sequence_handle sequence, const selection_policy* policy = nullptr);
 
   /// Serves `child`, a fork of `parent`, from where the parent stands.
@@ -90,10 +91,10 @@ class FLASHMEMORY_API selector {
   /// NaNs and Infs are no error: in the newest token they travel to the scores; a key that they went into is
   /// stored as all zero. Both are counted.
   /// \param[in]  hidden  [tokens, width], f32, bf16 or f16: input of the layer's attention block after its
-  /// norm \returns for key taps: out_of_order if position is not the next one, nor within max_rollback_tokens
-  /// before
-  ///          it, nor 0, or if the store's keys do not end there; what append_keys() returns, after which the
-  ///          call may be repeated
+  ///     norm
+  /// \returns for key taps: out_of_order if position is not the next one, nor within max_rollback_tokens
+  ///     before it, nor 0, or if the store's keys do not end there; what append_keys() returns, after which
+  ///     the call may be repeated
   status observe(batch items, std::int32_t layer, const_tensor<2> hidden, stream_ref stream) noexcept;
 
   /// The same for taps of kind queries, which make no keys.
@@ -132,8 +133,8 @@ class FLASHMEMORY_API selector {
   /// Cadence and key window of a sequence as bytes, for sessions.
   std::vector<std::byte> save_state(sequence_handle sequence) const;
 
-  /// Attaches `sequence` with a saved state. \throws format_error if it does not fit this selector or the
-  /// sequence
+  /// Attaches `sequence` with a saved state.
+  /// \throws format_error if it does not fit this selector or the sequence
   void load_state(sequence_handle sequence, const std::byte* data, std::size_t bytes);
 
  private:
@@ -151,8 +152,8 @@ class FLASHMEMORY_API selector {
 ///
 /// When nothing is due it costs next to nothing. It never allocates. If a sequence's refresh fails its old
 /// set stays, the others go on, and the first error is returned; it is tried again after another interval, or
-/// at once by request_refresh(). \returns hidden_missing or keys_missing if observe() was not called for all
-/// taps; what recall() returns
+/// at once by request_refresh().
+/// \returns hidden_missing or keys_missing if observe() was not called for all taps; what recall() returns
 FLASHMEMORY_API status select_chunks(selector& select, batch items, stream_ref stream) noexcept;
 
 }  // namespace v0

@@ -39,13 +39,15 @@ class FLASHMEMORY_API backing_store {
 };
 
 /// Records in host memory, one block of `records` x `record_bytes` taken from `memory` up front and touched
-/// as used. \throws admission_error if `memory` has no such block
+/// as used.
+/// \throws admission_error if `memory` has no such block
 FLASHMEMORY_API std::unique_ptr<backing_store> make_ram_backing(std::int64_t records,
                                                                 std::size_t record_bytes,
                                                                 memory_resource memory);
 
 /// Records in a file at `path`, created or truncated, sparse until written, removed when the store is
-/// destroyed. \throws io_failure if it cannot be created
+/// destroyed.
+/// \throws io_failure if it cannot be created
 FLASHMEMORY_API std::unique_ptr<backing_store> make_file_backing(const std::string& path,
                                                                  std::int64_t records,
                                                                  std::size_t record_bytes);

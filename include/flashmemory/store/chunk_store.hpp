@@ -101,9 +101,9 @@ struct store_usage {
 ///
 /// A prompt may come in pieces: where an append() brings whole chunks and the quota is full, the oldest
 /// chunks completed since the last recall() that are neither sink nor recent make room; a quota of at least
-/// sink_chunks + 2 * recent_chunks + 2 is always enough. Otherwise an append() never
-/// drops a chunk: what the quota has no room for is budget_exceeded, so in decoding what can be recalled at
-/// once is the quota less the chunks that the next interval completes.
+/// sink_chunks + 2 * recent_chunks + 2 is always enough. Otherwise an append() never drops a chunk: what the
+/// quota has no room for is budget_exceeded, so in decoding what can be recalled at once is the quota less
+/// the chunks that the next interval completes.
 ///
 /// Calls are made from one thread at a time; const calls may run beside each other.
 class FLASHMEMORY_API chunk_store {
@@ -117,17 +117,16 @@ class FLASHMEMORY_API chunk_store {
 
   /// Opens an empty sequence and reserves all it may hold in both tiers.
   /// \throws admission_error with the arithmetic if a budget has no room; argument_error for options that
-  /// cannot
-  ///         work (e.g. a quota below sink + recent + the open chunk and what one interval adds)
+  ///     cannot work (e.g. a quota below sink + recent + the open chunk and what one interval adds)
   virtual sequence_handle open(const sequence_options& options) = 0;
 
   /// Opens a sequence that starts as a copy of `parent`: complete chunks are shared, the open one and the
   /// index keys are copied. Its resident set is what must be resident, then the parent's as far as its quota
   /// goes, newest first. Backing space is reserved for all of max_tokens, since a rollback may end the
-  /// sharing. \throws admission_error, argument_error as open(); error with unknown_sequence or
-  /// stale_sequence, or with
-  ///         io_error or corrupt_chunk from the recall; argument_error if options.max_tokens is below the
-  ///         parent's length or the parent is in the middle of a forward pass
+  /// sharing.
+  /// \throws admission_error, argument_error as open(); error with unknown_sequence or stale_sequence, or
+  ///     with io_error or corrupt_chunk from the recall; argument_error if options.max_tokens is below the
+  ///     parent's length or the parent is in the middle of a forward pass
   virtual sequence_handle fork(sequence_handle parent, const sequence_options& options) = 0;
 
   /// Drops all tokens from `tokens` on, e.g. rejected speculative ones, in all layers and key streams; in the
@@ -135,7 +134,7 @@ class FLASHMEMORY_API chunk_store {
   /// shared. It and the chunks that are the newest complete ones then are made resident; if they need the
   /// room, the oldest chunks that only a recall wanted lose their place.
   /// \returns out_of_range if `tokens` is negative or beyond what every layer has; io_error or corrupt_chunk
-  ///          from the recall. On error nothing has changed
+  ///     from the recall. On error nothing has changed
   virtual status truncate(sequence_handle sequence, std::int64_t tokens) noexcept = 0;
 
   /// Releases everything the sequence holds. Its handle becomes stale.
@@ -143,19 +142,20 @@ class FLASHMEMORY_API chunk_store {
 
   /// Adds one layer's K and V of this forward pass and, when that completes a chunk, writes it through to the
   /// backing store. One token or a whole prompt; rows are entries, packed in the order of the batch. An item
-  /// adds entries_for(position + num_tokens) - entries_for(position) of them. \param      items  sequences
-  /// and positions; position must be the sequence's length in this layer \param      layer  [0, layers)
+  /// adds entries_for(position + num_tokens) - entries_for(position) of them.
+  /// \param      items  sequences and positions; position must be the sequence's length in this layer
+  /// \param      layer  [0, layers)
   /// \param[in]  k      [entries, kv_heads, key_dim], f32 or the geometry's dtype, any strides with unit last
-  /// stride \param[in]  v      [entries, kv_heads, value_dim], likewise \returns out_of_order if position or
-  /// layer is not the next one (fault: expected, actual), sequence_full,
-  ///          budget_exceeded, bad_shape, bad_dtype, io_error. On error no item of the batch has changed.
+  ///     stride
+  /// \param[in]  v      [entries, kv_heads, value_dim], likewise
+  /// \returns out_of_order if position or layer is not the next one (fault: expected, actual), sequence_full,
+  ///     budget_exceeded, bad_shape, bad_dtype, io_error. On error no item of the batch has changed.
   virtual status append(batch items, std::int32_t layer, const_tensor<3> k, const_tensor<3> v,
                         stream_ref stream) noexcept = 0;
 
   /// Adds index keys of one stream; `first_key` must be the number of keys that are there.
   /// \param[in]  keys  [count, key_bytes], contiguous rows: e4m3 bytes, then a little-endian f32 scale,
-  /// whatever the
-  ///                   layout the store keeps them in
+  ///     whatever the layout the store keeps them in
   /// \returns out_of_order, sequence_full, not_finite if a scale is NaN or Inf or a key byte is an e4m3 NaN
   virtual status append_keys(sequence_handle sequence, std::int32_t stream_index, std::int64_t first_key,
                              view<const std::byte, 2> keys, stream_ref stream) noexcept = 0;
@@ -164,8 +164,8 @@ class FLASHMEMORY_API chunk_store {
   /// the chunks that are always resident, the sequence's resident set. The old set stays readable until the
   /// new one is complete; then they are exchanged in one step. What the quota has no room for is refused from
   /// the end of the list, and so are chunks that would have to be copied when no slot is free; they are
-  /// counted. On error the old set stays. \returns out_of_range (fault: chunk),
-  /// bad_argument for a duplicate, corrupt_chunk, io_error
+  /// counted. On error the old set stays.
+  /// \returns out_of_range (fault: chunk), bad_argument for a duplicate, corrupt_chunk, io_error
   virtual status recall(sequence_handle sequence, view<const chunk_id, 1> chunks, recall_report* report,
                         stream_ref stream) noexcept = 0;
 
