@@ -6,5 +6,6 @@ foreach(recipe conanfile.py test_package/conanfile.py)
   run(${PYTHON} -c "import py_compile; py_compile.compile('${SOURCE}/cmake/conan/${recipe}', '${WORK}/conan/${name}.pyc', doraise=True)")
 endforeach()
 run(${PYTHON} -B ${CMAKE_CURRENT_LIST_DIR}/conan_recipe_check.py ${SOURCE} ${WORK}/conan/export ${VERSION})
-# What the recipe exports must be all that the library needs.
-configure_and_build(${WORK}/conan/export conan -D FLASHMEMORY_INSTALL=ON -D FLASHMEMORY_TESTS=OFF -D FLASHMEMORY_EXAMPLES=OFF)
+# What the recipe exports must be all that CMake asks for.
+run(${CMAKE_COMMAND} -S ${WORK}/conan/export -B ${WORK}/conan/build -G ${GENERATOR} -D CMAKE_CXX_COMPILER=${CXX}
+  -D FLASHMEMORY_INSTALL=ON -D FLASHMEMORY_TESTS=OFF -D FLASHMEMORY_EXAMPLES=OFF)
