@@ -18,7 +18,7 @@ eval_summary summarise_if(const std::vector<eval_result>& results, const policy_
   s.task = task.empty() ? "all" : task;
   s.length = length;
   s.cell = &cell;
-  std::vector<double> steps;
+  std::vector<double> steps, rests;
   double seconds = 0, attention = 0;
   for (const auto& r : results) {
     if (r.cell != &cell || (!task.empty() && r.task->task != task) ||
@@ -34,13 +34,17 @@ eval_summary summarise_if(const std::vector<eval_result>& results, const policy_
     s.kept += r.run.kept_fraction();
     steps.insert(steps.end(), r.run.step_seconds.begin(), r.run.step_seconds.end());
     seconds += r.run.seconds();
-    for (const double a : r.run.attention_seconds) attention += a;
+    for (std::size_t i = 0; i < r.run.step_seconds.size(); ++i) {
+      attention += r.run.attention_seconds[i];
+      rests.push_back(r.run.step_seconds[i] - r.run.attention_seconds[i]);
+    }
   }
   if (s.prompts == 0) return s;
   const auto n = static_cast<double>(s.prompts);
   for (double* mean : {&s.accuracy, &s.all_right, &s.mean_fraction, &s.mean_bytes, &s.kept}) *mean /= n;
   s.tokens_per_second = seconds > 0 ? static_cast<double>(steps.size()) / seconds : 0;
   s.attention_share = seconds > 0 ? attention / seconds : 0;
+  s.rest_p50 = quantile(std::move(rests), 0.5);
   s.step_p50 = quantile(steps, 0.5);
   s.step_p99 = quantile(std::move(steps), 0.99);
   return s;
@@ -140,7 +144,8 @@ nlohmann::json to_json(const eval_summary& s) {
           {"tokens_per_second", s.tokens_per_second},
           {"step_seconds_p50", s.step_p50},
           {"step_seconds_p99", s.step_p99},
-          {"attention_share", s.attention_share}};
+          {"attention_share", s.attention_share},
+          {"step_seconds_p50_without_attention", s.rest_p50}};
 }
 
 nlohmann::json to_json(const eval_result& r) {

@@ -38,6 +38,7 @@ struct eval_summary {
   double step_p50 = 0;  ///< seconds
   double step_p99 = 0;
   double attention_share = 0;  ///< of the step's time
+  double rest_p50 = 0;         ///< seconds of a step outside sparse_attend()
 };
 
 /// By length and task, then over all tasks of a length, then over everything; in the cells' order.

@@ -9,7 +9,7 @@ namespace tinylm {
 /// The engine's inner loops, compiled for several instruction sets; the best one of this CPU runs.
 
 /// Widths of rows that dot products and sums run over must be multiples of this.
-inline constexpr std::int64_t row_granule = 16;
+inline constexpr std::int64_t row_granule = 32;
 
 /// Most tokens that project() takes at once.
 inline constexpr std::int32_t max_step_tokens = 8;

@@ -78,7 +78,9 @@ std::vector<policy_cell> make_cells(const std::vector<std::string>& names,
 }
 
 memory::memory(engine& model, const std::vector<policy_cell>& cells, const memory_options& options)
-    : options_(options), query_heads_(model.weights().config.heads) {
+    : options_(options),
+      selector_options_(selector_options_for(options, model)),
+      next_seed_(options.random_seed) {
   const auto& c = model.weights().config;
   const auto needs = [&](const char* name) {
     return std::any_of(cells.begin(), cells.end(),
@@ -107,7 +109,10 @@ memory::memory(engine& model, const std::vector<policy_cell>& cells, const memor
   store.max_sequences = 4;
   store_ = std::make_unique<fm::tiered_chunk_store>(store);
 
-  const auto selector_options = selector_options_for(options, model);
+  for (const auto& cell : cells) {
+    choices_.push_back(std::make_unique<choice>());
+    choices_.back()->cell = &cell;
+  }
   for (const auto& cell : cells) {
     const std::string name = indexer_of(cell.name);
     if (cell.full()) continue;
@@ -121,24 +126,15 @@ memory::memory(engine& model, const std::vector<policy_cell>& cells, const memor
     } else if (name == "recency") {
       r->index = std::make_shared<fm::recency_indexer>();
     } else if (name == "random") {
-      r->index = std::make_shared<fm::random_indexer>(options.random_seed);
+      r->index = std::make_shared<fm::random_indexer>(next_seed_);
     } else if (name == "quest") {
       r->index = std::make_shared<fm::quest_indexer>(g, c.heads, store.max_sequences,
                                                      static_cast<std::int64_t>(chunks));
     } else {
       r->index = oracle_ = std::make_shared<fm::oracle_indexer>(cell.policy.interval);
     }
-    r->watcher = std::make_unique<fm::selector>(*store_, *r->index, cell.policy, selector_options);
+    make_selectors(*r);
     rankings_.push_back(std::move(r));
-  }
-  for (const auto& cell : cells) {
-    auto made = std::make_unique<choice>();
-    made->cell = &cell;
-    if (!cell.full()) {
-      made->select =
-          std::make_unique<fm::selector>(*store_, *ranking_of(cell).index, cell.policy, selector_options);
-    }
-    choices_.push_back(std::move(made));
   }
 }
 
@@ -151,6 +147,17 @@ memory::ranking& memory::ranking_of(const policy_cell& cell) {
   throw std::logic_error("a policy that this memory was not made for");
 }
 
+void memory::make_selectors(ranking& r) {
+  r.watcher.reset();
+  for (const auto& c : choices_) {
+    if (c->cell->full() || indexer_of(c->cell->name) != r.name) continue;
+    if (!r.watcher) {
+      r.watcher = std::make_unique<fm::selector>(*store_, *r.index, c->cell->policy, selector_options_);
+    }
+    c->select = std::make_unique<fm::selector>(*store_, *r.index, c->cell->policy, selector_options_);
+  }
+}
+
 served_sequence memory::open_prompt(std::int64_t max_tokens) {
   // The prompt itself attends densely, so its sequence needs no more resident than what is always resident.
   fm::selection_policy least = make_cell("recency", 0.135).policy;
@@ -159,6 +166,12 @@ served_sequence memory::open_prompt(std::int64_t max_tokens) {
   prompt.store = store_.get();
   prompt.handle = store_->open(fm::sequence_options_for(least, store_->geometry(), max_tokens));
   for (const auto& r : rankings_) {
+    if (r->name == "random") {
+      // Draws follow from seed, sequence and position, which are the same for prompts of equal length.
+      const std::shared_ptr<fm::indexer> before = r->index;  // until its selectors are gone
+      r->index = std::make_shared<fm::random_indexer>(next_seed_++);
+      make_selectors(*r);
+    }
     r->watcher->attach(prompt.handle);
     prompt.observers.push_back(r->watcher.get());
   }
@@ -181,9 +194,11 @@ branch memory::fork(const served_sequence& prompt, const policy_cell& cell, std:
   if (cell.full()) {
     options.max_resident_chunks = 0;
   } else if (options.max_resident_chunks == 0 || options.max_resident_chunks >= all) {
-    // A sequence whose quota covers all it may hold is resident as a whole, whatever is chosen. A threshold
-    // has to have the room, and to leave it unused.
-    options.max_resident_chunks = all - 1;
+    // A sequence whose quota covers all it may hold is resident as a whole, whatever is chosen. A threshold has
+    // to have the room, and to leave it unused; very short sequences have nothing to choose.
+    const std::int64_t least = cell.policy.sink_chunks + cell.policy.recent_chunks + 1 +
+                               store_->geometry().chunks_for(cell.policy.interval);
+    options.max_resident_chunks = all > least ? all - 1 : 0;
   }
   branch b;
   b.owner_ = this;

@@ -47,9 +47,9 @@ struct footprint {
 
 struct memory_options {
   flashmemory::dtype kv_type = flashmemory::dtype::bf16;
-  std::int64_t max_tokens = 0;  ///< of the longest sequence, generated tokens included
-  std::string indexer_path;     ///< the trained indexer's artifact
-  std::uint64_t random_seed = 1;
+  std::int64_t max_tokens = 0;    ///< of the longest sequence, generated tokens included
+  std::string indexer_path;       ///< the trained indexer's artifact
+  std::uint64_t random_seed = 1;  ///< of the first prompt; later ones draw from the seeds after it
 };
 
 class memory;
@@ -112,10 +112,12 @@ class memory {
   struct choice;   ///< a cell with the selector that serves its branches
 
   ranking& ranking_of(const policy_cell& cell);
+  void make_selectors(ranking& r);
   void close(flashmemory::sequence_handle handle) noexcept;
 
   memory_options options_;
-  std::int32_t query_heads_ = 0;
+  flashmemory::selector_options selector_options_;
+  std::uint64_t next_seed_ = 0;
   std::unique_ptr<flashmemory::tiered_chunk_store> store_;
   std::shared_ptr<flashmemory::dual_encoder_indexer> trained_;
   std::shared_ptr<flashmemory::oracle_indexer> oracle_;
