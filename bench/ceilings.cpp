@@ -102,7 +102,8 @@ struct buffer {
 };
 
 struct job {
-  const buffer* source = nullptr;
+  const std::uint64_t* words = nullptr;
+  std::size_t count = 0;
   std::int32_t parts = 1;
   std::int64_t rounds = 0;
   std::vector<double> results;
@@ -120,9 +121,9 @@ void run(const flashmemory::thread_hook& threads, job& j, F) {
 
 struct read_part {
   void operator()(job& j, std::int32_t i) const {
-    const std::size_t words = j.source->bytes / 8 / std::size_t(j.parts);
+    const std::size_t part = j.count / std::size_t(j.parts);
     j.results[std::size_t(i)] =
-        double(HWY_DYNAMIC_DISPATCH(sum_words)(j.source->words + std::size_t(i) * words, words));
+        double(HWY_DYNAMIC_DISPATCH(sum_words)(j.words + std::size_t(i) * part, part));
   }
 };
 
@@ -134,16 +135,11 @@ struct fma_part {
   }
 };
 
-/// Best of `repeats` runs.
 template <class F>
-double best_seconds(int repeats, const flashmemory::thread_hook& threads, job& j, F f) {
-  double best = 1e30;
-  for (int r = 0; r < repeats; ++r) {
-    const auto start = std::chrono::steady_clock::now();
-    run(threads, j, f);
-    best = std::min(best, seconds_since(start));
-  }
-  return best;
+double seconds_of(const flashmemory::thread_hook& threads, job& j, F f) {
+  const auto start = std::chrono::steady_clock::now();
+  run(threads, j, f);
+  return seconds_since(start);
 }
 
 ceilings measure() {
@@ -153,19 +149,25 @@ ceilings measure() {
 
   buffer source;
   for (const bool all : {false, true}) {
+    // Pieces of a few milliseconds, as long as a benchmarked call, so that a busy machine leaves some alone.
     job j;
-    j.source = &source;
+    j.count = source.bytes / 8 / 4;
     j.parts = all ? 4 * c.threads : 1;
     j.results.resize(std::size_t(j.parts));
-    const double rate = double(source.bytes) / best_seconds(7, threads, j, read_part{});
-    (all ? c.read_bytes : c.read_bytes_core) = rate;
+    double best = 1e30;
+    for (int r = 0; r < 60; ++r) {
+      j.words = source.words + std::size_t(r % 4) * j.count;
+      best = std::min(best, seconds_of(threads, j, read_part{}));
+    }
+    (all ? c.read_bytes : c.read_bytes_core) = double(j.count) * 8 / best;
 
     j.parts = all ? c.threads : 1;
-    j.rounds = 4'000'000;
-    const double seconds = best_seconds(5, threads, j, fma_part{});
+    j.rounds = 400'000;
+    best = 1e30;
+    for (int r = 0; r < 100; ++r) best = std::min(best, seconds_of(threads, j, fma_part{}));
     double flop = 0;
     for (std::int32_t i = 0; i < j.parts; ++i) flop += j.results[std::size_t(i)];
-    (all ? c.fma_flops : c.fma_flops_core) = flop / seconds;
+    (all ? c.fma_flops : c.fma_flops_core) = flop / best;
   }
   return c;
 }
