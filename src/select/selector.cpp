@@ -186,7 +186,9 @@ status selector::impl::check_items(batch items, std::int64_t* tokens) noexcept {
       f.sequence = item.sequence.index;
       f.what = "position and num_tokens of an item";
       f.expected = s->max_tokens;
-      f.actual = item.position < 0 ? item.position : item.position + item.num_tokens;
+      // A position beyond all bounds must not overflow on its way into the report.
+      f.actual = item.position < 0 || item.position > s->max_tokens ? item.position
+                                                                    : item.position + item.num_tokens;
       return fail(f);
     }
     *tokens += item.num_tokens;

@@ -90,11 +90,12 @@ class FLASHMEMORY_API selector {
   ///
   /// NaNs and Infs are no error: in the newest token they travel to the scores; a key that they went into is
   /// stored as all zero. Both are counted.
-  /// \param[in]  hidden  [tokens, width], f32, bf16 or f16: input of the layer's attention block after its
-  ///     norm
-  /// \returns for key taps: out_of_order if position is not the next one, nor within max_rollback_tokens
-  ///     before it, nor 0, or if the store's keys do not end there; what append_keys() returns, after which
-  ///     the call may be repeated
+  ///
+  /// \param[in]  hidden  [tokens, width], f32, bf16 or f16: the input of the layer's attention block, normed
+  ///
+  /// \returns for key taps: out_of_order if position is not the next one, nor within max_rollback_tokens before
+  ///          it, nor 0, or if the store's keys do not end there; what append_keys() returns, after which the
+  ///          call may be repeated
   status observe(batch items, std::int32_t layer, const_tensor<2> hidden, stream_ref stream) noexcept;
 
   /// The same for taps of kind queries, which make no keys.
