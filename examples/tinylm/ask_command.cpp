@@ -154,9 +154,9 @@ class asking {
     const auto& c = weights_.config;
     const auto& g = memory_->store().geometry();
     const auto tokens = static_cast<std::int64_t>(doc_.ids.size());
-    fmt::print("{}  {} layers, {} query and {} key heads x {}, K and V in {}, {} threads\n",
+    fmt::print("{}  {} layers, {} query and {} key heads x {}, K and V in {}, {} thread{}\n",
                look_.bold("tinylm ask"), c.layers, c.heads, c.kv_heads, c.head_dim,
-               fm::to_string(options_.kv_type), threads_.size());
+               fm::to_string(options_.kv_type), threads_.size(), threads_.size() == 1 ? "" : "s");
     const auto name = path.substr(path.find_last_of('/') + 1);
     fmt::print(
         "document    {}, {} tokens, with {} sentences like \"The special magic number for ... is ...\"\n",
@@ -244,6 +244,9 @@ class asking {
 };
 
 void run_ask(const ask_options& options) {
+  if (std::count(options.policies.begin(), options.policies.end(), "oracle") != 0) {
+    throw std::runtime_error("ask has no recorded attention to show an oracle; eval does");
+  }
   const auto cells = make_cells(options.policies, {options.budget});
   asking(options, cells).run();
 }

@@ -226,8 +226,9 @@ void run_eval(const eval_options& options) {
   const auto summaries = summarise(results, cells);
   print_table(summaries);
   const double seconds = std::chrono::duration<double>(steady::now() - start).count();
-  fmt::print("\n{} prompts of {} tokens in {}; K and V in {}, {} threads\n", tasks.size(), total,
-             duration_text(seconds), fm::to_string(options.kv_type), threads.size());
+  fmt::print("\n{} prompts of {} tokens in {}; K and V in {}, {} thread{}\n", tasks.size(), total,
+             duration_text(seconds), fm::to_string(options.kv_type), threads.size(),
+             threads.size() == 1 ? "" : "s");
   if (!options.json.empty()) write_json(options, results, summaries, evaluate, threads.size(), seconds);
 }
 
