@@ -156,8 +156,9 @@ void tiered_chunk_store::impl::discard(std::uint32_t index) noexcept {
 }
 
 sequence_handle tiered_chunk_store::impl::open(const sequence_options& wanted) {
-  std::uint32_t index;
-  publish(index, admit(wanted, &index));
+  std::uint32_t index = 0;
+  sequence_state* const admitted = admit(wanted, &index);
+  publish(index, admitted);
   return {index, places[index].generation};
 }
 
