@@ -53,10 +53,10 @@ build() {  # PRESET
 
 fuzz_one() {  # PROGRAM
   local name work
-  name=$(basename "$1")
+  name=${1##*/flashmemory_fuzz_}
   work=$(mktemp -d)
   local corpora=("$work")
-  [ -d "tests/fuzz/corpus/${name#fuzz_}" ] && corpora+=("tests/fuzz/corpus/${name#fuzz_}")
+  [ -d "tests/fuzz/corpus/$name" ] && corpora+=("tests/fuzz/corpus/$name")
   "$1" -max_total_time="$fuzz" -print_final_stats=1 -artifact_prefix="build/fuzz/" "${corpora[@]}" >"$work.log" 2>&1
   local result=$?
   if [ $result -eq 0 ]; then grep number_of_executed_units "$work.log"; else tail -60 "$work.log"; fi
@@ -74,10 +74,9 @@ if [ $sanitizers -eq 1 ]; then
   done
 fi
 if [ "$fuzz" -gt 0 ] && step "build, fuzz" build fuzz; then
-  for program in build/fuzz/tests/fuzz/fuzz_*; do
-    if [ -f "$program" ] && [ -x "$program" ]; then
-      step "$(basename "$program"), $fuzz s" fuzz_one "$program"
-    fi
+  for source in tests/fuzz/fuzz_*.cpp; do  # a fuzzer that was not built is a failure
+    name=$(basename "$source" .cpp)
+    step "$name, $fuzz s" fuzz_one "build/fuzz/tests/fuzz/flashmemory_$name"
   done
 fi
 
