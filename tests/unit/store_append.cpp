@@ -298,13 +298,13 @@ TEST_CASE(
 TEST_CASE("a prompt may come in pieces: chunks that nobody selected make room for the next piece") {
   const std::int64_t piece = GENERATE(8, 12, 40);
   fm::tiered_chunk_store store(small_options());
-  engine_sequence s = open(store, tokens(400, 7));
+  engine_sequence s = open(store, tokens(400, 8));
   std::uint64_t tag = 1;
   while (s.tokens < 120) REQUIRE(grow(store, s, piece, ++tag) == status::ok);
   REQUIRE(recall(store, s, {3}) == status::ok);
   while (s.tokens < 250) REQUIRE(grow(store, s, piece, ++tag) == status::ok);
   const auto ids = resident_ids(store, s);
-  CHECK(ids.size() <= 7);
+  CHECK(ids.size() <= 8);
   CHECK(std::count(ids.begin(), ids.end(), 0) == 1);
   CHECK(std::count(ids.begin(), ids.end(), 3) == 1);
   CHECK(all_chunks_right(store, s));
@@ -339,7 +339,7 @@ TEST_CASE("generated tokens far beyond the quota are recalled byte for byte") {
   temporary_path path;
   if (GENERATE(false, true)) o.backing_path = path.string();
   fm::tiered_chunk_store store(o);
-  engine_sequence s = open(store, tokens(400, 7));
+  engine_sequence s = open(store, tokens(400, 8));
   while (s.tokens < 400) {
     REQUIRE(grow(store, s, 1, std::uint64_t(s.tokens) + 1) == status::ok);
     if (s.tokens % 8 == 0) REQUIRE(recall(store, s, {}) == status::ok);

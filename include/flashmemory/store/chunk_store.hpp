@@ -101,9 +101,9 @@ struct store_usage {
 ///
 /// A prompt may come in pieces: where an append() brings whole chunks and the quota is full, the oldest
 /// chunks completed since the last recall() that are neither sink nor recent make room; a quota of at least
-/// sink_chunks + 2 * recent_chunks + 2 is always enough. Otherwise an append() never drops a chunk: what the
-/// quota has no room for is budget_exceeded, so in decoding what can be recalled at once is the quota less
-/// the chunks that the next interval completes.
+/// sink_chunks + 2 * recent_chunks + 2 besides the selected chunks is always enough. Otherwise an append()
+/// never drops a chunk: what the quota has no room for is budget_exceeded, so in decoding what can be recalled
+/// at once is the quota less the chunks that the next interval completes.
 ///
 /// Calls are made from one thread at a time; const calls may run beside each other.
 class FLASHMEMORY_API chunk_store {
