@@ -6,6 +6,7 @@
 #   tests/run.sh --fuzz SECONDS  and each fuzzer for so long
 #   tests/run.sh --checks        and format, files and API documentation
 #   tests/run.sh --all           all of these, fuzzers for a minute each
+# CTEST_ARGS is passed on to the first run of ctest.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 . cmake/debian.sh
@@ -17,7 +18,7 @@ while [ $# -gt 0 ]; do
     --fuzz) shift; fuzz=${1:?--fuzz needs a number of seconds} ;;
     --checks) checks=1 ;;
     --all) sanitizers=1 checks=1 fuzz=60 ;;
-    *) sed -n '3,9s/^# //p' "$0"; exit 2 ;;
+    *) sed -n '3,10s/^# //p' "$0"; exit 2 ;;
   esac
   shift
 done
@@ -66,7 +67,7 @@ fuzz_one() {  # PROGRAM
 
 if [ $checks -eq 1 ]; then step "format, files and documentation" tests/checks.sh; fi
 if step "build" build cpu; then
-  step "tests" ctest --preset cpu -j "$jobs"
+  step "tests" ctest --preset cpu -j "$jobs" ${CTEST_ARGS:-}
 fi
 if [ $sanitizers -eq 1 ]; then
   for preset in asan tsan; do
