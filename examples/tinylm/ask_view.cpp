@@ -61,6 +61,7 @@ std::string needle_strip(const std::vector<const needle*>& needles, std::int64_t
       strip[static_cast<std::size_t>(cell)] = '^';
     }
   }
+  strip.erase(strip.find_last_not_of(' ') + 1);
   return strip;
 }
 

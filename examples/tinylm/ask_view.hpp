@@ -50,7 +50,7 @@ class ask_view {
 std::string resident_strip(const std::vector<flashmemory::chunk_id>& resident, std::int64_t chunks,
                            int width);
 
-/// The same strip with '^' below the chunks of `needles`, blanks elsewhere.
+/// The same strip with '^' below the chunks of `needles`, blanks before and between.
 std::string needle_strip(const std::vector<const needle*>& needles, std::int64_t tokens_per_chunk,
                          std::int64_t chunks, int width);
 
