@@ -30,11 +30,6 @@ fm::selector_options selector_options_for(const memory_options& options, engine&
 struct memory::ranking {
   std::string name;
   std::shared_ptr<fm::indexer> index;
-  std::unique_ptr<fm::selector> watcher;
-};
-
-struct memory::choice {
-  const policy_cell* cell = nullptr;
   std::unique_ptr<fm::selector> select;
 };
 
@@ -77,10 +72,7 @@ std::vector<policy_cell> make_cells(const std::vector<std::string>& names,
   return cells;
 }
 
-memory::memory(engine& model, const std::vector<policy_cell>& cells, const memory_options& options)
-    : options_(options),
-      selector_options_(selector_options_for(options, model)),
-      next_seed_(options.random_seed) {
+memory::memory(engine& model, const std::vector<policy_cell>& cells, const memory_options& options) {
   const auto& c = model.weights().config;
   const auto needs = [&](const char* name) {
     return std::any_of(cells.begin(), cells.end(),
@@ -109,10 +101,7 @@ memory::memory(engine& model, const std::vector<policy_cell>& cells, const memor
   store.max_sequences = 4;
   store_ = std::make_unique<fm::tiered_chunk_store>(store);
 
-  for (const auto& cell : cells) {
-    choices_.push_back(std::make_unique<choice>());
-    choices_.back()->cell = &cell;
-  }
+  const auto selector_settings = selector_options_for(options, model);
   for (const auto& cell : cells) {
     const std::string name = indexer_of(cell.name);
     if (cell.full()) continue;
@@ -126,14 +115,14 @@ memory::memory(engine& model, const std::vector<policy_cell>& cells, const memor
     } else if (name == "recency") {
       r->index = std::make_shared<fm::recency_indexer>();
     } else if (name == "random") {
-      r->index = std::make_shared<fm::random_indexer>(next_seed_);
+      r->index = std::make_shared<fm::random_indexer>(options.random_seed);
     } else if (name == "quest") {
       r->index = std::make_shared<fm::quest_indexer>(g, c.heads, store.max_sequences,
                                                      static_cast<std::int64_t>(chunks));
     } else {
       r->index = oracle_ = std::make_shared<fm::oracle_indexer>(cell.policy.interval);
     }
-    make_selectors(*r);
+    r->select = std::make_unique<fm::selector>(*store_, *r->index, cell.policy, selector_settings);
     rankings_.push_back(std::move(r));
   }
 }
@@ -147,17 +136,6 @@ memory::ranking& memory::ranking_of(const policy_cell& cell) {
   throw std::logic_error("a policy that this memory was not made for");
 }
 
-void memory::make_selectors(ranking& r) {
-  r.watcher.reset();
-  for (const auto& c : choices_) {
-    if (c->cell->full() || indexer_of(c->cell->name) != r.name) continue;
-    if (!r.watcher) {
-      r.watcher = std::make_unique<fm::selector>(*store_, *r.index, c->cell->policy, selector_options_);
-    }
-    c->select = std::make_unique<fm::selector>(*store_, *r.index, c->cell->policy, selector_options_);
-  }
-}
-
 served_sequence memory::open_prompt(std::int64_t max_tokens) {
   // The prompt itself attends densely, so its sequence needs no more resident than what is always resident.
   fm::selection_policy least = make_cell("recency", 0.135).policy;
@@ -166,53 +144,31 @@ served_sequence memory::open_prompt(std::int64_t max_tokens) {
   prompt.store = store_.get();
   prompt.handle = store_->open(fm::sequence_options_for(least, store_->geometry(), max_tokens));
   for (const auto& r : rankings_) {
-    if (r->name == "random") {
-      // Draws follow from seed, sequence and position, which are the same for prompts of equal length.
-      const std::shared_ptr<fm::indexer> before = r->index;  // until its selectors are gone
-      r->index = std::make_shared<fm::random_indexer>(next_seed_++);
-      make_selectors(*r);
-    }
-    r->watcher->attach(prompt.handle);
-    prompt.observers.push_back(r->watcher.get());
+    r->select->attach(prompt.handle);
+    prompt.observers.push_back(r->select.get());
   }
   return prompt;
 }
 
 void memory::close(fm::sequence_handle handle) noexcept {
-  for (const auto& r : rankings_) r->watcher->detach(handle);
-  for (const auto& c : choices_) {
-    if (c->select) c->select->detach(handle);
-  }
+  for (const auto& r : rankings_) r->select->detach(handle);
   (void)store_->close(handle);
 }
 
 void memory::close_prompt(const served_sequence& prompt) { close(prompt.handle); }
 
 branch memory::fork(const served_sequence& prompt, const policy_cell& cell, std::int64_t max_tokens) {
-  fm::sequence_options options = fm::sequence_options_for(cell.policy, store_->geometry(), max_tokens);
-  const std::int64_t all = store_->geometry().chunks_for(max_tokens);
-  if (cell.full()) {
-    options.max_resident_chunks = 0;
-  } else if (options.max_resident_chunks == 0 || options.max_resident_chunks >= all) {
-    // A sequence whose quota covers all it may hold is resident as a whole, whatever is chosen. A threshold has
-    // to have the room, and to leave it unused; very short sequences have nothing to choose.
-    const std::int64_t least = cell.policy.sink_chunks + cell.policy.recent_chunks + 1 +
-                               store_->geometry().chunks_for(cell.policy.interval);
-    options.max_resident_chunks = all > least ? all - 1 : 0;
-  }
   branch b;
   b.owner_ = this;
   b.cell_ = &cell;
   b.sequence_.store = store_.get();
-  b.sequence_.handle = store_->fork(prompt.handle, options);
+  b.sequence_.handle =
+      store_->fork(prompt.handle, fm::sequence_options_for(cell.policy, store_->geometry(), max_tokens));
   if (cell.full()) return b;
 
   ranking& r = ranking_of(cell);
-  for (const auto& c : choices_) {
-    if (c->cell == &cell) b.chooser_ = c->select.get();
-  }
-  const auto state = r.watcher->save_state(prompt.handle);
-  b.chooser_->load_state(b.sequence_.handle, state.data(), state.size());
+  b.chooser_ = r.select.get();
+  b.chooser_->attach_fork(prompt.handle, b.sequence_.handle, &cell.policy);
   b.sequence_.observers.push_back(b.chooser_);
   b.uses_keys_ = r.index->key_streams() > 0;
   if (cell.name == "quest") {

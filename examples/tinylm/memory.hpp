@@ -49,7 +49,7 @@ struct memory_options {
   flashmemory::dtype kv_type = flashmemory::dtype::bf16;
   std::int64_t max_tokens = 0;    ///< of the longest sequence, generated tokens included
   std::string indexer_path;       ///< the trained indexer's artifact
-  std::uint64_t random_seed = 1;  ///< of the first prompt; later ones draw from the seeds after it
+  std::uint64_t random_seed = 1;  ///< of the random policy
 };
 
 class memory;
@@ -83,8 +83,8 @@ class branch {
   bool uses_keys_ = false;
 };
 
-/// The store, the indexers and a selector per policy, and how a prompt that was processed once is continued
-/// under each of them.
+/// The store, the indexers with a selector each, and how a prompt that was processed once is continued under
+/// each policy.
 class memory {
  public:
   /// \param cells  what prompts will be continued with; kept by reference
@@ -108,21 +108,15 @@ class memory {
 
  private:
   friend class branch;
-  struct ranking;  ///< an indexer with the selector that watches prompts for it
-  struct choice;   ///< a cell with the selector that serves its branches
+  struct ranking;  ///< an indexer with its selector
 
   ranking& ranking_of(const policy_cell& cell);
-  void make_selectors(ranking& r);
   void close(flashmemory::sequence_handle handle) noexcept;
 
-  memory_options options_;
-  flashmemory::selector_options selector_options_;
-  std::uint64_t next_seed_ = 0;
   std::unique_ptr<flashmemory::tiered_chunk_store> store_;
   std::shared_ptr<flashmemory::dual_encoder_indexer> trained_;
   std::shared_ptr<flashmemory::oracle_indexer> oracle_;
   std::vector<std::unique_ptr<ranking>> rankings_;
-  std::vector<std::unique_ptr<choice>> choices_;
 };
 
 }  // namespace tinylm

@@ -63,7 +63,8 @@ status random_indexer::score(const score_request& request, view<float, 1> scores
                              stream_ref) noexcept {
   if (const status code = check(request, scores); code != status::ok) return code;
   const std::uint64_t draw =
-      mix(mix(seed_ ^ mix(request.sequence.index)) + static_cast<std::uint64_t>(request.position));
+      mix(mix(seed_ ^ mix((std::uint64_t{request.sequence.generation} << 32) | request.sequence.index)) +
+          static_cast<std::uint64_t>(request.position));
   // 24 bits make an exact float in [0, 1).
   for (std::int64_t c = 0; c < request.chunks; ++c)
     scores(c) = static_cast<float>(mix(draw + static_cast<std::uint64_t>(c)) >> 40) * 0x1p-24f;

@@ -107,7 +107,8 @@ sequence_options sequence_options_for(const selection_policy& policy, const kv_g
   options.sink_chunks = policy.sink_chunks;
   options.recent_chunks = policy.recent_chunks;
   const std::int64_t all = geometry.chunks_for(max_tokens);
-  options.max_resident_chunks = all;
+  // A threshold without a budget may ask for all and has to be able to ask for less.
+  if (policy.mode != selection_mode::everything) options.max_resident_chunks = all;
   if (is_limited(policy)) {
     // Before the next refresh come one interval of decoding or, when a prompt comes in pieces, the newest
     // chunks of a piece, while those of the piece before are still there.

@@ -228,9 +228,8 @@ served_sequence& selector::impl::prepare(sequence_handle sequence, const sequenc
   };
   look();
   if (free == nullptr && pool.size() >= static_cast<std::size_t>(options.max_sequences)) {
-    sequence_info ignored;
     for (auto& s : pool)
-      if (store.info(s->handle, &ignored) != status::ok) deactivate(*s);
+      if (!store.is_open(s->handle)) deactivate(*s);
     look();
   }
   if (free == nullptr) {
@@ -322,22 +321,29 @@ void selector::attach(sequence_handle sequence, const selection_policy* policy) 
   impl_->activate(s);
 }
 
-void selector::attach_fork(sequence_handle parent, sequence_handle child) {
+void selector::attach_fork(sequence_handle parent, sequence_handle child, const selection_policy* policy) {
   const served_sequence* from = impl_->find(parent);
   if (from == nullptr)
     throw error(status::unknown_sequence, fmt::format("selector: sequence {} (generation {}) is not attached",
                                                       parent.index, parent.generation));
   const sequence_info info = impl_->open_info(child);
+  const selection_policy use = policy != nullptr ? *policy : from->policy;
+  const bool selects = use.mode != selection_mode::everything;
+  if (selects && from->policy.mode == selection_mode::everything && info.tokens > 0)
+    refuse(
+        fmt::format("the policy of sequence {} is everything, so its hidden states were not observed; its "
+                    "fork {} cannot select",
+                    parent.index, child.index));
   for (const auto& input : from->keys)
-    if (from->policy.mode != selection_mode::everything &&
+    if (selects &&
         (info.tokens > input.ring.end || info.tokens < input.ring.end - impl_->options.max_rollback_tokens))
       refuse(fmt::format("the fork {} stands at {} tokens, its parent {} was observed up to {}", child.index,
                          info.tokens, parent.index, input.ring.end));
-  served_sequence& s = impl_->prepare(child, info, from->policy);
+  served_sequence& s = impl_->prepare(child, info, use);
   from = impl_->find(parent);
   if (from == nullptr)
     throw error(status::stale_sequence, fmt::format("selector: sequence {} is closed", parent.index));
-  s.own_policy = from->own_policy;
+  s.own_policy = policy != nullptr || from->own_policy;
   s.started = from->started;
   s.requested = from->requested;
   s.processed = from->processed;

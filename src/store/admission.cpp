@@ -75,7 +75,7 @@ sequence_state* tiered_chunk_store::impl::admit(const sequence_options& wanted, 
   sequence_state shape;
   shape.options = wanted;
   shape.quota = quota;
-  shape.whole = quota >= chunks;
+  shape.whole = wanted.max_resident_chunks == 0;
   const std::int64_t transition = transition_slots(&shape);
   const std::int64_t target_slots = quota_sum + quota + transition;
   const std::int64_t new_slots = std::max<std::int64_t>(target_slots - slots.total(), 0);

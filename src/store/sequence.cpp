@@ -46,7 +46,7 @@ sequence_state* make_sequence(void* block, const kv_geometry& geometry, const se
   s->options = options;
   s->quota = quota;
   s->capacity = capacity;
-  s->whole = quota >= capacity;
+  s->whole = options.max_resident_chunks == 0;
   auto* at = static_cast<std::byte*>(block) + rounded(sizeof(sequence_state));
   s->chunks = take<chunk_entry>(at, capacity);
   s->pinned = take<pinned_chunk>(at, quota);

@@ -33,7 +33,7 @@ struct sequence_state {
   sequence_options options;
   std::int64_t quota = 0;     ///< most chunks it may pin
   std::int64_t capacity = 0;  ///< most chunks it may have
-  bool whole = false;         ///< the quota covers everything, so everything is pinned
+  bool whole = false;         ///< opened without a quota, so everything is pinned
 
   std::int64_t tokens = 0;       ///< in every layer
   std::int64_t span_tokens = 0;  ///< of the forward pass in progress

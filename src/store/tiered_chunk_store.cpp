@@ -227,6 +227,12 @@ status tiered_chunk_store::keys(sequence_handle sequence, std::int32_t stream_in
   return status::ok;
 }
 
+bool tiered_chunk_store::is_open(sequence_handle sequence) const noexcept {
+  sequence_state* found = nullptr;
+  const char* ignored = nullptr;
+  return impl_->find(sequence, &found, &ignored) == status::ok;
+}
+
 status tiered_chunk_store::info(sequence_handle sequence, sequence_info* out) const noexcept {
   status code;
   const sequence_state* const s = impl_->find_or_fail(sequence, &code);

@@ -86,7 +86,7 @@ class shadow_store {
     q.options = o;
     q.capacity = g.chunks_for(o.max_tokens);
     q.quota = o.max_resident_chunks == 0 ? q.capacity : std::min(o.max_resident_chunks, q.capacity);
-    q.whole = q.quota == q.capacity;
+    q.whole = o.max_resident_chunks == 0;
     q.keys.resize(std::size_t(g.key_streams));
     return q;
   }

@@ -68,6 +68,7 @@ class key_store final : public chunk_store {
   status resident(sequence_handle, std::int32_t, resident_set*) const noexcept override {
     return status::unsupported;
   }
+  bool is_open(sequence_handle) const noexcept override { return true; }
   status info(sequence_handle, sequence_info*) const noexcept override { return status::unsupported; }
   status read_chunk(sequence_handle, chunk_id, view<std::byte, 1>) const noexcept override {
     return status::unsupported;

@@ -176,6 +176,8 @@ class plain_store final : public chunk_store {
     return status::ok;
   }
 
+  bool is_open(sequence_handle handle) const noexcept override { return find(handle) != nullptr; }
+
   status info(sequence_handle handle, sequence_info* out) const noexcept override {
     const sequence* s = find(handle);
     if (s == nullptr) return refused(handle);

@@ -173,6 +173,7 @@ class failing_store final : public fm::chunk_store {
   fm::status keys(fm::sequence_handle s, std::int32_t i, fm::key_pages* out) const noexcept override {
     return inner_.keys(s, i, out);
   }
+  bool is_open(fm::sequence_handle s) const noexcept override { return inner_.is_open(s); }
   fm::status info(fm::sequence_handle s, fm::sequence_info* out) const noexcept override {
     ++infos;
     if (fail_info != fm::status::ok) return fail(fail_info, s, -1);

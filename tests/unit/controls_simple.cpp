@@ -14,9 +14,9 @@ using fm::status;
 namespace {
 
 std::vector<float> score(fm::indexer& index, std::uint32_t sequence, std::int64_t position,
-                         std::int64_t chunks) {
+                         std::int64_t chunks, std::uint32_t generation = 1) {
   fm::score_request r;
-  r.sequence = {sequence, 1};
+  r.sequence = {sequence, generation};
   r.position = position;
   r.chunks = chunks;
   std::vector<float> out(std::size_t(chunks), -1.0f);
@@ -42,6 +42,7 @@ TEST_CASE("random scores are a pure function of seed, sequence, position and chu
   CHECK(score(other, 3, 100, 500) != first);
   CHECK(score(a, 4, 100, 500) != first);
   CHECK(score(a, 3, 164, 500) != first);
+  CHECK(score(a, 3, 100, 500, 2) != first);  // another sequence in the same place
   CHECK(std::set<float>(first.begin(), first.end()).size() > 498);
   double mean = 0;
   for (const float x : first) {

@@ -150,13 +150,13 @@ TEST_CASE("sequence options hold the largest budget, the open chunk and one inte
       CHECK(small.max_resident_chunks >= 1);
     }
   }
-  SECTION("without a limit, or with everything, the sequence is resident as a whole") {
+  SECTION("without a limit there is room for all; with everything it is resident as a whole") {
     fm::selection_policy all = p;
     all.budget_fraction = 0;
     CHECK(fm::sequence_options_for(all, geometry(), tokens).max_resident_chunks == 256);
     all = p;
     all.mode = selection_mode::everything;
-    CHECK(fm::sequence_options_for(all, geometry(), tokens).max_resident_chunks == 256);
+    CHECK(fm::sequence_options_for(all, geometry(), tokens).max_resident_chunks == 0);
   }
   SECTION("no tokens are no sequence") {
     CHECK_THROWS_AS(fm::sequence_options_for(p, geometry(), 0), fm::argument_error);

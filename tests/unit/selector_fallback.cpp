@@ -223,3 +223,34 @@ TEST_CASE("threshold mode keeps a resident chunk within the hysteresis and lets 
   CHECK_FALSE(kept(-0.25f));
   CHECK(toy::resident_ids(store, s.handle).size() == 4);
 }
+
+TEST_CASE("a threshold without a budget may keep everything, and gives back what nobody needs",
+          "[fallback]") {
+  toy::scripted_indexer index;
+  const fm::kv_geometry g = toy::geometry();
+  fm::tiered_chunk_store store{toy::store_options(g)};
+  fm::selection_policy p;
+  p.mode = fm::selection_mode::threshold;
+  p.budget_fraction = 0;
+  p.interval = 1;
+  fm::selector select(store, index, p);
+  toy::engine engine(store, select);
+  int hot = 0;
+  index.rule = [&](const fm::score_request&, std::int64_t c) { return c < hot ? 1.0f : -1.0f; };
+  auto s = engine.open(fm::sequence_options_for(p, g, 800), 6);
+  REQUIRE(engine.pass({&s}, {163}) == status::ok);
+  const std::int64_t complete = 163 / g.tokens_per_chunk();
+  for (const int wanted : {0, int(complete), 5, 0}) {
+    hot = wanted;
+    REQUIRE(engine.step(s) == status::ok);
+    fm::sequence_info info;
+    REQUIRE(store.info(s.handle, &info) == status::ok);
+    const std::int64_t forced = p.sink_chunks + p.recent_chunks;
+    const std::int64_t open = info.tokens % g.tokens_per_chunk() != 0;
+    CAPTURE(wanted, info.resident_chunks, info.complete_chunks);
+    const std::int64_t kept =
+        std::min(std::max<std::int64_t>(hot, p.sink_chunks) + p.recent_chunks, complete);
+    CHECK(info.resident_chunks == std::max(forced, kept) + open);
+    CHECK(info.slot_bytes == std::size_t(info.resident_chunks) * fm::chunk_layout(g).chunk_bytes());
+  }
+}

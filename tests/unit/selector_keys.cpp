@@ -244,3 +244,42 @@ TEST_CASE("a sequence with tokens the key encoder has not seen is not attached",
   all.mode = fm::selection_mode::everything;
   CHECK_NOTHROW(b.select->attach(s.handle, &all));
 }
+
+TEST_CASE("a fork may have a policy of its own", "[selector][keys]") {
+  bench b;
+  auto parent = b.open(33);
+  REQUIRE(b.engine->step(parent, 400) == status::ok);
+  fm::selection_policy wide = b.policy;
+  wide.budget_fraction = 0.5;
+  wide.interval = 4;
+  toy::sequence child = parent;
+  child.handle = b.store.fork(parent.handle, fm::sequence_options_for(wide, b.geometry, 1200));
+  b.select->attach_fork(parent.handle, child.handle, &wide);
+  child.branches.push_back({child.tokens, 98});
+  for (int i = 0; i < 24; ++i) REQUIRE(b.engine->step({&parent, &child}, {1, 1}) == status::ok);
+  b.check_keys(child);
+  fm::selection_report mine, own;
+  REQUIRE(b.select->report(parent.handle, &mine) == status::ok);
+  REQUIRE(b.select->report(child.handle, &own) == status::ok);
+  CHECK(mine.budget == fm::budget_chunks(b.policy, b.geometry, mine.complete_chunks));
+  CHECK(own.budget == fm::budget_chunks(wide, b.geometry, own.complete_chunks));
+  CHECK(own.refreshes > mine.refreshes);
+}
+
+TEST_CASE("a fork of a sequence that was not observed is not attached with a policy that selects",
+          "[selector][keys]") {
+  bench b;
+  fm::selection_policy all = b.policy;
+  all.mode = fm::selection_mode::everything;
+  const auto parent = b.store.open(fm::sequence_options_for(all, b.geometry, 1200));
+  b.select->attach(parent, &all);
+  toy::sequence s;
+  s.handle = parent;
+  s.tag = 3;
+  REQUIRE(b.engine->step(s, 40) == status::ok);
+  const auto child = b.store.fork(parent, fm::sequence_options_for(b.policy, b.geometry, 1200));
+  CHECK_THROWS_AS(b.select->attach_fork(parent, child, &b.policy), fm::argument_error);
+  fm::selection_report r;
+  CHECK(b.select->report(child, &r) == status::unknown_sequence);
+  CHECK_NOTHROW(b.select->attach_fork(parent, child));
+}

@@ -287,6 +287,8 @@ TEST_CASE("handles of closed sequences are stale and invented ones unknown, in e
     CHECK(store.read_chunk(handle, 0, fm::view<std::byte, 1>(chunk.data(), chunk.size())) == expected);
     CHECK(store.append_chunk(handle, fm::view<const std::byte, 1>(chunk.data(), chunk.size()), 4) ==
           expected);
+    CHECK_FALSE(store.is_open(handle));
+    CHECK(store.is_open(next.handle));
     CHECK(store.counters().faults == faults + 10);
     try {
       store.fork(handle, tokens(40));

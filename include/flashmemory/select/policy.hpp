@@ -59,7 +59,7 @@ FLASHMEMORY_API void validate(const selection_policy& policy, const kv_geometry&
 
 /// The sequence_options that serve `policy` for up to `max_tokens` tokens: the quota holds the largest budget
 /// the policy can ask for (without fallback stages, which use what the quota has left), the open chunk and
-/// one interval's growth.
+/// one interval's growth; with mode everything there is none.
 FLASHMEMORY_API sequence_options sequence_options_for(const selection_policy& policy,
                                                       const kv_geometry& geometry, std::int64_t max_tokens);
 

@@ -78,7 +78,10 @@ class FLASHMEMORY_API selector {
   void attach(sequence_handle sequence, const selection_policy* policy = nullptr);
 
   /// Serves `child`, a fork of `parent`, from where the parent stands.
-  void attach_fork(sequence_handle parent, sequence_handle child);
+  /// \param policy  for the child only, as in attach(); null = the parent's
+  /// \throws argument_error, admission_error as attach(); argument_error if the parent's policy is `everything`
+  ///     and the child's is not, since the parent then was not observed; error with unknown_sequence
+  void attach_fork(sequence_handle parent, sequence_handle child, const selection_policy* policy = nullptr);
 
   /// Stops to serve a sequence. Closed sequences are detached by attach() of a new one in their place.
   void detach(sequence_handle sequence) noexcept;

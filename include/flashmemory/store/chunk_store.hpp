@@ -15,10 +15,12 @@ inline namespace v0 {
 /// What a sequence asks for when it is opened. Everything it may ever hold is reserved then, so no later step
 /// can run out of memory.
 struct sequence_options {
-  std::int64_t max_tokens = 0;           ///< prompt and generated tokens together
-  std::int64_t max_resident_chunks = 0;  ///< fast-tier slots it may pin at once; 0 = all chunks of max_tokens
-  std::int32_t sink_chunks = 1;          ///< the first chunks, always resident
-  std::int32_t recent_chunks = 2;        ///< the newest complete chunks, always resident besides the open one
+  std::int64_t max_tokens = 0;  ///< prompt and generated tokens together
+  /// Fast-tier slots it may pin at once; more than the chunks of max_tokens counts as just those. 0 = all chunks
+  /// are resident at all times and recall() leaves them so; any other value leaves the choice to recall().
+  std::int64_t max_resident_chunks = 0;
+  std::int32_t sink_chunks = 1;    ///< the first chunks, always resident
+  std::int32_t recent_chunks = 2;  ///< the newest complete chunks, always resident besides the open one
 };
 
 /// What is known of an open sequence.
@@ -175,6 +177,9 @@ class FLASHMEMORY_API chunk_store {
 
   /// The index keys that level 1 scans.
   virtual status keys(sequence_handle sequence, std::int32_t stream_index, key_pages* out) const noexcept = 0;
+
+  /// Whether the handle names an open sequence. Asking is never a fault.
+  virtual bool is_open(sequence_handle sequence) const noexcept = 0;
 
   /// Length, residency and bytes of one sequence.
   virtual status info(sequence_handle sequence, sequence_info* out) const noexcept = 0;

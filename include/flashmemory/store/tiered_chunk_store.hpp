@@ -62,6 +62,7 @@ class FLASHMEMORY_API tiered_chunk_store final : public chunk_store {
                 stream_ref stream) noexcept override;
   status resident(sequence_handle sequence, std::int32_t layer, resident_set* out) const noexcept override;
   status keys(sequence_handle sequence, std::int32_t stream_index, key_pages* out) const noexcept override;
+  bool is_open(sequence_handle sequence) const noexcept override;
   status info(sequence_handle sequence, sequence_info* out) const noexcept override;
   status read_chunk(sequence_handle sequence, chunk_id chunk, view<std::byte, 1> out) const noexcept override;
   status append_chunk(sequence_handle sequence, view<const std::byte, 1> bytes,
