@@ -6,6 +6,10 @@ include(CMakePackageConfigHelpers)
 set(_package_dir ${CMAKE_INSTALL_LIBDIR}/cmake/flashmemory)
 install(TARGETS flashmemory EXPORT flashmemory-targets FILE_SET HEADERS FILE_SET interop_headers)
 install(EXPORT flashmemory-targets NAMESPACE flashmemory:: DESTINATION ${_package_dir})
+if(FLASHMEMORY_CUDA)  # an export set of its own, so that a CPU consumer of a full install needs no CUDA Toolkit
+  install(TARGETS flashmemory_cuda EXPORT flashmemory-cuda-targets FILE_SET HEADERS)
+  install(EXPORT flashmemory-cuda-targets NAMESPACE flashmemory:: DESTINATION ${_package_dir})
+endif()
 # The project's name is spelt out: inside another project CMAKE_INSTALL_DOCDIR may be that project's.
 install(FILES ${PROJECT_SOURCE_DIR}/LICENSE DESTINATION ${CMAKE_INSTALL_DATAROOTDIR}/doc/flashmemory)
 

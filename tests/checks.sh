@@ -16,7 +16,7 @@ for entry in $(git ls-files | cut -d/ -f1 | sort -u); do
   complain "$entry: not among what the top folder holds"
 done
 
-mapfile -t code < <(git ls-files '*.hpp' '*.cpp')
+mapfile -t code < <(git ls-files '*.hpp' '*.cpp' '*.cu' '*.cuh')
 mapfile -t scripts < <(git ls-files '*.cmake' '*CMakeLists.txt' '*.sh' '*.py')
 clang-format --dry-run -Werror "${code[@]}" || failed=1
 for file in "${code[@]}" "${scripts[@]}"; do

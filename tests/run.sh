@@ -40,10 +40,10 @@ step() {
   [ $verdict = passed ]
 }
 
-build() {  # PRESET
+build() {  # PRESET OPTION...
   local log
   log=$(mktemp)
-  if ! { cmake --preset "$1" -DCMAKE_CXX_COMPILER_LAUNCHER=ccache && cmake --build --preset "$1" -j "$jobs"; } >"$log" 2>&1
+  if ! { cmake --preset "$@" -DCMAKE_CXX_COMPILER_LAUNCHER=ccache -DCMAKE_CUDA_COMPILER_LAUNCHER=ccache && cmake --build --preset "$1" -j "$jobs"; } >"$log" 2>&1
   then
     cat "$log"
     rm -f "$log"
@@ -68,6 +68,15 @@ fuzz_one() {  # PROGRAM
 if [ $checks -eq 1 ]; then step "format, files and documentation" tests/checks.sh; fi
 if step "build" build cpu; then
   step "tests" ctest --preset cpu -j "$jobs" ${CTEST_ARGS:-}
+fi
+# Without a CUDA compiler there is nothing to build, without a GPU every test shows as skipped.
+[ -x /usr/local/cuda/bin/nvcc ] && PATH=$PATH:/usr/local/cuda/bin
+if command -v nvcc >/dev/null; then
+  if step "build, cuda" build cuda "-DCMAKE_CUDA_ARCHITECTURES=80-real;90a-real;90-virtual"; then
+    step "GPU tests ($(nvidia-smi -L 2>/dev/null | grep -c GPU) GPUs)" ctest --preset cuda -j 1
+  fi
+else
+  summary+=("skipped          CUDA backend: there is no nvcc")
 fi
 if [ $sanitizers -eq 1 ]; then
   for preset in asan tsan; do

@@ -31,6 +31,7 @@ enum class [[nodiscard]] status : std::int32_t{
     io_error,          ///< the operating system refused a read or write; see fault::os_error
     stale_slot,        ///< a fast-tier slot no longer holds the chunk that was expected in it
     unsupported,       ///< no implementation for this dtype, head size or device
+    cuda_error,        ///< the CUDA runtime refused; see fault::os_error
 };
 
 /// The enumerator's name, e.g. "corrupt_chunk". Never null.
@@ -45,7 +46,7 @@ struct fault {
   std::int64_t stream = -1;    ///< index-key stream
   std::int64_t expected = -1;  ///< what the call wanted: a position, an extent, a count or bytes
   std::int64_t actual = -1;    ///< what it found instead
-  std::int32_t os_error = 0;   ///< errno of the failed system call
+  std::int32_t os_error = 0;   ///< errno of the failed system call; with cuda_error the cudaError_t
   const char* what = "";       ///< names the argument or thing, static storage
 };
 

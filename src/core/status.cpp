@@ -54,6 +54,8 @@ const char* to_string(status code) noexcept {
       return "stale_slot";
     case status::unsupported:
       return "unsupported";
+    case status::cuda_error:
+      return "cuda_error";
   }
   return "unknown status";
 }

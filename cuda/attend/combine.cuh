@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cmath>
+
+#include "attend/heuristics.hpp"
+#include "attend/kernel.hpp"
+#include "core/ptx.cuh"
+
+namespace flashmemory {
+inline namespace v0 {
+namespace cuda {
+namespace detail {
+
+/// What a block has accumulated, in shared memory: per row the maximum of its logits in units of log2, the sum
+/// of exp2(logit - maximum), and the values weighted likewise.
+struct tile_state {
+  float* maximum;  // [rows]
+  float* sum;      // [rows]
+  float* values;   // [rows, value_dim]
+};
+
+/// Which output rows a tile's rows are.
+struct tile_rows_of_call {
+  std::int32_t first;       // of the tile, among the KV head's query rows: token * group + head
+  std::int32_t count;       // that exist
+  std::int32_t row;         // of the step
+  std::int32_t first_head;  // query head 0 of the KV head
+};
+
+__device__ __forceinline__ void store_output(void* out, dtype type, std::int64_t at, float value) {
+  if (type == dtype::f32)
+    static_cast<float*>(out)[at] = value;
+  else if (type == dtype::bf16)
+    static_cast<__nv_bfloat16*>(out)[at] = __float2bfloat16_rn(value);
+  else
+    static_cast<__half*>(out)[at] = __float2half_rn(value);
+}
+
+/// Divides by the denominator, the sink included, and writes one element of one row.
+__device__ __forceinline__ void write_element(const attend_call& call, const tile_rows_of_call& tile,
+                                              std::int32_t r, std::int32_t d, float maximum, float sum,
+                                              float value) {
+  const std::int32_t token = (tile.first + r) / call.group;
+  const std::int32_t head = tile.first_head + (tile.first + r) % call.group;
+  const std::int64_t row = std::int64_t(tile.row) * call.query_tokens + token;
+  constexpr float log2e = 1.44269504f, ln2 = 0.693147181f;
+  float top = maximum, denominator = sum;
+  float weight = 1;
+  if (call.sinks != nullptr) {
+    const float sink = call.sinks[head] * log2e;
+    top = fmaxf(maximum, sink);
+    weight = top == -INFINITY ? 0.0f : ptx::exp2(maximum - top);
+    denominator = top == -INFINITY ? 0.0f : sum * weight + ptx::exp2(sink - top);
+  }
+  // NaN must get through: only an exact zero means that there was nothing.
+  const float result = denominator == 0.0f ? 0.0f : value * weight / denominator;
+  store_output(call.out, call.out_type, (row * call.query_heads + head) * call.value_dim + d, result);
+  if (d == 0 && call.lse != nullptr)
+    call.lse[row * call.query_heads + head] =
+        denominator == 0.0f ? -INFINITY : ln2 * (top + log2f(denominator));
+}
+
+/// Threads that work on a tile: all of the portable kernel's block, the consumers of the tensor-core kernel's.
+inline constexpr int tile_threads = 128;
+
+/// Of those threads (PTX ISA 9.7.13.1; barrier 0 belongs to the whole block).
+__device__ __forceinline__ void tile_barrier() { asm volatile("bar.sync 1, 128;" ::: "memory"); }
+
+/// How the splits of a tile are weighted when they are joined.
+struct join_memory {
+  float weights[tile_rows][max_splits];
+  float maximum[tile_rows], sum[tile_rows];
+  bool last;
+};
+
+/// Ends a tile: writes the result if it has one split, else the partial one; the block that comes last joins all
+/// of them, in the order of the splits, so that the result does not depend on which one that is.
+/// The first tile_threads threads of a block; `state` is complete and visible to them.
+__device__ inline void finish_tile(const attend_call& call, const partial_layout& layout,
+                                   std::int64_t tile_index, const tile_rows_of_call& tile, std::int32_t split,
+                                   std::int32_t splits, const tile_state& state, join_memory& join) {
+  const std::int32_t count = tile.count, dim = call.value_dim;
+  if (splits == 1) {
+    for (std::int32_t i = threadIdx.x; i < count * dim; i += tile_threads)
+      write_element(call, tile, i / dim, i % dim, state.maximum[i / dim], state.sum[i / dim],
+                    state.values[i]);
+    return;
+  }
+  auto* const counters = static_cast<unsigned int*>(call.scratch);
+  const std::size_t stride = std::size_t(layout.floats_per_split);
+  float* const parts = reinterpret_cast<float*>(static_cast<char*>(call.scratch) + layout.counter_bytes) +
+                       std::size_t(tile_index) * layout.splits * stride;
+  float* const mine = parts + split * stride;
+  const std::int32_t head = layout.head_floats;
+  if (threadIdx.x < count) {
+    mine[threadIdx.x] = state.maximum[threadIdx.x];
+    mine[layout.rows_per_tile + threadIdx.x] = state.sum[threadIdx.x];
+  }
+  for (std::int32_t i = threadIdx.x; i < count * dim; i += tile_threads) mine[head + i] = state.values[i];
+  // The barrier orders the others' stores before the release of thread 0, and its acquire before their loads.
+  tile_barrier();
+  if (threadIdx.x == 0) {
+    join.last = ptx::add_acq_rel(&counters[tile_index], 1u) == unsigned(splits - 1);
+    if (join.last) counters[tile_index] = 0;  // for the next call
+  }
+  tile_barrier();
+  if (!join.last) return;
+  const std::int32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  for (std::int32_t r = warp; r < count; r += tile_threads / 32) {
+    float maxima[max_splits / 32], sums[max_splits / 32], top = -INFINITY, total = 0;
+#pragma unroll
+    for (int i = 0; i < max_splits / 32; ++i) {
+      const std::int32_t s = lane + 32 * i;
+      maxima[i] = s < splits ? __ldcg(parts + s * stride + r) : -INFINITY;
+      sums[i] = s < splits ? __ldcg(parts + s * stride + layout.rows_per_tile + r) : 0.0f;
+      top = fmaxf(top, maxima[i]);
+    }
+    for (int step = 16; step > 0; step /= 2) top = fmaxf(top, __shfl_xor_sync(~0u, top, step));
+#pragma unroll
+    for (int i = 0; i < max_splits / 32; ++i) {
+      const float weight = maxima[i] == -INFINITY ? 0.0f : ptx::exp2(maxima[i] - top);
+      total += sums[i] * weight;
+      join.weights[r][lane + 32 * i] = weight;
+    }
+    for (int step = 16; step > 0; step /= 2) total += __shfl_xor_sync(~0u, total, step);
+    if (lane == 0) {
+      join.maximum[r] = top;
+      join.sum[r] = total;
+    }
+  }
+  tile_barrier();
+  for (std::int32_t i = 4 * threadIdx.x; i < count * dim; i += 4 * tile_threads) {
+    if (dim % 4 == 0) {
+      const std::int32_t r = i / dim;
+      float4 value = make_float4(0, 0, 0, 0);
+#pragma unroll 8
+      for (std::int32_t s = 0; s < splits; ++s) {
+        const float4 part = __ldcg(reinterpret_cast<const float4*>(parts + s * stride + head + i));
+        const float weight = join.weights[r][s];
+        value.x += part.x * weight;
+        value.y += part.y * weight;
+        value.z += part.z * weight;
+        value.w += part.w * weight;
+      }
+      write_element(call, tile, r, i % dim, join.maximum[r], join.sum[r], value.x);
+      write_element(call, tile, r, i % dim + 1, join.maximum[r], join.sum[r], value.y);
+      write_element(call, tile, r, i % dim + 2, join.maximum[r], join.sum[r], value.z);
+      write_element(call, tile, r, i % dim + 3, join.maximum[r], join.sum[r], value.w);
+    } else {
+      for (std::int32_t j = i; j < min(i + 4, count * dim); ++j) {
+        const std::int32_t r = j / dim;
+        float value = 0;
+        for (std::int32_t s = 0; s < splits; ++s)
+          value += __ldcg(parts + s * stride + head + j) * join.weights[r][s];
+        write_element(call, tile, r, j % dim, join.maximum[r], join.sum[r], value);
+      }
+    }
+  }
+}
+
+/// The first and last chunk of a split, and how many splits a row has.
+struct split_range {
+  std::int32_t begin, end, splits;
+};
+
+__device__ __forceinline__ split_range range_of(const attend_call& call, std::int32_t entries,
+                                                std::int32_t split) {
+  const std::int32_t chunks = (entries + call.entries_per_chunk - 1) / call.entries_per_chunk;
+  split_range range;
+  range.splits = chunks == 0 ? 1 : (chunks + call.chunks_per_split - 1) / call.chunks_per_split;
+  range.begin = split * call.chunks_per_split;
+  range.end = min(range.begin + call.chunks_per_split, chunks);
+  return range;
+}
+
+/// A scaled logit in units of log2.
+__device__ __forceinline__ float logit_of(const attend_call& call, float dot) {
+  if (call.soft_cap == 0) return dot * call.scale;
+  // tanh(x) = 1 - 2 / (1 + e^2x): off by 1e-7 of the cap at most, infinities included.
+  const float e = ptx::exp2(2 * 1.44269504f * (dot * call.scale / call.soft_cap));
+  return 1.44269504f * call.soft_cap * (1 - 2 / (1 + e));
+}
+
+}  // namespace detail
+}  // namespace cuda
+}  // namespace v0
+}  // namespace flashmemory

@@ -1,0 +1,435 @@
+// SPDX-License-Identifier: MIT
+#include <algorithm>
+
+#include "attend/combine.cuh"
+#include "attend/mma.cuh"
+
+namespace flashmemory {
+inline namespace v0 {
+namespace cuda {
+namespace detail {
+namespace {
+
+constexpr int consumer_warps = 4;
+constexpr int threads = 32 * (consumer_warps + 1);
+
+/// Pipeline of one head dimension: stages of 64 entries of K and V, as many as keep about 96 KB in flight per
+/// block, two blocks a multiprocessor (one at 256). Bench row cuda/attend_gqa.
+template <int kDim>
+struct pipeline {
+  static constexpr int stages = kDim == 64 ? 6 : 3;
+  static constexpr int blocks_per_sm = kDim == 256 ? 1 : 2;
+  static constexpr int half_bytes = stage_entries * kDim * 2;  // K, or V, of a stage
+
+  /// Dynamic shared memory.
+  struct memory {
+    unsigned char stage[stages][2][half_bytes];
+    float values[tile_rows * kDim];
+    float maxima[consumer_warps][tile_rows], sums[consumer_warps][tile_rows];
+    float maximum[tile_rows], sum[tile_rows];
+    join_memory join;
+    std::uint64_t full[stages], empty[stages];
+  };
+};
+
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+
+/// The entries of one stage: whole chunks if they are small, else a part of one.
+struct stage_range {
+  std::int32_t first;  // entry of the row
+  std::int32_t count;
+};
+
+/// The stages of a split, in order.
+struct stage_walk {
+  std::int32_t per_stage;  // entries of a full stage
+  std::int32_t per_chunk;  // stages of a chunk; 1 if a stage holds whole chunks
+  std::int32_t chunks;     // of a stage
+  std::int32_t stages;
+  std::int32_t first, end;  // entries of the split
+
+  __device__ stage_walk(const attend_call& call, const split_range& range, std::int32_t entries) {
+    const std::int32_t e = call.entries_per_chunk;
+    chunks = e <= stage_entries ? stage_entries / e : 1;
+    per_stage = e <= stage_entries ? chunks * e : stage_entries;
+    per_chunk = (e + stage_entries - 1) / stage_entries;
+    first = range.begin * e;
+    end = min(range.end * e, entries);
+    stages = range.end <= range.begin ? 0
+             : e <= stage_entries     ? (range.end - range.begin + chunks - 1) / chunks
+                                      : (range.end - range.begin) * per_chunk;
+  }
+  __device__ stage_range at(std::int32_t stage, std::int32_t entries_per_chunk) const {
+    stage_range r;
+    std::int32_t limit = end;
+    if (per_chunk == 1) {
+      r.first = first + stage * per_stage;
+    } else {
+      r.first = first + stage / per_chunk * entries_per_chunk + stage % per_chunk * stage_entries;
+      limit = min(end, first + (stage / per_chunk + 1) * entries_per_chunk);
+    }
+    r.count = max(0, min(per_stage, limit - r.first));
+    return r;
+  }
+};
+
+/// One unit of work: a split of a tile of query rows.
+struct work_item {
+  const std::byte* const* chunks;
+  std::int32_t entries;
+  split_range range;
+  std::int32_t row, tile, split, kv_head, first_row, num_rows;
+
+  /// False if the row has no such split.
+  __device__ bool load(const attend_call& call, std::int32_t index) {
+    split = index % call.splits;
+    const std::int32_t tiles = call.query_heads / call.group * call.head_tiles;
+    tile = index / call.splits % tiles;
+    row = index / call.splits / tiles;
+    const chunk_row mine = call.rows[row];
+    chunks = mine.chunks;
+    entries = std::int32_t(mine.entries);
+    range = range_of(call, entries, split);
+    kv_head = tile / call.head_tiles;
+    first_row = tile % call.head_tiles * tile_rows;
+    num_rows = min(tile_rows, call.group * call.query_tokens - first_row);
+    return split < range.splits;
+  }
+  __device__ static std::int32_t count(const attend_call& call) {
+    return call.num_rows * (call.query_heads / call.group) * call.head_tiles * call.splits;
+  }
+};
+
+/// The producer: one warp feeds K and V of an item's chunks into the ring, K or V of a chunk and head being one
+/// contiguous block. The lanes fetch 32 chunk pointers at once; lane 0 issues the copies.
+template <int kDim>
+__device__ void produce(const attend_call& call, const work_item& item,
+                        typename pipeline<kDim>::memory& shared, std::uint32_t& issued) {
+  using pipe = pipeline<kDim>;
+  const stage_walk walk(call, item.range, item.entries);
+  const int lane = threadIdx.x % 32;
+  const std::int64_t keys = call.key_offset + item.kv_head * call.key_block_bytes;
+  const std::int64_t values = call.value_offset + item.kv_head * call.value_block_bytes;
+  std::int32_t window = item.range.begin - 32;
+  const std::byte* pointer = nullptr;
+  for (std::int32_t s = 0; s < walk.stages; ++s, ++issued) {
+    const int slot = issued % pipe::stages;
+    const std::uint32_t round = issued / pipe::stages;
+    const stage_range r = walk.at(s, call.entries_per_chunk);
+    if (lane == 0) {
+      if (round > 0) ptx::barrier_wait(shared.empty + slot, (round - 1) & 1);
+      ptx::barrier_arrive_expect(shared.full + slot, std::uint32_t(r.count) * kDim * 2 * 2);
+    }
+    for (std::int32_t done = 0; done < r.count;) {
+      const std::int32_t entry = r.first + done, c = entry / call.entries_per_chunk;
+      const std::int32_t inside = entry - c * call.entries_per_chunk;
+      const std::int32_t count = min(r.count - done, call.entries_per_chunk - inside);
+      if (c >= window + 32) {
+        window = c;
+        pointer = c + lane < item.range.end ? item.chunks[c + lane] : nullptr;
+      }
+      const auto address = __shfl_sync(~0u, reinterpret_cast<unsigned long long>(pointer), c - window);
+      if (lane == 0) {
+        const auto* const chunk =
+            reinterpret_cast<const std::byte*>(address) + std::int64_t(inside) * kDim * 2;
+        ptx::bulk_copy(shared.stage[slot][0] + done * kDim * 2, chunk + keys, std::uint32_t(count) * kDim * 2,
+                       shared.full + slot);
+        ptx::bulk_copy(shared.stage[slot][1] + done * kDim * 2, chunk + values,
+                       std::uint32_t(count) * kDim * 2, shared.full + slot);
+      }
+      done += count;
+    }
+  }
+}
+
+/// What a consumer thread accumulates of its rows g and g + 8; see tensor_core_kernel.
+template <int kDim>
+struct accumulator {
+  static constexpr int columns = kDim / 64;
+  float o[columns][8][4];
+  float maximum[2], sum[2];
+
+  __device__ void clear() {
+#pragma unroll
+    for (int c = 0; c < columns; ++c)
+#pragma unroll
+      for (int j = 0; j < 8; ++j)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) o[c][j][i] = 0;
+    maximum[0] = maximum[1] = -INFINITY;
+    sum[0] = sum[1] = 0;
+  }
+};
+
+/// A consumer warp's 16 entries of one stage.
+template <class T, int kDim>
+__device__ __forceinline__ void attend_stage(const attend_call& call, const unsigned char* keys,
+                                             const unsigned char* values, const uint4 (&q)[2][kDim / 32],
+                                             const stage_range& r, std::int32_t entries,
+                                             const std::int32_t (&limit)[2], accumulator<kDim>& acc) {
+  const int base = threadIdx.x / 32 * 16, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+  float score[2][4] = {};
+#pragma unroll
+  for (int i = 0; i < kDim / 32; ++i) {
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+      const uint4 k = *reinterpret_cast<const uint4*>(keys + (base + 8 * n + g) * kDim * 2 + 64 * i + 16 * t);
+      mma<T>(score[n], q[0][i].x, q[1][i].x, q[0][i].y, q[1][i].y, k.x, k.y);
+      mma<T>(score[n], q[0][i].z, q[1][i].z, q[0][i].w, q[1][i].w, k.z, k.w);
+    }
+  }
+  const bool partial = base + 16 > r.count || r.first + base + 16 > entries - (call.query_tokens - 1);
+#pragma unroll
+  for (int n = 0; n < 2; ++n)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) score[n][i] = logit_of(call, score[n][i]);
+  if (partial) {
+#pragma unroll
+    for (int n = 0; n < 2; ++n)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const std::int32_t at = base + 8 * n + 2 * t + i % 2;
+        if (at >= r.count || r.first + at >= limit[i / 2]) score[n][i] = -INFINITY;
+      }
+  }
+
+  float weight[2][4];
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    float top = fmaxf(fmaxf(score[0][2 * half], score[0][2 * half + 1]),
+                      fmaxf(score[1][2 * half], score[1][2 * half + 1]));
+    top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
+    top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
+    top = fmaxf(top, acc.maximum[half]);
+    // A row that has seen nothing yet must not subtract infinities.
+    const float reference = top == -INFINITY ? 0.0f : top;
+    const float old = ptx::exp2(acc.maximum[half] - reference);
+    acc.maximum[half] = top;
+    float added = 0;
+#pragma unroll
+    for (int n = 0; n < 2; ++n)
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const float w = ptx::exp2(score[n][2 * half + i] - reference);
+        weight[n][2 * half + i] = w;
+        added += w;
+      }
+    acc.sum[half] = acc.sum[half] * old + added;  // of this thread's columns; the quad is summed at the end
+    if (__any_sync(~0u, old != 1.0f)) {
+#pragma unroll
+      for (int c = 0; c < kDim / 64; ++c)
+#pragma unroll
+        for (int j = 0; j < 8; ++j) {
+          acc.o[c][j][2 * half] *= old;
+          acc.o[c][j][2 * half + 1] *= old;
+        }
+    }
+  }
+  const std::uint32_t p0 = pack<T>(weight[0][0], weight[0][1]), p1 = pack<T>(weight[0][2], weight[0][3]);
+  const std::uint32_t p2 = pack<T>(weight[1][0], weight[1][1]), p3 = pack<T>(weight[1][2], weight[1][3]);
+#pragma unroll
+  for (int c = 0; c < kDim / 64; ++c) {
+    uint4 v[4];
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      const std::int32_t at = base + 2 * t + e % 2 + 8 * (e / 2);
+      v[e] = *reinterpret_cast<const uint4*>(values + at * kDim * 2 + 128 * c + 16 * g);
+      // What lies beyond the entries may be NaN, which a weight of zero does not hide.
+      if (partial && at >= r.count) v[e] = make_uint4(0, 0, 0, 0);
+    }
+    const std::uint32_t words[4][4] = {{v[0].x, v[0].y, v[0].z, v[0].w},
+                                       {v[1].x, v[1].y, v[1].z, v[1].w},
+                                       {v[2].x, v[2].y, v[2].z, v[2].w},
+                                       {v[3].x, v[3].y, v[3].z, v[3].w}};
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+      const unsigned int take = j % 2 == 0 ? 0x5410 : 0x7632;
+      const std::uint32_t b0 = __byte_perm(words[0][j / 2], words[1][j / 2], take);
+      const std::uint32_t b1 = __byte_perm(words[2][j / 2], words[3][j / 2], take);
+      mma<T>(acc.o[c][j], p0, p1, p2, p3, b0, b1);
+    }
+  }
+}
+
+/// Joins the consumer warps' accumulators, which are over different entries, in shared memory; one warp after the
+/// other, so that the order of the sums is fixed.
+template <int kDim>
+__device__ __forceinline__ void join_warps(accumulator<kDim>& acc, std::int32_t num_rows,
+                                           typename pipeline<kDim>::memory& shared) {
+  const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    acc.sum[half] += __shfl_xor_sync(~0u, acc.sum[half], 1);
+    acc.sum[half] += __shfl_xor_sync(~0u, acc.sum[half], 2);
+    if (t == 0) {
+      shared.maxima[warp][g + 8 * half] = acc.maximum[half];
+      shared.sums[warp][g + 8 * half] = acc.sum[half];
+    }
+  }
+  tile_barrier();
+  float weight[2];
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int r = g + 8 * half;
+    float top = -INFINITY, total = 0;
+#pragma unroll
+    for (int w = 0; w < consumer_warps; ++w) top = fmaxf(top, shared.maxima[w][r]);
+    const float reference = top == -INFINITY ? 0.0f : top;
+#pragma unroll
+    for (int w = 0; w < consumer_warps; ++w)
+      total += shared.sums[w][r] * ptx::exp2(shared.maxima[w][r] - reference);
+    weight[half] = ptx::exp2(acc.maximum[half] - reference);
+    if (warp == 0 && t == 0) {
+      shared.maximum[r] = top;
+      shared.sum[r] = total;
+    }
+  }
+  for (int turn = 0; turn < consumer_warps; ++turn) {
+    if (warp == turn) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        if (g + 8 * half >= num_rows) continue;
+        float* const to = shared.values + (g + 8 * half) * kDim;
+#pragma unroll
+        for (int c = 0; c < kDim / 64; ++c)
+#pragma unroll
+          for (int i = 0; i < 2; ++i)
+#pragma unroll
+            for (int j = 0; j < 8; j += 4) {
+              auto* const four = reinterpret_cast<float4*>(to + 64 * c + 8 * (2 * t + i) + j);
+              float4 x = turn == 0 ? make_float4(0, 0, 0, 0) : *four;
+              x.x += acc.o[c][j][2 * half + i] * weight[half];
+              x.y += acc.o[c][j + 1][2 * half + i] * weight[half];
+              x.z += acc.o[c][j + 2][2 * half + i] * weight[half];
+              x.w += acc.o[c][j + 3][2 * half + i] * weight[half];
+              *four = x;
+            }
+      }
+    }
+    tile_barrier();
+  }
+}
+
+/// Decode attention with tensor cores. Persistent: a block works through items (split of a tile of 16 query rows of
+/// one KV head and row of the step) in a fixed stride, while its producer warp, which needs no turn of the
+/// others, fills the ring with the next item's chunks. Each of four consumer warps takes 16 of a stage's 64
+/// entries through Q K^T, a softmax with a running maximum of its own, and P V; they meet only at an item's end.
+/// Every byte of K and V is read once per tile; all query heads of the group and all query tokens share it.
+///
+/// The order of a contraction is free, which lets a thread take 16 contiguous bytes where the MMA layout asks for
+/// scattered pairs: for Q K^T thread t of a quad has dims 32 i + 8 t + [0, 8) as the columns 2t, 2t + 1, 2t + 8,
+/// 2t + 9 of MMAs 2i and 2i + 1, in Q and K alike. For P V column g of MMA j is dim 64 c + 8 g + j.
+template <class T, int kDim>
+__global__ void __launch_bounds__(threads, pipeline<kDim>::blocks_per_sm)
+    tensor_core_kernel(const attend_call call, const partial_layout layout) {
+  using pipe = pipeline<kDim>;
+  extern __shared__ __align__(128) unsigned char raw[];
+  auto& shared = *reinterpret_cast<typename pipe::memory*>(raw);
+  const std::int32_t warp = threadIdx.x / 32, items = work_item::count(call);
+  if (threadIdx.x == 0) {
+    for (int s = 0; s < pipe::stages; ++s) {
+      ptx::barrier_init(shared.full + s, 1);
+      ptx::barrier_init(shared.empty + s, consumer_warps);
+    }
+    ptx::barrier_init_fence();
+  }
+  __syncthreads();
+
+  work_item item;
+  if (warp == consumer_warps) {
+    std::uint32_t issued = 0;
+    for (std::int32_t i = blockIdx.x; i < items; i += gridDim.x)
+      if (item.load(call, i)) produce<kDim>(call, item, shared, issued);
+    return;
+  }
+
+  const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+  std::uint32_t consumed = 0;
+  for (std::int32_t i = blockIdx.x; i < items; i += gridDim.x) {
+    if (!item.load(call, i)) continue;
+    uint4 q[2][kDim / 32];
+    std::int32_t limit[2];  // entries that row g or g + 8 may see
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const std::int32_t r = g + 8 * half;
+      const std::int32_t token = (item.first_row + r) / call.group, head = (item.first_row + r) % call.group;
+      limit[half] = item.entries - (call.query_tokens - 1 - token);
+      const auto* const from = static_cast<const T*>(call.q) +
+                               (std::int64_t(item.row) * call.query_tokens + token) * call.q_row_stride +
+                               std::int64_t(item.kv_head * call.group + head) * call.q_head_stride;
+#pragma unroll
+      for (int k = 0; k < kDim / 32; ++k)
+        q[half][k] = r < item.num_rows ? *reinterpret_cast<const uint4*>(from + 32 * k + 8 * t)
+                                       : make_uint4(0, 0, 0, 0);
+    }
+    accumulator<kDim> acc;
+    acc.clear();
+    const stage_walk walk(call, item.range, item.entries);
+    for (std::int32_t s = 0; s < walk.stages; ++s, ++consumed) {
+      const int slot = consumed % pipe::stages;
+      const stage_range r = walk.at(s, call.entries_per_chunk);
+      ptx::barrier_wait(shared.full + slot, (consumed / pipe::stages) & 1);
+      if (16 * warp < r.count)
+        attend_stage<T, kDim>(call, shared.stage[slot][0], shared.stage[slot][1], q, r, item.entries, limit,
+                              acc);
+      __syncwarp();
+      if (threadIdx.x % 32 == 0) ptx::barrier_arrive(shared.empty + slot);
+    }
+    join_warps<kDim>(acc, item.num_rows, shared);
+    const std::int64_t tile_index =
+        std::int64_t(item.row) * (call.query_heads / call.group) * call.head_tiles + item.tile;
+    finish_tile(call, layout, tile_index,
+                {item.first_row, item.num_rows, item.row, item.kv_head * call.group}, item.split,
+                item.range.splits, {shared.maximum, shared.sum, shared.values}, shared.join);
+    tile_barrier();  // before the next item's join overwrites what was just read
+  }
+}
+
+#else
+
+template <class T, int kDim>
+__global__ void tensor_core_kernel(const attend_call, const partial_layout) {}  // the launcher asks for sm_90
+
+#endif
+
+template <class T, int kDim>
+cudaError_t launch(const attend_call& call, const partial_layout& layout, cudaStream_t stream) noexcept {
+  constexpr auto kernel = tensor_core_kernel<T, kDim>;
+  constexpr int bytes = sizeof(typename pipeline<kDim>::memory);
+  // Per device and cheap; remembering that it was done would need a global.
+  if (const cudaError_t code =
+          cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+      code != cudaSuccess)
+    return code;
+  const std::int64_t items =
+      std::int64_t(call.num_rows) * (call.query_heads / call.group) * call.head_tiles * call.splits;
+  const auto grid =
+      unsigned(std::min<std::int64_t>(items, std::int64_t(call.num_sms) * pipeline<kDim>::blocks_per_sm));
+  kernel<<<grid, threads, bytes, stream>>>(call, layout);
+  return cudaGetLastError();
+}
+
+}  // namespace
+
+cudaError_t launch_tensor_core(const attend_call& call, const partial_layout& layout,
+                               cudaStream_t stream) noexcept {
+  const bool bf16 = call.type == dtype::bf16;
+  switch (call.key_dim) {
+    case 64:
+      return bf16 ? launch<__nv_bfloat16, 64>(call, layout, stream)
+                  : launch<__half, 64>(call, layout, stream);
+    case 128:
+      return bf16 ? launch<__nv_bfloat16, 128>(call, layout, stream)
+                  : launch<__half, 128>(call, layout, stream);
+    case 256:
+      return bf16 ? launch<__nv_bfloat16, 256>(call, layout, stream)
+                  : launch<__half, 256>(call, layout, stream);
+    default:
+      return cudaErrorInvalidValue;
+  }
+}
+
+}  // namespace detail
+}  // namespace cuda
+}  // namespace v0
+}  // namespace flashmemory
