@@ -116,7 +116,7 @@ void ask_view::finished(const answer_state& answer) {
   if (!answer.cell->full() && !answer.run->footprints.empty()) {
     const std::int64_t chunks = answer.run->footprints.back().chunks;
     fmt::print("  {:<{}} {}\n", "", label_width_,
-               look_.dim("|" + resident_strip(answer.resident, chunks, strip_width) + "|"));
+               look_.dim(fmt::format("|{}|", resident_strip(answer.resident, chunks, strip_width))));
     if (!answer.expected->empty()) {
       fmt::print("  {:<{}}  {}\n", "", label_width_,
                  look_.good(needle_strip(*answer.expected, 64, chunks, strip_width)));

@@ -38,8 +38,7 @@ std::string duration_text(double seconds) {
 
 std::string bar_text(double fraction, int width) {
   const int full = static_cast<int>(std::lround(std::clamp(fraction, 0.0, 1.0) * width));
-  return "[" + std::string(static_cast<std::size_t>(full), '#') +
-         std::string(static_cast<std::size_t>(width - full), '.') + "]";
+  return fmt::format("[{:#<{}}{:.<{}}]", "", full, "", width - full);
 }
 
 progress_line::progress_line(std::string title, bool asked_for)
