@@ -37,11 +37,13 @@ dual_encoder_config three_retrievers() {
   c.key_window = 16;
   c.bf16_rounding = false;
   const std::int32_t layers[3][2] = {{6, 2}, {6, 0}, {7, 2}};
-  for (const auto& [query_layer, key_layer] : layers)
-    c.retrievers.push_back({"r" + std::to_string(c.retrievers.size()), query_layer, key_layer,
-                            noise(c.rank * hidden_size), std::vector<float>(std::size_t(c.rank), 1.0f),
-                            noise(c.heads * 128 * c.rank), noise(c.heads * hidden_size),
-                            noise(128 * hidden_size), 0.0f});
+  char name[] = "r0";
+  for (const auto& [query_layer, key_layer] : layers) {
+    c.retrievers.push_back({name, query_layer, key_layer, noise(c.rank * hidden_size),
+                            std::vector<float>(std::size_t(c.rank), 1.0f), noise(c.heads * 128 * c.rank),
+                            noise(c.heads * hidden_size), noise(128 * hidden_size), 0.0f});
+    ++name[1];
+  }
   return c;
 }
 
