@@ -15,7 +15,8 @@ inline constexpr std::int32_t rope_dim = 64;
 /// Radians per position of each pair, with the published scorer's roundings.
 using rope_frequencies = std::array<float, rope_dim / 2>;
 
-rope_frequencies yarn_frequencies(const rope_options& options) noexcept;
+/// Exported for the CUDA library, which computes them on the host too.
+FLASHMEMORY_API rope_frequencies yarn_frequencies(const rope_options& options) noexcept;
 
 /// Cosine and sine of every pair at one position.
 struct rope_rotation {
