@@ -122,8 +122,7 @@ std::int64_t quest_indexer::impl::find_place(const chunk_store& store, sequence_
   for (std::size_t i = 0; i < places.size(); ++i)
     if (places[i].used && places[i].sequence == sequence) return static_cast<std::int64_t>(i);
   for (std::size_t i = 0; i < places.size(); ++i) {
-    sequence_info info;
-    if (places[i].used && store.info(places[i].sequence, &info) == status::ok) continue;
+    if (places[i].used && store.is_open(places[i].sequence)) continue;
     places[i] = place{};
     places[i].sequence = sequence;
     places[i].used = true;

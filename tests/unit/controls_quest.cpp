@@ -143,6 +143,7 @@ TEST_CASE("quest never uses the summaries of tokens that were rolled back or of 
   REQUIRE(t.handle.index == s.handle.index);
   REQUIRE(b.engine->pass({&t}, {200}) == status::ok);
   b.check(t);
+  CHECK(b.store.counters().faults == 0);
 }
 
 TEST_CASE("quest shows NaN in K as NaN scores of that chunk alone", "[controls]") {
