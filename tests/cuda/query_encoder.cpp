@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: MIT
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -120,7 +121,9 @@ TEST_CASE("CUDA queries are those of the double-precision reference, and quantis
   std::normal_distribution<float> normal;
   std::vector<std::vector<float>> hidden(2, std::vector<float>(std::size_t(rows * c.hidden)));
   for (auto& h : hidden)
-    for (float& x : h) x = type == fm::dtype::f32 ? normal(random) : float(int(normal(random) * 64)) / 64;
+    for (float& x : h)
+      x = type == fm::dtype::f32 ? normal(random)
+                                 : float(int(std::clamp(normal(random), -3.0f, 3.0f) * 64)) / 64;
   std::vector<std::int64_t> positions;
   for (std::int32_t i = 0; i < rows; ++i)
     positions.push_back(std::uniform_int_distribution<std::int64_t>(0, 600000)(random));
