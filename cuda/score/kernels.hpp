@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+#include <flashmemory/cuda/score.hpp>
+
+namespace flashmemory {
+inline namespace v0 {
+namespace cuda {
+namespace detail {
+
+/// What a scoring kernel gets besides the jobs.
+struct score_arguments {
+  const score_job* jobs = nullptr;
+  std::int32_t num_jobs = 0;
+  std::int32_t heads = 0;
+  std::int32_t page_keys = 64;
+  bool interleaved = false;
+  bool above = false;
+  unsigned long long* counters = nullptr;
+  std::uint8_t* masks = nullptr;  // [mask_tiles, 8]
+  std::int32_t mask_tiles = 0;
+};
+
+cudaError_t launch_clear_chunks(const score_arguments& arguments, int blocks, cudaStream_t stream) noexcept;
+cudaError_t launch_score_hopper(const score_arguments& arguments, int blocks, cudaStream_t stream) noexcept;
+cudaError_t launch_score_portable(const score_arguments& arguments, int blocks, cudaStream_t stream) noexcept;
+
+/// A launch that may start while the kernel before it in the stream ends; the kernel waits for that one
+/// before it touches global memory. With `allowed` false, as it has to be before compute capability 9.0, an
+/// ordinary launch.
+template <class... Parameter, class... Argument>
+cudaError_t launch_overlapped(void (*kernel)(Parameter...), dim3 grid, int threads, std::size_t shared_bytes,
+                              cudaStream_t stream, bool allowed, const Argument&... argument) noexcept {
+  cudaLaunchAttribute overlap = {};
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid;
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  config.attrs = &overlap;
+  config.numAttrs = allowed ? 1 : 0;
+  return cudaLaunchKernelEx(&config, kernel, argument...);
+}
+
+}  // namespace detail
+}  // namespace cuda
+}  // namespace v0
+}  // namespace flashmemory

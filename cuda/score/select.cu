@@ -1,0 +1,275 @@
+// SPDX-License-Identifier: MIT
+// Exact top-k in one block per row, whatever the row's length, by way of the maxima of groups of 16 scores.
+// Some bound is found that k of the maxima reach; then k scores reach it, and every score that does is in a
+// group whose maximum does. So the groups that reach it are collected, then their scores that do, usually
+// little more than k, and of those the best are found exactly. Reading N / 16 + 16 k scores replaces reading
+// N.
+//
+// Where the bound leaves too much, because most scores are equal, or for k above the number of threads, the
+// groups with the k largest maxima are found exactly, then the k largest of their scores. Every score above
+// the k-th largest maximum is in one of them, as fewer than k groups have a larger maximum; and so is, of the
+// scores that equal it, each of the newest ones that are still wanted, because groups are ranked like scores,
+// newer first, and each has at least one such score.
+//
+// The scorer writes the maxima; for scores from elsewhere group_max_kernel does.
+#include <algorithm>
+#include <flashmemory/cuda/select.hpp>
+
+#include "core/error.hpp"
+#include "score/block_select.cuh"
+#include "score/kernels.hpp"
+#include "score/narrow.cuh"
+
+namespace flashmemory {
+inline namespace v0 {
+namespace cuda {
+namespace detail {
+namespace {
+
+constexpr int max_threads = 512;                 // of group_max_kernel
+constexpr std::int32_t direct_elements = 16384;  // rows that are not worth the detour by way of maxima
+constexpr int quad_bytes = select_threads * 16;
+
+__device__ __forceinline__ void wait_for_previous_kernel() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
+__device__ __forceinline__ void load_quad(const float* scores, std::int64_t at, std::int32_t count,
+                                          std::uint32_t* keys) {
+  if (at + 3 < count && reinterpret_cast<std::uintptr_t>(scores + at) % 16 == 0) {
+    const float4 four = *reinterpret_cast<const float4*>(scores + at);
+    keys[0] = ordered_key(four.x);
+    keys[1] = ordered_key(four.y);
+    keys[2] = ordered_key(four.z);
+    keys[3] = ordered_key(four.w);
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    if (at + i < count) keys[i] = ordered_key(scores[at + i]);
+  }
+}
+
+__device__ bool needs_maxima(const select_row& row) {
+  return row.group_max == nullptr && row.count > direct_elements;
+}
+
+// Grid: x blocks go over each row, y is the row. A quad of lanes owns a group.
+__global__ void __launch_bounds__(max_threads)
+    group_max_kernel(const select_row* rows, float* maxima, std::int64_t stride) {
+  wait_for_previous_kernel();
+  const select_row& row = rows[blockIdx.y];
+  if (!needs_maxima(row) || row.count > stride * score_group) return;
+  const float* const scores = row.scores;
+  const auto count = static_cast<std::int32_t>(row.count);
+  float* const out = maxima + stride * blockIdx.y;
+  constexpr int unroll = 4;
+  const std::int64_t step = std::int64_t{gridDim.x} * max_threads * 4;
+  const std::int64_t lane_at = threadIdx.x % 32 * 4;
+  for (std::int64_t base = (blockIdx.x * max_threads + threadIdx.x) * 4 - lane_at; base < count;
+       base += unroll * step) {
+    const std::int64_t at = base + lane_at;
+    std::uint32_t keys[unroll][4] = {};
+#pragma unroll
+    for (int u = 0; u < unroll; ++u) load_quad(scores, at + u * step, count, keys[u]);
+#pragma unroll
+    for (int u = 0; u < unroll; ++u) {
+      std::uint32_t best = max(max(keys[u][0], keys[u][1]), max(keys[u][2], keys[u][3]));
+      best = max(best, __shfl_xor_sync(~0u, best, 1));
+      best = max(best, __shfl_xor_sync(~0u, best, 2));
+      const std::int64_t first = at + u * step;
+      if (first % score_group == 0 && first < count) out[first / score_group] = ordered_score(best);
+    }
+  }
+}
+
+__device__ void count_nans(const select_row& row, select_state& state) {
+  std::uint32_t found = 0;
+#pragma unroll 1
+  for (std::int64_t i = threadIdx.x; i < row.count; i += select_threads)
+    found += isnan(row.scores[i]) ? 1 : 0;
+  std::uint32_t total;
+  scan_exclusive(found, state, 0, total);
+  if (threadIdx.x == 0) *row.nans = static_cast<std::int32_t>(total);
+  __syncthreads();
+}
+
+// Dynamic shared memory: max_quads * quad_bytes.
+__global__ void __launch_bounds__(select_threads, 1)
+    top_k_kernel(const select_row* rows, const float* maxima, std::int64_t stride, int max_quads) {
+  extern __shared__ uint4 keys[];
+  __shared__ select_state state;
+  __shared__ std::int32_t groups[max_top_k];
+  wait_for_previous_kernel();
+  const select_row row = rows[blockIdx.x];
+  const auto count = static_cast<std::int32_t>(row.count > 0 ? row.count : 0);
+  const std::int32_t k = min(min(row.k > 0 ? row.k : 0, max_top_k), count);
+  if (row.nans != nullptr) count_nans(row, state);
+  if (threadIdx.x == 0 && row.selected != nullptr) *row.selected = k;
+  if (k == count) {
+    for (std::int32_t i = static_cast<std::int32_t>(threadIdx.x); i < k; i += select_threads) row.ids[i] = i;
+    return;
+  }
+  if (k == 0) return;
+  const std::int32_t num_groups = (count + score_group - 1) / score_group;
+  const float* best = row.group_max;
+  if (best == nullptr && maxima != nullptr && row.count <= stride * score_group)
+    best = maxima + stride * blockIdx.x;
+  const bool direct = count <= direct_elements || best == nullptr || num_groups <= k;
+  element_list list{direct ? row.scores : best, direct ? count : num_groups, nullptr,
+                    direct ? count : num_groups};
+  if (k <= select_threads) {
+    narrowed& few = *reinterpret_cast<narrowed*>(keys);
+    element_list wide = list;
+    float bound = __uint_as_float(0x7fc00000u);
+    std::int32_t found = 0;
+#pragma unroll 1
+    for (int level = direct ? 1 : 0; level < 2 && found >= 0; ++level) {
+      found = narrow(wide, bound, static_cast<std::uint32_t>(k), state, few.ids[level]);
+      bound = state.bound;
+      wide = {row.scores, count, few.ids[0], found * score_group};
+    }
+    if (found >= 0) {
+#pragma unroll 1
+      for (std::int32_t i = static_cast<std::int32_t>(threadIdx.x); i < found; i += select_threads) {
+        few.keys[i] = ordered_key(row.scores[few.ids[1][i]]);
+      }
+      __syncthreads();
+      const narrowed_keys elements(few.keys, few.ids[1], found);
+      const cutoff cut = find_cutoff(elements, static_cast<std::uint32_t>(k), state);
+      emit(elements, cut, state, row.ids, k);
+      return;
+    }
+    __syncthreads();
+  }
+  // Long or unusual: many equal scores, NaN almost everywhere.
+#pragma unroll 1
+  for (bool last = direct;; last = true) {
+    const block_keys elements(list, keys, max_quads);
+    const cutoff cut = find_cutoff(elements, static_cast<std::uint32_t>(k), state);
+    emit(elements, cut, state, last ? row.ids : groups, k);
+    if (last) return;
+    __syncthreads();
+    list = {row.scores, count, groups, k * score_group};
+  }
+}
+
+__global__ void __launch_bounds__(select_threads, 1) above_kernel(const select_row* rows, int max_quads) {
+  extern __shared__ uint4 keys[];
+  __shared__ select_state state;
+  wait_for_previous_kernel();
+  const select_row row = rows[blockIdx.x];
+  const auto count = static_cast<std::int32_t>(row.count > 0 ? row.count : 0);
+  if (row.nans != nullptr) count_nans(row, state);
+  std::uint32_t found = 0;
+  if (count > 0 && !isnan(row.threshold)) {
+    const block_keys elements({row.scores, count, nullptr, count}, keys, max_quads);
+    found = emit(elements, {ordered_key(row.threshold), ~0u}, state, row.ids, row.capacity);
+  }
+  if (threadIdx.x == 0 && row.selected != nullptr) *row.selected = static_cast<std::int32_t>(found);
+}
+
+struct device_facts {
+  int sms = 0;
+  bool overlaps = false;  // programmatic dependent launch
+  int max_quads = 0;
+};
+
+cudaError_t look_at_device(device_facts* facts) noexcept {
+  int device = 0, major = 0;
+  cudaError_t code = cudaGetDevice(&device);
+  if (code == cudaSuccess) code = cudaDeviceGetAttribute(&facts->sms, cudaDevAttrMultiProcessorCount, device);
+  if (code == cudaSuccess) code = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  facts->overlaps = major >= 9;
+  int shared = 0;
+  if (code == cudaSuccess)
+    code = cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  const int left = shared - static_cast<int>(sizeof(select_state) + sizeof(std::int32_t) * max_top_k);
+  facts->max_quads = std::min(left / quad_bytes, most_quads);
+  return code;
+}
+
+std::int64_t groups_of(std::int64_t count) noexcept {  // a multiple of 4, so that rows of maxima stay aligned
+  return count > direct_elements ? ((count + score_group - 1) / score_group + 3) / 4 * 4 : 0;
+}
+
+status check_rows(const select_row* rows, std::int32_t num_rows, stream_ref stream, fault* error) noexcept {
+  if (num_rows < 0) return refuse(status::bad_argument, "num_rows", 0, num_rows, error);
+  if (stream.is_host()) return refuse(status::unsupported, "stream", -1, -1, error);
+  if (num_rows > 0 && rows == nullptr) return refuse(status::null_data, "rows", -1, -1, error);
+  return status::ok;
+}
+
+}  // namespace
+}  // namespace detail
+
+std::size_t top_k_workspace_bytes(std::int32_t num_rows, std::int64_t max_count) noexcept {
+  if (num_rows <= 0) return 0;
+  return static_cast<std::size_t>(num_rows) * static_cast<std::size_t>(detail::groups_of(max_count)) *
+         sizeof(float);
+}
+
+status select_top_k(const select_row* rows, std::int32_t num_rows, std::int64_t max_count, workspace scratch,
+                    stream_ref stream, fault* error) noexcept {
+  if (const status s = detail::check_rows(rows, num_rows, stream, error); s != status::ok) return s;
+  if (max_count < 0 || max_count > 0x7fffffff) {
+    return detail::refuse(status::bad_argument, "max_count", 0x7fffffff, max_count, error);
+  }
+  if (num_rows > 65535) return detail::refuse(status::bad_argument, "num_rows", 65535, num_rows, error);
+  if (num_rows == 0) return status::ok;
+  const std::size_t bytes = top_k_workspace_bytes(num_rows, max_count);
+  if (scratch.bytes < bytes) {
+    return detail::refuse(status::workspace_small, "scratch", static_cast<std::int64_t>(bytes),
+                          static_cast<std::int64_t>(scratch.bytes), error);
+  }
+  if (bytes > 0 && scratch.data == nullptr)
+    return detail::refuse(status::null_data, "scratch", -1, -1, error);
+  if (bytes > 0 && reinterpret_cast<std::uintptr_t>(scratch.data) % 16 != 0) {
+    return detail::refuse(status::bad_argument, "scratch", 16, -1, error);
+  }
+  detail::device_facts facts;
+  cudaError_t code = detail::look_at_device(&facts);
+  if (code != cudaSuccess) return detail::check(code, "device", error);
+  float* const maxima = bytes > 0 ? static_cast<float*>(scratch.data) : nullptr;
+  const std::int64_t stride = detail::groups_of(max_count);
+  if (maxima != nullptr) {
+    // Two blocks a multiprocessor, and no more than have 16 scores a thread to read.
+    const std::int64_t useful = (max_count + 16 * detail::max_threads - 1) / (16 * detail::max_threads);
+    const std::int64_t per_row =
+        std::max<std::int64_t>(std::min<std::int64_t>(useful, 4 * facts.sms / num_rows), 1);
+    const dim3 grid(static_cast<unsigned>(per_row), static_cast<unsigned>(num_rows));
+    code = detail::launch_overlapped(detail::group_max_kernel, grid, detail::max_threads, 0, stream.cuda(),
+                                     facts.overlaps, rows, maxima, stride);
+    if (code != cudaSuccess) return detail::check(code, "group_max", error);
+  }
+  const int key_bytes = facts.max_quads * detail::quad_bytes;
+  code = cudaFuncSetAttribute(detail::top_k_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, key_bytes);
+  if (code != cudaSuccess) return detail::check(code, "top_k", error);
+  code = detail::launch_overlapped(detail::top_k_kernel, dim3(static_cast<unsigned>(num_rows)),
+                                   detail::select_threads, static_cast<std::size_t>(key_bytes), stream.cuda(),
+                                   facts.overlaps, rows, static_cast<const float*>(maxima), stride,
+                                   facts.max_quads);
+  return detail::check(code, "top_k", error);
+}
+
+status select_above(const select_row* rows, std::int32_t num_rows, stream_ref stream, fault* error) noexcept {
+  if (const status s = detail::check_rows(rows, num_rows, stream, error); s != status::ok) return s;
+  if (num_rows == 0) return status::ok;
+  detail::device_facts facts;
+  cudaError_t code = detail::look_at_device(&facts);
+  if (code != cudaSuccess) return detail::check(code, "device", error);
+  const int key_bytes = facts.max_quads * detail::quad_bytes;
+  code = cudaFuncSetAttribute(detail::above_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, key_bytes);
+  if (code != cudaSuccess) return detail::check(code, "select_above", error);
+  code = detail::launch_overlapped(detail::above_kernel, dim3(static_cast<unsigned>(num_rows)),
+                                   detail::select_threads, static_cast<std::size_t>(key_bytes), stream.cuda(),
+                                   facts.overlaps, rows, facts.max_quads);
+  return detail::check(code, "select_above", error);
+}
+
+}  // namespace cuda
+}  // namespace v0
+}  // namespace flashmemory
