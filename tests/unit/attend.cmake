@@ -11,3 +11,6 @@ flashmemory_test(flashmemory_attend_allocation LABELS unit SOURCES
 # Chooses instruction sets for the whole process, so it stands alone.
 flashmemory_test(flashmemory_attend_targets LABELS unit LIBRARIES hwy::hwy SOURCES
   ${CMAKE_CURRENT_LIST_DIR}/attend_targets.cpp)
+flashmemory_test(flashmemory_deepseek_v4_unit LABELS unit SOURCES
+  ${CMAKE_CURRENT_LIST_DIR}/deepseek_v4_attend.cpp
+  ${CMAKE_CURRENT_LIST_DIR}/deepseek_v4_format.cpp)

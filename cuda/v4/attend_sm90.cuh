@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// Attention over gathered DeepSeek-V4 entries for sm_90a.
+//
+// A block owns 64 heads of one query row and one of `splits` equal parts of the row's list (window, then selected);
+// the blocks of a row form a cluster. It works through tiles of 32 entries:
+//   warpgroup 0      (consume.cuh) S = Q K^T, online softmax, O[:, 0:256] += P V. Hands P and the rescaling to
+//   warpgroup 1      O[:, 256:512] += P V, thread to thread: both have the same fragment layout. Besides, it fetches
+//                    raw entries, kRaw tiles ahead (fetch.cuh).
+//   warpgroups 2, 3  (produce.cuh) turn raw entries into bf16 tiles.
+// K and V are the same bytes: K reads a tile along the dims, V across the entries (transposed descriptor). At the end
+// the blocks of the cluster join their parts through global memory, each a slice of the output.
+//
+// Bytes: 584 per entry and 64 heads; per block 64 KiB of q. Invariant: a raw row's number, place and validity are
+// decided once, by the lane that issues its copy; a tile row without an entry is all zeros and its weight is zero.
+
+#include <cstdint>
+
+#include "core/ptx.cuh"
+#include "v4/pool.cuh"
+#include "v4/wgmma.cuh"
+
+namespace flashmemory {
+inline namespace v0 {
+namespace cuda {
+namespace deepseek_v4 {
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+__device__ __forceinline__ void copy_async_16(std::uint32_t shared, const void* global) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(global) : "memory");
+}
+__device__ __forceinline__ void copy_async_8(std::uint32_t shared, const void* global) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(shared), "l"(global) : "memory");
+}
+// Barriers by their 32-bit address: pointers to them would take registers that the accumulators need.
+__device__ __forceinline__ void init_barrier(std::uint32_t barrier, std::uint32_t arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+}
+__device__ __forceinline__ void arrive(std::uint32_t barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+__device__ __forceinline__ void arrive_expect(std::uint32_t barrier, std::uint32_t bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
+               : "memory");
+}
+__device__ __forceinline__ void wait(std::uint32_t barrier, std::uint32_t parity) {
+  asm volatile(
+      "{\n"
+      ".reg .pred done;\n"
+      "again:\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+      "@done bra finished;\n"
+      "bra again;\n"
+      "finished:\n"
+      "}\n" ::"r"(barrier),
+      "r"(parity)
+      : "memory");
+}
+/// Counts as one arrival once this thread's earlier cp.async have landed.
+__device__ __forceinline__ void arrive_after_copies(std::uint32_t barrier) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
+}
+template <int kThreads>
+__device__ __forceinline__ void sync_threads(int barrier) {
+  asm volatile("bar.sync %0, %1;" ::"r"(barrier), "n"(kThreads) : "memory");
+}
+__device__ __forceinline__ void sync_cluster() {
+  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+__device__ __forceinline__ uint4 load_shared16(std::uint32_t address) {
+  uint4 v;
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "r"(address));
+  return v;
+}
+__device__ __forceinline__ uint2 load_shared8(std::uint32_t address) {
+  uint2 v;
+  asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(address));
+  return v;
+}
+__device__ __forceinline__ void store_shared16(std::uint32_t address, const uint4& v) {
+  asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(v.x), "r"(v.y), "r"(v.z),
+               "r"(v.w)
+               : "memory");
+}
+__device__ __forceinline__ void store_shared4(std::uint32_t address, std::uint32_t v) {
+  asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(v) : "memory");
+}
+__device__ __forceinline__ std::uint32_t pack_f16(float low, float high) {
+  std::uint32_t packed;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+  return packed;
+}
+__device__ __forceinline__ float2 unpack_f16(std::uint32_t packed) {
+  float2 v;
+  asm("{\n.reg .f16 low, high;\nmov.b32 {low, high}, %2;\ncvt.f32.f16 %0, low;\ncvt.f32.f16 %1, high;\n}"
+      : "=f"(v.x), "=f"(v.y)
+      : "r"(packed));
+  return v;
+}
+__device__ __forceinline__ std::uint32_t pack_bf16(float low, float high) {
+  std::uint32_t packed;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+  return packed;
+}
+__device__ __forceinline__ std::uint32_t multiply_bf16x2(std::uint32_t a, std::uint32_t b) {
+  std::uint32_t product;
+  asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(product) : "r"(a), "r"(b));
+  return product;
+}
+
+/// Two e4m3 codes, in the upper bytes of the two halves, as bf16 times 2^-120: the exponents' biases differ by 120.
+__device__ __forceinline__ std::uint32_t widen(std::uint32_t codes) {
+  return (codes & 0x80008000u) | (codes >> 4 & 0x07f007f0u);
+}
+
+/// Sixteen codes to sixteen bf16, times the bf16 pair `factor`.
+__device__ __forceinline__ void widen16(const uint4& codes, std::uint32_t factor, uint4& low, uint4& high) {
+  low.x = multiply_bf16x2(widen(__byte_perm(codes.x, 0, 0x1404)), factor);
+  low.y = multiply_bf16x2(widen(__byte_perm(codes.x, 0, 0x3424)), factor);
+  low.z = multiply_bf16x2(widen(__byte_perm(codes.y, 0, 0x1404)), factor);
+  low.w = multiply_bf16x2(widen(__byte_perm(codes.y, 0, 0x3424)), factor);
+  high.x = multiply_bf16x2(widen(__byte_perm(codes.z, 0, 0x1404)), factor);
+  high.y = multiply_bf16x2(widen(__byte_perm(codes.z, 0, 0x3424)), factor);
+  high.z = multiply_bf16x2(widen(__byte_perm(codes.w, 0, 0x1404)), factor);
+  high.w = multiply_bf16x2(widen(__byte_perm(codes.w, 0, 0x3424)), factor);
+}
+
+__device__ __forceinline__ void multiply_all(uint4& values, std::uint32_t factor) {
+  values.x = multiply_bf16x2(values.x, factor);
+  values.y = multiply_bf16x2(values.y, factor);
+  values.z = multiply_bf16x2(values.z, factor);
+  values.w = multiply_bf16x2(values.w, factor);
+}
+
+#endif
+
+constexpr int tile_rows = 32;      ///< entries of a tile
+constexpr int producer_pairs = 4;  ///< of warps, eight rows of a tile each
+constexpr int consumer_threads = 256;
+constexpr int attend_threads = 512;
+
+/// Shared memory of a block, in bytes from its start. Raw rows are 37 units of 16 bytes apart, so that eight rows'
+/// equal columns fall into different banks.
+template <int kStages, int kRaw>
+struct attend_smem {
+  static constexpr int raw_row = 592;
+  static constexpr int slab = tile_rows * 128;  ///< 64 dims of a tile, one 128-byte row per entry
+  static constexpr int tile = 8 * slab;
+  static constexpr int q = 0;
+  static constexpr int kv = 65536;
+  static constexpr int raw = kv + kStages * tile;
+  static constexpr int raw_scales = raw + kRaw * tile_rows * raw_row;
+  static constexpr int p = raw_scales + kRaw * tile_rows * 8;  ///< fragments [2][128] of 16 bytes
+  static constexpr int rescale = p + 4096;                     ///< [128] of 8 bytes
+  static constexpr int stats =
+      rescale + 1024;  ///< [64] of 16 bytes: maximum, sum, scale of either half of the dims
+  static constexpr int valid = stats + 1024;                     ///< [kStages][tile_rows] bytes
+  static constexpr int raw_valid = valid + kStages * tile_rows;  ///< [kRaw][producer_pairs] words
+  static constexpr int raw_full = raw_valid + kRaw * 16;         ///< [producer_pairs][kRaw]
+  static constexpr int raw_empty = raw_full + producer_pairs * kRaw * 8;
+  static constexpr int kv_full = raw_empty + producer_pairs * kRaw * 8;  ///< [kStages]
+  static constexpr int kv_empty = kv_full + kStages * 8;                 ///< [kStages]
+  static constexpr int p_full = kv_empty + kStages * 8;
+  static constexpr int p_empty = p_full + 8;
+  static constexpr int bytes = p_empty + 8;
+  // After the last tile, from the start:
+  static constexpr int part_row = 1040;  ///< 512 of 2 bytes, and padding against bank conflicts
+  static_assert(64 * part_row <= raw, "the rows must not reach what is still in use");
+  static_assert(kStages >= 2, "the next tile is multiplied before the last one is released");
+  static_assert(raw_full % 8 == 0 && bytes + 1024 <= 232448, "");
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  __device__ __forceinline__ static void init_barriers(std::uint32_t base) {
+    for (int i = 0; i < producer_pairs * kRaw; ++i) {
+      init_barrier(base + raw_full + i * 8, 33);  // 32 lanes' small copies, and the bulk ones
+      init_barrier(base + raw_empty + i * 8, 2);
+    }
+    for (int i = 0; i < kStages; ++i) {
+      init_barrier(base + kv_full + i * 8, 2 * producer_pairs);
+      init_barrier(base + kv_empty + i * 8, consumer_threads / 32);
+    }
+    init_barrier(base + p_full, 4);
+    init_barrier(base + p_empty, 4);
+    ptx::barrier_init_fence();
+  }
+#endif
+};
+
+}  // namespace deepseek_v4
+}  // namespace cuda
+}  // namespace v0
+}  // namespace flashmemory
