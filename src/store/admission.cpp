@@ -78,19 +78,28 @@ sequence_state* tiered_chunk_store::impl::admit(const sequence_options& wanted, 
   shape.whole = wanted.max_resident_chunks == 0;
   const std::int64_t transition = transition_slots(&shape);
   const std::int64_t target_slots = quota_sum + quota + transition;
-  const std::int64_t new_slots = std::max<std::int64_t>(target_slots - slots.total(), 0);
   const std::int64_t target_records = reserved_records + chunks;
 
-  const std::size_t slot_total = saturating_multiply(std::size_t(new_slots), slots.slot_bytes());
   const std::size_t keys =
       saturating_multiply(saturating_multiply(std::size_t(geometry.key_streams), std::size_t(chunks)),
                           geometry.key_streams > 0 ? layout.key_page_bytes() : 0);
   const std::size_t own_tables = detail::sequence_block_bytes(geometry, quota, chunks);
   const std::size_t tables =
       saturating_add(own_tables, records.bytes_to_grow_to(std::min(target_records, records.max_records())));
-  const std::size_t needed = saturating_add(saturating_add(slot_total, keys), tables);
   const std::size_t backing_needed = saturating_multiply(std::size_t(chunks), chunk_bytes);
-  const bool fast_fits = fast.has_room(needed);
+  std::int64_t new_slots = 0;
+  std::size_t slot_total = 0, needed = 0;
+  const auto fits = [&] {
+    new_slots = std::max<std::int64_t>(target_slots - slots.total(), 0);
+    slot_total = slots.bytes_for(new_slots);
+    needed = saturating_add(saturating_add(slot_total, retired_has(keys) ? 0 : keys), tables);
+    return fast.has_room(needed);
+  };
+  bool fast_fits = fits();
+  if (!fast_fits && !tier->host_memory()) {
+    reclaim();
+    fast_fits = fits();
+  }
   const bool backing_fits = target_records <= records.max_records();
   const auto arithmetic = [&](const char* problem) {
     return fmt::format(
@@ -108,23 +117,72 @@ sequence_state* tiered_chunk_store::impl::admit(const sequence_options& wanted, 
                                      : backing_fits ? "the fast tier has no room for the sequence"
                                                     : "neither tier has room for the sequence"));
 
-  void* const block = fast.allocate(own_tables, alignment);
-  auto* const key_block = keys > 0 ? static_cast<std::byte*>(fast.allocate(keys, alignment)) : nullptr;
-  if (!block || (keys > 0 && !key_block) || !records.grow_to(target_records) ||
-      !slots.grow_to(target_slots)) {
+  void* block = nullptr;
+  std::byte* key_block = nullptr;
+  const auto take = [&] {
+    block = fast.allocate(own_tables, alignment);
+    key_block = keys > 0 ? take_keys(keys) : nullptr;
+    if (block && (keys == 0 || key_block) && records.grow_to(target_records) &&
+        tier->reserve_records(records.end()) && slots.grow_to(target_slots))
+      return true;
     fast.release(block, own_tables, alignment);
-    fast.release(key_block, keys, alignment);
+    if (key_block) give_keys(key_block, keys);
     slots.trim_to(quota_sum + transition_slots(nullptr));
     records.trim_to(reserved_records);
-    throw admission_error(status::budget_exceeded,
-                          arithmetic("the memory resource has no block for the sequence"));
+    return false;
+  };
+  bool taken = take();
+  if (!taken && !tier->host_memory()) {
+    reclaim();
+    taken = take();
   }
+  if (!taken)
+    throw admission_error(
+        status::budget_exceeded,
+        arithmetic("the memory resource has no block for the sequence") + tier->allocation_failure());
   sequence_state* const s = detail::make_sequence(block, geometry, wanted, quota, chunks);
   s->keys = key_block;
   s->key_bytes = keys;
   s->table_bytes = own_tables;
   *index = static_cast<std::uint32_t>(place);
   return s;
+}
+
+/// Index keys of the size come from a closed sequence where memory is not given back at once: what may still
+/// read them was queued before whatever will write them.
+std::byte* tiered_chunk_store::impl::take_keys(std::size_t bytes) noexcept {
+  for (detail::retired_block& block : retired) {
+    if (block.bytes != bytes) continue;
+    std::byte* const data = block.data;
+    block = retired.back();
+    retired.pop_back();
+    return data;
+  }
+  return static_cast<std::byte*>(fast.allocate_data(bytes, alignment));
+}
+
+void tiered_chunk_store::impl::give_keys(std::byte* block, std::size_t bytes) noexcept {
+  if (!tier->host_memory()) {
+    if (retired.size() < retired.capacity()) {
+      retired.push_back({block, bytes});
+      return;
+    }
+    tier->idle();
+  }
+  fast.release_data(block, bytes, alignment);
+}
+
+bool tiered_chunk_store::impl::retired_has(std::size_t bytes) const noexcept {
+  return std::any_of(retired.begin(), retired.end(),
+                     [&](const detail::retired_block& block) { return block.bytes == bytes; });
+}
+
+/// Gives back what closed sequences have left in a fast tier that does not give back at once.
+void tiered_chunk_store::impl::reclaim() noexcept {
+  tier->idle();
+  for (const detail::retired_block& block : retired) fast.release_data(block.data, block.bytes, alignment);
+  retired.clear();
+  slots.reclaim(quota_sum + transition_slots(nullptr));
 }
 
 void tiered_chunk_store::impl::publish(std::uint32_t index, sequence_state* s) noexcept {
@@ -138,7 +196,7 @@ void tiered_chunk_store::impl::publish(std::uint32_t index, sequence_state* s) n
 void tiered_chunk_store::impl::withdraw(sequence_state* s) noexcept {
   slots.trim_to(quota_sum + transition_slots(nullptr));
   records.trim_to(reserved_records);
-  fast.release(s->keys, s->key_bytes, alignment);
+  if (s->keys) give_keys(s->keys, s->key_bytes);
   fast.release(s, s->table_bytes, alignment);
 }
 

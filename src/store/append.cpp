@@ -1,9 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include <algorithm>
-#include <cstring>
 
 #include "store/impl.hpp"
-#include "store/rows.hpp"
 
 namespace flashmemory {
 inline namespace v0 {
@@ -129,9 +127,7 @@ bool tiered_chunk_store::impl::begin_span(sequence_state& s, std::int64_t num_to
     s.pending_chunks = id + 1;
     if (!s.always_resident(id, c.complete)) continue;
     if (!slots.acquire(*record)) return false;
-    for (std::int32_t layer = 0; layer < geometry.layers; ++layer)
-      std::memset(record->slot->data + std::size_t(layer) * layer_bytes + raw_layer_bytes, 0,
-                  layer_bytes - raw_layer_bytes);
+    tier->zero_padding(record->slot->data);
   }
   return true;
 }
@@ -157,29 +153,20 @@ fault tiered_chunk_store::impl::write_rows(const batch_item& item, std::int32_t 
     const std::int64_t from = std::max(first, id * each);
     const std::int64_t count = std::min(last, (id + 1) * each) - from;
     if (count <= 0) continue;
-    chunk_record& record = *s.chunks[id].record;
-    fault f = make_fault(status::ok, "", item.sequence.index);
-    f.chunk = id;
-    f.layer = layer;
-    if (record.slot && !detail::holds(record)) {
-      f.code = status::stale_slot;
-      f.what = "slot does not hold the chunk";
-      return f;
-    }
-    std::byte* const piece = record.slot ? record.slot->data + layout.key_offset(layer, 0) : staging;
-    std::byte* const values = piece + (layout.value_offset(0, 0) - layout.key_offset(0, 0));
-    detail::copy_rows(k, first_row + from - first, count, geometry.type, each, from - id * each, piece);
-    detail::copy_rows(v, first_row + from - first, count, geometry.type, each, from - id * each, values);
-    if (record.slot) continue;
-    // A whole chunk that need not be resident: its piece goes to the backing store without a slot.
-    std::memset(piece + raw_layer_bytes, 0, layer_bytes - raw_layer_bytes);
-    record.checksums[layer] = detail::checksum(piece, layer_bytes);
-    int os_error = 0;
-    f.code = backing->write(record.backing, layout.key_offset(layer, 0), piece, layer_bytes, &os_error);
+    detail::row_span span;
+    span.record = s.chunks[id].record;
+    span.layer = layer;
+    span.first_row = first_row + from - first;
+    span.first_entry = from - id * each;
+    span.count = count;
+    fault f;
+    if (span.record->slot && !detail::holds(*span.record))
+      f = make_fault(status::stale_slot, "slot does not hold the chunk");
+    else
+      f = tier->write_rows(span, k, v);
     if (f.code == status::ok) continue;
-    f.os_error = os_error;
-    f.what = "writing the backing store";
-    return f;
+    f.layer = layer;
+    return detail::of_chunk(f, item.sequence.index, id);
   }
   return no_fault;
 }
@@ -191,16 +178,8 @@ fault tiered_chunk_store::impl::seal(const batch_item& item) noexcept {
   for (std::int64_t id = c.first; id < c.complete; ++id) {
     chunk_record& record = *s.chunks[id].record;
     if (!record.slot) continue;
-    for (std::int32_t layer = 0; layer < geometry.layers; ++layer)
-      record.checksums[layer] =
-          detail::checksum(record.slot->data + std::size_t(layer) * layer_bytes, layer_bytes);
-    int os_error = 0;
-    fault f = make_fault(status::ok, "writing the backing store", item.sequence.index);
-    f.code = backing->write(record.backing, 0, record.slot->data, chunk_bytes, &os_error);
-    if (f.code == status::ok) continue;
-    f.chunk = id;
-    f.os_error = os_error;
-    return f;
+    const fault f = tier->seal(record);
+    if (f.code != status::ok) return detail::of_chunk(f, item.sequence.index, id);
   }
   return no_fault;
 }
@@ -236,10 +215,11 @@ status tiered_chunk_store::impl::append(batch items, std::int32_t layer, const_t
     f.layer = layer;
     return fail(f);
   };
-  if (!stream.is_host()) return refuse(make_fault(status::unsupported, "stream"));
+  fault f = tier->enter(stream);
+  if (f.code != status::ok) return refuse(f);
   if (layer < 0 || layer >= geometry.layers)
     return refuse(make_fault(status::out_of_range, "layer", -1, geometry.layers, layer));
-  fault f = check_rows("k", k, geometry.key_dim);
+  f = check_rows("k", k, geometry.key_dim);
   if (f.code != status::ok) return refuse(f);
   f = check_rows("v", v, geometry.value_dim);
   if (f.code != status::ok) return refuse(f);
@@ -280,13 +260,16 @@ status tiered_chunk_store::impl::append(batch items, std::int32_t layer, const_t
     begun = begin_span(*places[items(i).sequence.index].state, items(i).num_tokens);
   if (!begun) f = make_fault(status::budget_exceeded, "fast slots");
   std::int64_t row = 0;
+  tier->begin_rows();
   for (std::int64_t i = 0; f.code == status::ok && i < count; ++i) {
     const sequence_state& s = *places[items(i).sequence.index].state;
     f = write_rows(items(i), layer, k, v, row);
     row += geometry.entries_for(s.tokens + items(i).num_tokens) - s.entries();
   }
+  if (f.code == status::ok) f = tier->flush_rows(layer, k, v);
   for (std::int64_t i = 0; layer == geometry.layers - 1 && f.code == status::ok && i < count; ++i)
     f = seal(items(i));
+  if (f.code == status::ok) f = tier->leave(stream);
   if (f.code != status::ok) {
     if (layer == 0)
       for (std::int64_t i = 0; i < count; ++i) abandon_span(*places[items(i).sequence.index].state);

@@ -85,6 +85,12 @@ bool record_pool::grow_to(std::int64_t records) noexcept {
   return true;
 }
 
+std::int64_t record_pool::end() const noexcept {
+  std::int64_t end = 0;
+  for (const record_segment* s = first_; s; s = s->next) end = s->index * records_per_segment + s->count;
+  return end;
+}
+
 void record_pool::trim_to(std::int64_t records) noexcept {
   for (record_segment** link = &first_; *link;) {
     record_segment* const segment = *link;

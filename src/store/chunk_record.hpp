@@ -49,6 +49,9 @@ class record_pool {
   chunk_record* acquire() noexcept;
   void release(chunk_record* record) noexcept;
 
+  /// One past the largest chunk_record::backing that acquire() may give out now.
+  std::int64_t end() const noexcept;
+
   std::int64_t max_records() const noexcept { return max_records_; }
   std::int64_t available() const noexcept { return capacity_ - live_; }
 

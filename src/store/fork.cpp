@@ -2,7 +2,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cstring>
 #include <flashmemory/error.hpp>
 
 #include "store/impl.hpp"
@@ -63,7 +62,11 @@ sequence_handle tiered_chunk_store::impl::fork(sequence_handle parent, const seq
         f = detail::make_fault(status::budget_exceeded, "no free slot", parent.index, 1, 0);
         break;
       }
-      std::memcpy(open_chunk->slot->data, record->slot->data, chunk_bytes);
+      f = tier->copy(open_chunk->slot->data, record->slot->data, chunk_bytes);
+      if (f.code != status::ok) {
+        f = detail::of_chunk(f, parent.index, id);
+        break;
+      }
       record = open_chunk;
     }
     s->chunks[id].record = record;
@@ -71,6 +74,16 @@ sequence_handle tiered_chunk_store::impl::fork(sequence_handle parent, const seq
     const bool present = record->slot != nullptr;
     if (!present) f = load(*record, parent.index, id);
     if (f.code == status::ok) s->spare[next++] = {record, static_cast<chunk_id>(id), false, !present};
+  }
+  const std::size_t page_bytes = layout.key_page_bytes();
+  for (std::int32_t i = 0; f.code == status::ok && i < geometry.key_streams; ++i) {
+    s->num_keys[i] = std::min(from->num_keys[i], s->max_keys());
+    const std::int64_t pages = (s->num_keys[i] + geometry.keys_per_chunk() - 1) / geometry.keys_per_chunk();
+    if (pages == 0) continue;
+    f = tier->copy(s->keys + std::size_t(i) * s->key_stream_bytes(),
+                   from->keys + std::size_t(i) * from->key_stream_bytes(), std::size_t(pages) * page_bytes);
+    f.sequence = parent.index;
+    f.stream = i;
   }
   if (f.code != status::ok) {
     undo_loads(s->spare, next);
@@ -89,14 +102,6 @@ sequence_handle tiered_chunk_store::impl::fork(sequence_handle parent, const seq
   if (open_chunk) ++counters.copies_on_write;
   exchange(*s, next);
   refresh_views(*s);
-  const std::size_t page_bytes = layout.key_page_bytes();
-  for (std::int32_t i = 0; i < geometry.key_streams; ++i) {
-    s->num_keys[i] = std::min(from->num_keys[i], s->max_keys());
-    const std::int64_t pages = (s->num_keys[i] + geometry.keys_per_chunk() - 1) / geometry.keys_per_chunk();
-    if (pages > 0)
-      std::memcpy(s->keys + std::size_t(i) * s->key_stream_bytes(),
-                  from->keys + std::size_t(i) * from->key_stream_bytes(), std::size_t(pages) * page_bytes);
-  }
   publish(index, s);
   return {index, places[index].generation};
 }

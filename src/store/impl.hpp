@@ -7,9 +7,11 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <vector>
 
 #include "store/chunk_record.hpp"
 #include "store/fast_memory.hpp"
+#include "store/fast_tier.hpp"
 #include "store/sequence.hpp"
 #include "store/slot_pool.hpp"
 
@@ -23,24 +25,24 @@ struct sequence_place {
   std::uint32_t generation = 1;  ///< of the sequence that is here, or of the next one
 };
 
-inline fault make_fault(status code, const char* what, std::int64_t sequence = -1, std::int64_t expected = -1,
-                        std::int64_t actual = -1) noexcept {
-  fault f;
-  f.code = code;
-  f.what = what;
+/// Device memory that may still be read by what is under way, and is taken again for the same size.
+struct retired_block {
+  std::byte* data;
+  std::size_t bytes;
+};
+
+/// A tier's fault, of this chunk.
+inline fault of_chunk(fault f, std::int64_t sequence, std::int64_t chunk) noexcept {
   f.sequence = sequence;
-  f.expected = expected;
-  f.actual = actual;
+  f.chunk = chunk;
   return f;
 }
-
-/// XXH3 of one layer's piece of a chunk.
-std::uint64_t checksum(const void* data, std::size_t bytes) noexcept;
 
 }  // namespace detail
 
 struct tiered_chunk_store::impl {
-  impl(const store_options& wanted, std::unique_ptr<backing_store> own_backing);
+  impl(const store_options& wanted, std::unique_ptr<backing_store> own_backing,
+       std::unique_ptr<detail::fast_tier> own_tier);
   ~impl();
 
   // admission.cpp
@@ -50,6 +52,10 @@ struct tiered_chunk_store::impl {
   void publish(std::uint32_t index, detail::sequence_state* s) noexcept;
   void withdraw(detail::sequence_state* s) noexcept;
   void discard(std::uint32_t index) noexcept;
+  std::byte* take_keys(std::size_t bytes) noexcept;
+  void give_keys(std::byte* block, std::size_t bytes) noexcept;
+  bool retired_has(std::size_t bytes) const noexcept;
+  void reclaim() noexcept;
   std::int64_t transition_slots(const detail::sequence_state* added) const noexcept;
   status close(sequence_handle sequence) noexcept;
 
@@ -78,8 +84,6 @@ struct tiered_chunk_store::impl {
   // recall.cpp
   status recall(sequence_handle sequence, view<const chunk_id, 1> chunks, recall_report* report,
                 stream_ref stream) noexcept;
-  fault read_verified(const detail::chunk_record& from, std::byte* to, std::uint32_t sequence,
-                      std::int64_t chunk) const noexcept;
   fault load(detail::chunk_record& record, std::uint32_t sequence, std::int64_t chunk) noexcept;
   void undo_loads(detail::pinned_chunk* list, std::int64_t count) noexcept;
   std::int64_t exchange(detail::sequence_state& s, std::int64_t count) noexcept;
@@ -105,16 +109,13 @@ struct tiered_chunk_store::impl {
   chunk_layout layout;
   std::size_t chunk_bytes;
   std::size_t layer_bytes;
-  std::size_t raw_layer_bytes;  ///< without the padding
 
+  std::unique_ptr<detail::fast_tier> tier;
   detail::fast_memory fast;
   detail::slot_pool slots;
   detail::record_pool records;
-  std::unique_ptr<backing_store> backing;
-  bool verify = false;
-
-  detail::sequence_place* places = nullptr;  ///< [max_sequences]
-  std::byte* staging = nullptr;              ///< one layer's piece on its way to the backing store
+  detail::sequence_place* places = nullptr;    ///< [max_sequences]
+  std::vector<detail::retired_block> retired;  ///< never grows past what was reserved for it
   std::int64_t num_sequences = 0;
   std::int64_t quota_sum = 0;         ///< slots that open sequences may pin
   std::int64_t reserved_records = 0;  ///< chunks that open sequences may have

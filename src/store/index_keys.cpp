@@ -1,7 +1,4 @@
 // SPDX-License-Identifier: MIT
-#include <cmath>
-#include <cstring>
-
 #include "store/impl.hpp"
 
 namespace flashmemory {
@@ -9,18 +6,6 @@ inline namespace v0 {
 
 using detail::make_fault;
 using detail::sequence_state;
-
-namespace {
-
-bool finite_key(const std::byte* row, std::int64_t value_bytes) noexcept {
-  for (std::int64_t i = 0; i < value_bytes; ++i)
-    if ((row[i] & std::byte{0x7f}) == std::byte{0x7f}) return false;
-  float scale;
-  std::memcpy(&scale, row + value_bytes, sizeof scale);
-  return std::isfinite(scale);
-}
-
-}  // namespace
 
 status tiered_chunk_store::impl::append_keys(sequence_handle sequence, std::int32_t stream_index,
                                              std::int64_t first_key, view<const std::byte, 2> keys,
@@ -33,7 +18,8 @@ status tiered_chunk_store::impl::append_keys(sequence_handle sequence, std::int3
     f.stream = stream_index;
     return fail(f);
   };
-  if (!stream.is_host()) return refuse(status::unsupported, "stream", -1, -1);
+  fault f = tier->enter(stream);
+  if (f.code != status::ok) return refuse(f.code, f.what, f.expected, f.actual);
   if (stream_index < 0 || stream_index >= geometry.key_streams)
     return refuse(status::out_of_range, "stream_index", geometry.key_streams, stream_index);
   const std::int64_t count = keys.shape[0];
@@ -46,25 +32,12 @@ status tiered_chunk_store::impl::append_keys(sequence_handle sequence, std::int3
   if (first_key != present) return refuse(status::out_of_order, "first_key", present, first_key);
   if (count > s->max_keys() - present)
     return refuse(status::sequence_full, "keys", s->max_keys() - present, count);
-  for (std::int64_t i = 0; i < count; ++i)
-    if (!finite_key(keys.data + i * keys.stride[0], key_bytes - 4))
-      return refuse(status::not_finite, "index key", -1, first_key + i);
-
-  const std::int64_t page_keys = geometry.keys_per_chunk();
-  const std::size_t page_bytes = layout.key_page_bytes();
-  std::byte* const pages = s->keys + std::size_t(stream_index) * s->key_stream_bytes();
-  for (std::int64_t i = 0; i < count; ++i) {
-    const std::byte* const row = keys.data + i * keys.stride[0];
-    const std::int64_t key = (first_key + i) % page_keys;
-    std::byte* const page = pages + std::size_t((first_key + i) / page_keys) * page_bytes;
-    // Keys that are not there yet read as zero, whatever the block held before.
-    if (key == 0) std::memset(page, 0, page_bytes);
-    if (geometry.keys == key_layout::interleaved) {
-      std::memcpy(page + key * key_bytes, row, std::size_t(key_bytes));
-    } else {
-      std::memcpy(page + key * (key_bytes - 4), row, std::size_t(key_bytes - 4));
-      std::memcpy(page + page_keys * (key_bytes - 4) + key * 4, row + key_bytes - 4, 4);
-    }
+  if (count > 0) {
+    f = tier->append_keys(s->keys + std::size_t(stream_index) * s->key_stream_bytes(), first_key, keys);
+    if (f.code == status::ok) f = tier->leave(stream);
+    f.sequence = sequence.index;
+    f.stream = stream_index;
+    if (f.code != status::ok) return fail(f);
   }
   s->num_keys[stream_index] += count;
   return status::ok;

@@ -1,6 +1,4 @@
 // SPDX-License-Identifier: MIT
-#include <xxhash.h>
-
 #include <algorithm>
 #include <utility>
 
@@ -14,45 +12,14 @@ using detail::make_fault;
 using detail::pinned_chunk;
 using detail::sequence_state;
 
-std::uint64_t detail::checksum(const void* data, std::size_t bytes) noexcept {
-  return XXH3_64bits(data, bytes);
-}
-
-fault tiered_chunk_store::impl::read_verified(const chunk_record& from, std::byte* to, std::uint32_t sequence,
-                                              std::int64_t chunk) const noexcept {
-  fault f;
-  int os_error = 0;
-  f.code = backing->read(from.backing, 0, to, chunk_bytes, &os_error);
-  if (f.code != status::ok) {
-    f.what = "reading the backing store";
-    f.os_error = os_error;
-  } else if (verify) {
-    for (std::int32_t layer = 0; layer < geometry.layers; ++layer) {
-      if (detail::checksum(to + std::size_t(layer) * layer_bytes, layer_bytes) == from.checksums[layer])
-        continue;
-      f.code = status::corrupt_chunk;
-      f.what = "checksum";
-      f.layer = layer;
-      break;
-    }
-  }
-  if (f.code != status::ok) {
-    f.sequence = sequence;
-    f.chunk = chunk;
-  }
-  return f;
-}
-
 fault tiered_chunk_store::impl::load(chunk_record& record, std::uint32_t sequence,
                                      std::int64_t chunk) noexcept {
-  if (!slots.acquire(record)) {
-    fault f = make_fault(status::budget_exceeded, "no free slot", sequence, 1, 0);
-    f.chunk = chunk;
-    return f;
-  }
-  const fault f = read_verified(record, record.slot->data, sequence, chunk);
-  if (f.code != status::ok) slots.release(record);
-  return f;
+  if (!slots.acquire(record))
+    return detail::of_chunk(make_fault(status::budget_exceeded, "no free slot", -1, 1, 0), sequence, chunk);
+  const fault f = tier->load(record, record.slot->data);
+  if (f.code == status::ok) return f;
+  slots.release(record);
+  return detail::of_chunk(f, sequence, chunk);
 }
 
 void tiered_chunk_store::impl::undo_loads(pinned_chunk* list, std::int64_t count) noexcept {
@@ -90,7 +57,10 @@ status tiered_chunk_store::impl::recall(sequence_handle sequence, view<const chu
   const char* what;
   const status found = find(sequence, &s, &what);
   if (found != status::ok) return refuse(make_fault(found, what, sequence.index));
-  if (!stream.is_host()) return refuse(make_fault(status::unsupported, "stream", sequence.index));
+  if (fault f = tier->enter(stream); f.code != status::ok) {
+    f.sequence = sequence.index;
+    return refuse(f);
+  }
   const std::int64_t count = chunks.shape[0];
   if (count < 0) return refuse(make_fault(status::bad_shape, "chunks", sequence.index, 0, count));
   if (count > 0 && !chunks.data) return refuse(make_fault(status::null_data, "chunks", sequence.index));
@@ -142,6 +112,11 @@ status tiered_chunk_store::impl::recall(sequence_handle sequence, view<const chu
     }
     s->spare[next++] = {&record, id, false, !present};
     ++(present ? r.hits : r.recalled);
+  }
+  if (fault f = tier->leave(stream); f.code != status::ok) {
+    undo_loads(s->spare, next);
+    f.sequence = sequence.index;
+    return refuse(f);
   }
   std::sort(s->spare, s->spare + next,
             [](const pinned_chunk& a, const pinned_chunk& b) { return a.id < b.id; });

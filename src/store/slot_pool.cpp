@@ -4,37 +4,112 @@
 #include <cstring>
 #include <new>
 
+#include "store/fast_tier.hpp"
+
 namespace flashmemory {
 inline namespace v0 {
 namespace detail {
 
-slot_pool::slot_pool(fast_memory& memory, std::size_t chunk_bytes) noexcept
-    : memory_(memory), chunk_bytes_(chunk_bytes), alignment_(chunk_bytes >= 4096 ? 4096 : 64) {}
+/// Slots in one allocation of data; their tags follow this header.
+struct alignas(64) slot_slab {
+  std::byte* data = nullptr;
+  std::int64_t count = 0;
+  std::int64_t in_use = 0;
+  slot_slab* next = nullptr;
+};
 
-slot_pool::~slot_pool() { trim_to(0); }
+namespace {
+
+std::size_t slab_table_bytes(std::int64_t slots) noexcept {
+  return sizeof(slot_slab) + std::size_t(slots) * sizeof(fast_slot);
+}
+
+}  // namespace
+
+slot_pool::slot_pool(fast_memory& memory, std::size_t chunk_bytes, fast_tier* slow) noexcept
+    : memory_(memory), chunk_bytes_(chunk_bytes), alignment_(chunk_bytes >= 4096 ? 4096 : 64), slow_(slow) {}
+
+slot_pool::~slot_pool() {
+  trim_to(0);
+  reclaim(0);
+}
+
+std::size_t slot_pool::bytes_for(std::int64_t slots) const noexcept {
+  const std::size_t bytes = saturating_multiply(std::size_t(slots), slot_bytes());
+  return slow_ && slots > 0 ? saturating_add(bytes, sizeof(slot_slab)) : bytes;
+}
 
 bool slot_pool::grow_to(std::int64_t slots) noexcept {
+  if (slow_) return slots <= total_ || add_slab(slots - total_);
   while (total_ < slots) {
-    auto* const data = static_cast<std::byte*>(memory_.allocate(slot_bytes(), alignment_));
+    auto* const data = static_cast<std::byte*>(memory_.allocate_data(slot_bytes(), alignment_));
     if (!data) return false;
     auto* const slot = new (data + chunk_bytes_) fast_slot;
     slot->data = data;
-    slot->next_free = free_;
-    free_ = slot;
-    ++total_;
-    ++available_;
-    poison(*slot);
+    add(*slot);
   }
   return true;
 }
 
+bool slot_pool::add_slab(std::int64_t slots) noexcept {
+  void* const table = memory_.allocate(slab_table_bytes(slots), alignof(slot_slab));
+  auto* const data =
+      static_cast<std::byte*>(memory_.allocate_data(std::size_t(slots) * chunk_bytes_, alignment_));
+  if (!table || !data) {
+    memory_.release(table, slab_table_bytes(slots), alignof(slot_slab));
+    memory_.release_data(data, std::size_t(slots) * chunk_bytes_, alignment_);
+    return false;
+  }
+  auto* const slab = new (table) slot_slab;
+  slab->data = data;
+  slab->count = slots;
+  slab->next = slabs_;
+  slabs_ = slab;
+  auto* const tags = reinterpret_cast<fast_slot*>(slab + 1);
+  for (std::int64_t i = slots - 1; i >= 0; --i) {
+    auto* const slot = new (tags + i) fast_slot;
+    slot->data = data + std::size_t(i) * chunk_bytes_;
+    slot->home = slab;
+    add(*slot);
+  }
+  return true;
+}
+
+void slot_pool::add(fast_slot& slot) noexcept {
+  slot.next_free = free_;
+  free_ = &slot;
+  ++total_;
+  ++available_;
+  poison(slot);
+}
+
 void slot_pool::trim_to(std::int64_t slots) noexcept {
-  while (total_ > slots && free_) {
+  while (!slow_ && total_ > slots && free_) {
     fast_slot* const slot = free_;
     free_ = slot->next_free;
     --total_;
     --available_;
-    memory_.release(slot->data, slot_bytes(), alignment_);
+    memory_.release_data(slot->data, slot_bytes(), alignment_);
+  }
+}
+
+void slot_pool::reclaim(std::int64_t slots) noexcept {
+  for (slot_slab** link = &slabs_; *link;) {
+    slot_slab* const slab = *link;
+    if (slab->in_use > 0 || total_ - slab->count < slots) {
+      link = &slab->next;
+      continue;
+    }
+    for (fast_slot** at = &free_; *at;)
+      if ((*at)->home == slab)
+        *at = (*at)->next_free;
+      else
+        at = &(*at)->next_free;
+    *link = slab->next;
+    total_ -= slab->count;
+    available_ -= slab->count;
+    memory_.release_data(slab->data, std::size_t(slab->count) * chunk_bytes_, alignment_);
+    memory_.release(slab, slab_table_bytes(slab->count), alignof(slot_slab));
   }
 }
 
@@ -43,6 +118,7 @@ bool slot_pool::acquire(chunk_record& record) noexcept {
   if (!slot) return false;
   free_ = slot->next_free;
   --available_;
+  if (slot->home) ++slot->home->in_use;
   slot->next_free = nullptr;
   slot->owner = &record;
   slot->generation = ++generation_;
@@ -60,13 +136,17 @@ void slot_pool::release(chunk_record& record) noexcept {
   slot->next_free = free_;
   free_ = slot;
   ++available_;
+  if (slot->home) --slot->home->in_use;
   poison(*slot);
 }
 
 void slot_pool::poison([[maybe_unused]] fast_slot& slot) noexcept {
 #ifndef NDEBUG
   // All ones is a NaN in f32, bf16 and f16: whoever reads a free slot sees it in the result.
-  std::memset(slot.data, 0xff, chunk_bytes_);
+  if (slow_)
+    slow_->poison(slot.data);
+  else
+    std::memset(slot.data, 0xff, chunk_bytes_);
 #endif
 }
 

@@ -11,12 +11,17 @@ namespace flashmemory {
 inline namespace v0 {
 namespace detail {
 
-/// Room for one chunk in the fast tier. The tag lies behind the chunk's bytes in the same allocation.
+class fast_tier;
+struct slot_slab;
+
+/// Room for one chunk in the fast tier. Where the host can reach that tier, the tag lies behind the chunk's
+/// bytes in the same allocation.
 struct alignas(64) fast_slot {
   std::byte* data = nullptr;
   const chunk_record* owner = nullptr;  ///< null while free
   std::uint64_t generation = 0;         ///< new each time the slot is handed out
   fast_slot* next_free = nullptr;
+  slot_slab* home = nullptr;  ///< null where slots are allocated one by one
 };
 
 /// True if `record` is in the fast tier and its slot agrees.
@@ -24,22 +29,30 @@ inline bool holds(const chunk_record& record) noexcept {
   return record.slot && record.slot->owner == &record && record.slot->generation == record.generation;
 }
 
-/// Slots of one size, allocated one by one so that there is neither fragmentation nor one huge block.
+/// Slots of one size. In host memory they are allocated one by one, so that there is neither fragmentation nor
+/// one huge block; elsewhere allocating is slow and giving back has to wait for what is under way, so they
+/// come in slabs that stay until reclaim().
 class slot_pool {
  public:
-  slot_pool(fast_memory& memory, std::size_t chunk_bytes) noexcept;
+  /// \param slow  the tier that allocates slowly; null for host memory
+  slot_pool(fast_memory& memory, std::size_t chunk_bytes, fast_tier* slow = nullptr) noexcept;
   ~slot_pool();
   slot_pool(const slot_pool&) = delete;
   slot_pool& operator=(const slot_pool&) = delete;
 
   /// What one slot takes from the fast tier.
   std::size_t slot_bytes() const noexcept { return chunk_bytes_ + sizeof(fast_slot); }
+  /// What `slots` more slots take.
+  std::size_t bytes_for(std::int64_t slots) const noexcept;
 
   /// Makes `slots` slots in all. False if memory ran out; what was allocated until then stays for trim_to().
   bool grow_to(std::int64_t slots) noexcept;
 
-  /// Gives back free slots while there are more than `slots`.
+  /// Gives back free slots while there are more than `slots`. Slabs stay.
   void trim_to(std::int64_t slots) noexcept;
+
+  /// Gives back slabs without a slot in use while `slots` slots remain. Nothing may be under way.
+  void reclaim(std::int64_t slots) noexcept;
 
   /// Gives `record` a slot; false when none is free. Never allocates.
   bool acquire(chunk_record& record) noexcept;
@@ -51,15 +64,19 @@ class slot_pool {
   std::int64_t available() const noexcept { return available_; }
 
  private:
+  bool add_slab(std::int64_t slots) noexcept;
+  void add(fast_slot& slot) noexcept;
   void poison(fast_slot& slot) noexcept;
 
   fast_memory& memory_;
   std::size_t chunk_bytes_;
   std::size_t alignment_;
+  fast_tier* slow_;
   std::int64_t total_ = 0;
   std::int64_t available_ = 0;
   std::uint64_t generation_ = 0;
   fast_slot* free_ = nullptr;
+  slot_slab* slabs_ = nullptr;
 };
 
 }  // namespace detail

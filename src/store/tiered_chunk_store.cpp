@@ -5,6 +5,7 @@
 #include <flashmemory/error.hpp>
 #include <new>
 
+#include "store/host_tier.hpp"
 #include "store/impl.hpp"
 
 namespace flashmemory {
@@ -40,19 +41,20 @@ std::int64_t records_in(std::size_t bytes, std::size_t chunk_bytes) noexcept {
 
 }  // namespace
 
-tiered_chunk_store::impl::impl(const store_options& wanted, std::unique_ptr<backing_store> own_backing)
+tiered_chunk_store::impl::impl(const store_options& wanted, std::unique_ptr<backing_store> own_backing,
+                               std::unique_ptr<detail::fast_tier> own_tier)
     : options(checked(wanted)),
       geometry(options.geometry),
       layout(geometry),
       chunk_bytes(layout.chunk_bytes()),
       layer_bytes(layout.layer_bytes()),
-      raw_layer_bytes(std::size_t(geometry.kv_heads) *
-                      (layout.key_block_bytes() + layout.value_block_bytes())),
-      fast(options.memory, options.fast_bytes),
-      slots(fast, chunk_bytes),
+      tier(own_tier ? std::move(own_tier) : std::make_unique<detail::host_tier>(geometry, options.memory)),
+      fast(options.memory, tier->memory(), options.fast_bytes),
+      slots(fast, chunk_bytes, tier->host_memory() ? nullptr : tier.get()),
       records(fast, geometry.layers, records_in(options.backing_bytes, chunk_bytes)) {
   const std::size_t place_bytes = sizeof(detail::sequence_place) * std::size_t(options.max_sequences);
-  const std::size_t needed = place_bytes + layer_bytes + slots.slot_bytes();
+  const std::size_t staging = tier->workspace_bytes();
+  const std::size_t needed = place_bytes + staging + slots.slot_bytes();
   if (options.backing_bytes < chunk_bytes)
     throw admission_error(
         status::budget_exceeded,
@@ -63,32 +65,26 @@ tiered_chunk_store::impl::impl(const store_options& wanted, std::unique_ptr<back
         status::budget_exceeded,
         fmt::format("store_options::fast_bytes is {}, but one slot of {} bytes + {} bytes of tables for {} "
                     "sequences + {} bytes of staging = {} bytes",
-                    options.fast_bytes, slots.slot_bytes(), place_bytes, options.max_sequences, layer_bytes,
+                    options.fast_bytes, slots.slot_bytes(), place_bytes, options.max_sequences, staging,
                     needed));
-  if (own_backing)
-    backing = std::move(own_backing);
-  else if (options.backing_path.empty())
-    backing = make_ram_backing(records.max_records(), chunk_bytes, options.memory);
-  else
-    backing = make_file_backing(options.backing_path, records.max_records(), chunk_bytes);
-  verify = options.verify_ram || backing->needs_verification();
+  tier->open_backing(options, records.max_records(), std::move(own_backing));
 
   places = static_cast<detail::sequence_place*>(fast.allocate(place_bytes, alignment));
-  staging = static_cast<std::byte*>(fast.allocate(layer_bytes, alignment));
-  if (!places || !staging) {
+  if (!places || !tier->set_up(fast)) {
     fast.release(places, place_bytes, alignment);
-    fast.release(staging, layer_bytes, alignment);
-    throw admission_error(
-        status::budget_exceeded,
-        fmt::format("the memory resource has no {} bytes for the store's tables", place_bytes + layer_bytes));
+    throw admission_error(status::budget_exceeded,
+                          fmt::format("the memory resource has no {} bytes for the store's tables{}",
+                                      place_bytes + staging, tier->allocation_failure()));
   }
+  if (!tier->host_memory()) retired.reserve(std::size_t(options.max_sequences));
   for (std::int32_t i = 0; i < options.max_sequences; ++i) new (places + i) detail::sequence_place;
 }
 
 tiered_chunk_store::impl::~impl() {
   for (std::int32_t i = 0; i < options.max_sequences; ++i)
     if (places[i].state) discard(static_cast<std::uint32_t>(i));
-  fast.release(staging, layer_bytes, alignment);
+  reclaim();
+  tier->tear_down(fast);
   fast.release(places, sizeof(detail::sequence_place) * std::size_t(options.max_sequences), alignment);
 }
 
@@ -144,11 +140,17 @@ void tiered_chunk_store::impl::refresh_views(sequence_state& s) noexcept {
 }
 
 tiered_chunk_store::tiered_chunk_store(const store_options& options)
-    : impl_(std::make_unique<impl>(options, nullptr)) {}
+    : impl_(std::make_unique<impl>(options, nullptr, nullptr)) {}
 
 tiered_chunk_store::tiered_chunk_store(const store_options& options, std::unique_ptr<backing_store> backing) {
   if (!backing) throw argument_error(status::null_data, "tiered_chunk_store: the backing store is null");
-  impl_ = std::make_unique<impl>(options, std::move(backing));
+  impl_ = std::make_unique<impl>(options, std::move(backing), nullptr);
+}
+
+tiered_chunk_store::tiered_chunk_store(std::unique_ptr<detail::fast_tier> tier,
+                                       const store_options& options) {
+  if (!tier) throw argument_error(status::null_data, "tiered_chunk_store: the fast tier is null");
+  impl_ = std::make_unique<impl>(options, nullptr, std::move(tier));
 }
 
 tiered_chunk_store::~tiered_chunk_store() = default;

@@ -51,30 +51,20 @@ status tiered_chunk_store::impl::read_chunk(sequence_handle sequence, chunk_id c
   const chunk_record& record = *s->chunks[chunk].record;
   if (record.slot) {
     if (!detail::holds(record)) return refuse(status::stale_slot, "slot does not hold the chunk", -1, -1);
-    std::memcpy(out.data, record.slot->data, chunk_bytes);
+    const fault f = tier->read(out.data, record.slot->data, chunk_bytes);
+    if (f.code != status::ok) return fail(detail::of_chunk(f, sequence.index, chunk));
     if (!record.sealed) zero_missing(*s, chunk, out.data);
     return status::ok;
   }
   if (record.sealed) {
-    const fault f = read_verified(record, out.data, sequence.index, chunk);
-    return f.code == status::ok ? f.code : fail(f);
+    const fault f = tier->read_record(record, out.data);
+    return f.code == status::ok ? f.code : fail(detail::of_chunk(f, sequence.index, chunk));
   }
   // In the middle of a forward pass that sends this chunk straight to the backing store, layer by layer.
   std::memset(out.data, 0, chunk_bytes);
   for (std::int32_t layer = 0; layer < s->next_layer; ++layer) {
-    std::byte* const piece = out.data + layout.key_offset(layer, 0);
-    fault f = make_fault(status::ok, "reading the backing store", sequence.index);
-    int os_error = 0;
-    f.code = backing->read(record.backing, layout.key_offset(layer, 0), piece, layer_bytes, &os_error);
-    if (f.code == status::ok && verify && detail::checksum(piece, layer_bytes) != record.checksums[layer]) {
-      f.code = status::corrupt_chunk;
-      f.what = "checksum";
-    }
-    if (f.code == status::ok) continue;
-    f.chunk = chunk;
-    f.layer = layer;
-    f.os_error = os_error;
-    return fail(f);
+    const fault f = tier->read_piece(record, layer, out.data + layout.key_offset(layer, 0));
+    if (f.code != status::ok) return fail(detail::of_chunk(f, sequence.index, chunk));
   }
   return status::ok;
 }
@@ -126,22 +116,15 @@ status tiered_chunk_store::impl::append_chunk(sequence_handle sequence, view<con
     records.release(record);
     return refuse(status::budget_exceeded, "fast slots", 1, 0);
   }
-  if (resident) std::memcpy(record->slot->data, bytes.data, chunk_bytes);
-  if (complete > id) {
-    for (std::int32_t layer = 0; layer < geometry.layers; ++layer)
-      record->checksums[layer] = detail::checksum(bytes.data + layout.key_offset(layer, 0), layer_bytes);
-    fault f = make_fault(status::ok, "writing the backing store", sequence.index);
-    int os_error = 0;
-    f.code = backing->write(record->backing, 0, bytes.data, chunk_bytes, &os_error);
-    if (f.code != status::ok) {
-      slots.release(*record);
-      records.release(record);
-      f.chunk = id;
-      f.os_error = os_error;
-      return fail(f);
-    }
-    mark_sealed(*record);
+  fault f;
+  if (resident) f = tier->write(record->slot->data, bytes.data, chunk_bytes);
+  if (f.code == status::ok && complete > id) f = tier->write_record(*record, bytes.data);
+  if (f.code != status::ok) {
+    slots.release(*record);
+    records.release(record);
+    return fail(detail::of_chunk(f, sequence.index, id));
   }
+  if (complete > id) mark_sealed(*record);
   record->references = 1;
   s->chunks[id].record = record;
   s->num_chunks = id + 1;

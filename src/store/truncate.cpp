@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: MIT
 #include <algorithm>
-#include <cstring>
 
 #include "store/impl.hpp"
 
@@ -69,10 +68,10 @@ status tiered_chunk_store::impl::truncate(sequence_handle sequence, std::int64_t
     if (!own || !slots.acquire(*own)) {
       f = make_fault(status::budget_exceeded, "no free slot", sequence.index, 1, 0);
       f.chunk = reopened;
-    } else if (shared->slot) {
-      std::memcpy(own->slot->data, shared->slot->data, chunk_bytes);
     } else {
-      f = read_verified(*shared, own->slot->data, sequence.index, reopened);
+      f = shared->slot ? tier->copy(own->slot->data, shared->slot->data, chunk_bytes)
+                       : tier->load(*shared, own->slot->data);
+      if (f.code != status::ok) f = detail::of_chunk(f, sequence.index, reopened);
     }
     if (f.code == status::ok) {
       own->references = 1;

@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: MIT
+#include "store/host_tier.hpp"
+
+#include <xxhash.h>
+
+#include <cmath>
+#include <cstring>
+
+#include "store/impl.hpp"
+#include "store/rows.hpp"
+
+namespace flashmemory {
+inline namespace v0 {
+namespace detail {
+namespace {
+
+constexpr std::size_t alignment = 64;
+
+bool finite_key(const std::byte* row, std::int64_t value_bytes) noexcept {
+  for (std::int64_t i = 0; i < value_bytes; ++i)
+    if ((row[i] & std::byte{0x7f}) == std::byte{0x7f}) return false;
+  float scale;
+  std::memcpy(&scale, row + value_bytes, sizeof scale);
+  return std::isfinite(scale);
+}
+
+fault backing_fault(status code, const char* what, int os_error) noexcept {
+  if (code == status::ok) return {};
+  fault f = make_fault(code, what);
+  f.os_error = os_error;
+  return f;
+}
+
+}  // namespace
+
+std::uint64_t checksum(const void* data, std::size_t bytes) noexcept { return XXH3_64bits(data, bytes); }
+
+host_tier::host_tier(const kv_geometry& geometry, memory_resource memory) noexcept
+    : layout_(geometry),
+      chunk_bytes_(layout_.chunk_bytes()),
+      layer_bytes_(layout_.layer_bytes()),
+      raw_layer_bytes_(std::size_t(geometry.kv_heads) *
+                       (layout_.key_block_bytes() + layout_.value_block_bytes())),
+      memory_(memory) {}
+
+void host_tier::open_backing(const store_options& options, std::int64_t records,
+                             std::unique_ptr<backing_store> own) {
+  if (own)
+    backing_ = std::move(own);
+  else if (options.backing_path.empty())
+    backing_ = make_ram_backing(records, chunk_bytes_, options.memory);
+  else
+    backing_ = make_file_backing(options.backing_path, records, chunk_bytes_);
+  verify_ = options.verify_ram || backing_->needs_verification();
+}
+
+bool host_tier::set_up(fast_memory& memory) noexcept {
+  staging_ = static_cast<std::byte*>(memory.allocate(layer_bytes_, alignment));
+  return staging_ != nullptr;
+}
+
+void host_tier::tear_down(fast_memory& memory) noexcept {
+  memory.release(staging_, layer_bytes_, alignment);
+  staging_ = nullptr;
+}
+
+fault host_tier::enter(stream_ref stream) noexcept {
+  return stream.is_host() ? fault{} : make_fault(status::unsupported, "stream");
+}
+
+void host_tier::poison(std::byte* slot) noexcept { std::memset(slot, 0xff, chunk_bytes_); }
+
+void host_tier::zero_padding(std::byte* slot) noexcept {
+  for (std::int32_t layer = 0; layer < layout_.geometry.layers; ++layer)
+    std::memset(slot + std::size_t(layer) * layer_bytes_ + raw_layer_bytes_, 0,
+                layer_bytes_ - raw_layer_bytes_);
+}
+
+fault host_tier::write_rows(const row_span& span, const const_tensor<3>& k,
+                            const const_tensor<3>& v) noexcept {
+  chunk_record& record = *span.record;
+  const kv_geometry& g = layout_.geometry;
+  const std::size_t offset = layout_.key_offset(span.layer, 0);
+  std::byte* const piece = record.slot ? record.slot->data + offset : staging_;
+  std::byte* const values = piece + (layout_.value_offset(0, 0) - layout_.key_offset(0, 0));
+  copy_rows(k, span.first_row, span.count, g.type, g.entries_per_chunk, span.first_entry, piece);
+  copy_rows(v, span.first_row, span.count, g.type, g.entries_per_chunk, span.first_entry, values);
+  if (record.slot) return {};
+  // A whole chunk that need not be resident: its piece goes to the backing store without a slot.
+  std::memset(piece + raw_layer_bytes_, 0, layer_bytes_ - raw_layer_bytes_);
+  record.checksums[span.layer] = checksum(piece, layer_bytes_);
+  int os_error = 0;
+  const status code = backing_->write(record.backing, offset, piece, layer_bytes_, &os_error);
+  return backing_fault(code, "writing the backing store", os_error);
+}
+
+fault host_tier::seal(chunk_record& record) noexcept { return write_record(record, record.slot->data); }
+
+fault host_tier::write_record(chunk_record& record, const std::byte* chunk) noexcept {
+  for (std::int32_t layer = 0; layer < layout_.geometry.layers; ++layer)
+    record.checksums[layer] = checksum(chunk + std::size_t(layer) * layer_bytes_, layer_bytes_);
+  int os_error = 0;
+  const status code = backing_->write(record.backing, 0, chunk, chunk_bytes_, &os_error);
+  return backing_fault(code, "writing the backing store", os_error);
+}
+
+fault host_tier::read_record(const chunk_record& record, std::byte* chunk) const noexcept {
+  int os_error = 0;
+  const status code = backing_->read(record.backing, 0, chunk, chunk_bytes_, &os_error);
+  if (code != status::ok) return backing_fault(code, "reading the backing store", os_error);
+  for (std::int32_t layer = 0; verify_ && layer < layout_.geometry.layers; ++layer) {
+    if (checksum(chunk + std::size_t(layer) * layer_bytes_, layer_bytes_) == record.checksums[layer])
+      continue;
+    fault f = make_fault(status::corrupt_chunk, "checksum");
+    f.layer = layer;
+    return f;
+  }
+  return {};
+}
+
+fault host_tier::read_piece(const chunk_record& record, std::int32_t layer, std::byte* piece) const noexcept {
+  int os_error = 0;
+  const status code =
+      backing_->read(record.backing, layout_.key_offset(layer, 0), piece, layer_bytes_, &os_error);
+  fault f = backing_fault(code, "reading the backing store", os_error);
+  if (code == status::ok && verify_ && checksum(piece, layer_bytes_) != record.checksums[layer])
+    f = make_fault(status::corrupt_chunk, "checksum");
+  if (f.code != status::ok) f.layer = layer;
+  return f;
+}
+
+fault host_tier::copy(std::byte* to, const std::byte* from, std::size_t bytes) noexcept {
+  std::memcpy(to, from, bytes);
+  return {};
+}
+
+fault host_tier::read(std::byte* to, const std::byte* from, std::size_t bytes) const noexcept {
+  std::memcpy(to, from, bytes);
+  return {};
+}
+
+fault host_tier::write(std::byte* to, const std::byte* from, std::size_t bytes) noexcept {
+  std::memcpy(to, from, bytes);
+  return {};
+}
+
+fault host_tier::append_keys(std::byte* pages, std::int64_t first_key,
+                             const view<const std::byte, 2>& keys) noexcept {
+  const kv_geometry& g = layout_.geometry;
+  const std::int64_t count = keys.shape[0];
+  const std::int64_t key_bytes = g.key_bytes;
+  for (std::int64_t i = 0; i < count; ++i)
+    if (!finite_key(keys.data + i * keys.stride[0], key_bytes - 4))
+      return make_fault(status::not_finite, "index key", -1, -1, first_key + i);
+
+  const std::int64_t page_keys = g.keys_per_chunk();
+  const std::size_t page_bytes = layout_.key_page_bytes();
+  for (std::int64_t i = 0; i < count; ++i) {
+    const std::byte* const row = keys.data + i * keys.stride[0];
+    const std::int64_t key = (first_key + i) % page_keys;
+    std::byte* const page = pages + std::size_t((first_key + i) / page_keys) * page_bytes;
+    // Keys that are not there yet read as zero, whatever the block held before.
+    if (key == 0) std::memset(page, 0, page_bytes);
+    if (g.keys == key_layout::interleaved) {
+      std::memcpy(page + key * key_bytes, row, std::size_t(key_bytes));
+    } else {
+      std::memcpy(page + key * (key_bytes - 4), row, std::size_t(key_bytes - 4));
+      std::memcpy(page + page_keys * (key_bytes - 4) + key * 4, row + key_bytes - 4, 4);
+    }
+  }
+  return {};
+}
+
+}  // namespace detail
+}  // namespace v0
+}  // namespace flashmemory

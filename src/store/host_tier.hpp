@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <flashmemory/store/backing_store.hpp>
+
+#include "store/fast_tier.hpp"
+
+namespace flashmemory {
+inline namespace v0 {
+namespace detail {
+
+/// Slots in host memory; every call has done its work when it returns.
+class host_tier final : public fast_tier {
+ public:
+  host_tier(const kv_geometry& geometry, memory_resource memory) noexcept;
+
+  memory_resource memory() const noexcept override { return memory_; }
+  bool host_memory() const noexcept override { return true; }
+  std::size_t workspace_bytes() const noexcept override { return layer_bytes_; }
+  void open_backing(const store_options& options, std::int64_t records,
+                    std::unique_ptr<backing_store> own) override;
+  bool set_up(fast_memory& memory) noexcept override;
+  void tear_down(fast_memory& memory) noexcept override;
+  bool reserve_records(std::int64_t) noexcept override { return true; }
+  void idle() noexcept override {}
+  const char* allocation_failure() noexcept override { return ""; }
+  fault enter(stream_ref stream) noexcept override;
+  fault leave(stream_ref) noexcept override { return {}; }
+  void poison(std::byte* slot) noexcept override;
+  void zero_padding(std::byte* slot) noexcept override;
+  void begin_rows() noexcept override {}
+  fault write_rows(const row_span& span, const const_tensor<3>& k,
+                   const const_tensor<3>& v) noexcept override;
+  fault flush_rows(std::int32_t, const const_tensor<3>&, const const_tensor<3>&) noexcept override {
+    return {};
+  }
+  fault seal(chunk_record& record) noexcept override;
+  fault load(const chunk_record& from, std::byte* slot) noexcept override { return read_record(from, slot); }
+  fault write_record(chunk_record& record, const std::byte* chunk) noexcept override;
+  fault read_record(const chunk_record& record, std::byte* chunk) const noexcept override;
+  fault read_piece(const chunk_record& record, std::int32_t layer, std::byte* piece) const noexcept override;
+  fault copy(std::byte* to, const std::byte* from, std::size_t bytes) noexcept override;
+  fault read(std::byte* to, const std::byte* from, std::size_t bytes) const noexcept override;
+  fault write(std::byte* to, const std::byte* from, std::size_t bytes) noexcept override;
+  fault append_keys(std::byte* pages, std::int64_t first_key,
+                    const view<const std::byte, 2>& keys) noexcept override;
+
+ private:
+  chunk_layout layout_;
+  std::size_t chunk_bytes_, layer_bytes_;
+  std::size_t raw_layer_bytes_;  ///< without the padding
+  memory_resource memory_;
+  std::unique_ptr<backing_store> backing_;
+  bool verify_ = false;
+  std::byte* staging_ = nullptr;  ///< one layer's piece on its way to the backing store
+};
+
+}  // namespace detail
+}  // namespace v0
+}  // namespace flashmemory
