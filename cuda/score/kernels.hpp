@@ -25,6 +25,9 @@ struct score_arguments {
 };
 
 cudaError_t launch_clear_chunks(const score_arguments& arguments, int blocks, cudaStream_t stream) noexcept;
+
+/// Whether the build has the kernels of launch_score_hopper().
+bool has_score_hopper() noexcept;
 cudaError_t launch_score_hopper(const score_arguments& arguments, int blocks, cudaStream_t stream) noexcept;
 cudaError_t launch_score_portable(const score_arguments& arguments, int blocks, cudaStream_t stream) noexcept;
 

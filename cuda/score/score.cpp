@@ -77,7 +77,8 @@ status score(const score_options& options, const score_job* jobs, std::int32_t n
         detail::check(detail::launch_clear_chunks(arguments, sms, stream.cuda()), "clear_chunks", error);
     if (s != status::ok) return s;
   }
-  const bool fast = major == 9 && !arguments.interleaved && options.keys_per_page % score_group == 0;
+  const bool fast = major == 9 && !arguments.interleaved && options.keys_per_page % score_group == 0 &&
+                    detail::has_score_hopper();
   const std::int64_t most_blocks = score_counters - 1;
   const int blocks = static_cast<int>(
       std::min<std::int64_t>(fast ? sms : std::int64_t{sms} * portable_blocks_per_sm, most_blocks));

@@ -384,6 +384,12 @@ cudaError_t launch(const score_arguments& arguments, int blocks, cudaStream_t st
 
 }  // namespace
 
+bool has_score_hopper() noexcept {
+  // Built without sm_90a the kernels are stubs, which shows in their registers.
+  cudaFuncAttributes built{};
+  return cudaFuncGetAttributes(&built, score_kernel<64>) == cudaSuccess && built.numRegs >= 64;
+}
+
 cudaError_t launch_score_hopper(const score_arguments& arguments, int blocks, cudaStream_t stream) noexcept {
   return arguments.heads <= 64 ? launch<64>(arguments, blocks, stream)
                                : launch<128>(arguments, blocks, stream);
