@@ -16,6 +16,7 @@
 #include "engine.hpp"
 #include "eval_report.hpp"
 #include "generate.hpp"
+#include "html_report.hpp"
 #include "memory.hpp"
 #include "scoring.hpp"
 #include "task_file.hpp"
@@ -37,6 +38,7 @@ struct eval_options {
   std::vector<std::string> only;
   std::int64_t limit = 0;
   std::string json;
+  std::string html;
   fm::dtype kv_type = fm::dtype::bf16;
   std::int32_t threads = 0;
   std::uint64_t seed = 1;
@@ -196,6 +198,15 @@ void write_json(const eval_options& options, const std::vector<eval_result>& res
   if (!file) throw std::runtime_error(fmt::format("{}: cannot be written", options.json));
 }
 
+void write_html(const eval_options& options, const std::vector<eval_result>& results,
+                const std::vector<eval_summary>& summaries, const std::vector<policy_cell>& cells,
+                std::int64_t tokens_per_chunk, const std::vector<std::string>& facts) {
+  std::ofstream file(options.html);
+  file << html_report({"tinylm: accuracy and residency", facts, tokens_per_chunk}, results, summaries, cells);
+  file.close();
+  if (!file) throw std::runtime_error(fmt::format("{}: cannot be written", options.html));
+}
+
 void run_eval(const eval_options& options) {
   const auto start = steady::now();
   const auto tasks = chosen_tasks(options);
@@ -226,10 +237,18 @@ void run_eval(const eval_options& options) {
   const auto summaries = summarise(results, cells);
   print_table(summaries);
   const double seconds = std::chrono::duration<double>(steady::now() - start).count();
-  fmt::print("\n{} prompts of {} tokens in {}; K and V in {}, {} thread{}\n", tasks.size(), total,
-             duration_text(seconds), fm::to_string(options.kv_type), threads.size(),
-             threads.size() == 1 ? "" : "s");
+  const std::string facts = fmt::format(
+      "{} prompts of {} tokens in {}; K and V in {}, {} thread{}", tasks.size(), total,
+      duration_text(seconds), fm::to_string(options.kv_type), threads.size(), threads.size() == 1 ? "" : "s");
+  fmt::print("\n{}\n", facts);
   if (!options.json.empty()) write_json(options, results, summaries, evaluate, threads.size(), seconds);
+  if (!options.html.empty()) {
+    const auto chunk = evaluate.mind().store().geometry().tokens_per_chunk();
+    write_html(
+        options, results, summaries, cells, chunk,
+        {facts, fmt::format("chunks of {} tokens; 1 sink and 2 recent chunks always kept; flashmemory {}",
+                            chunk, fm::version())});
+  }
 }
 
 }  // namespace
@@ -254,6 +273,8 @@ void add_eval_command(CLI::App& app) {
       ->check(CLI::NonNegativeNumber);
   command->add_option("--json", options->json,
                       "Write everything, every prompt's text included, to this file");
+  command->add_option("--html", options->html,
+                      "Write a report with charts and residency maps, one self-contained page");
   command->add_option("--data", options->data, "Folder of model, tokenizer and indexer")
       ->capture_default_str();
   command->add_option("--indexer", options->indexer, "Another indexer artifact")->check(CLI::ExistingFile);

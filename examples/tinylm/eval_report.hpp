@@ -6,8 +6,8 @@
 #include <string>
 #include <vector>
 
-#include "generate.hpp"
-#include "memory.hpp"
+#include "policy_cell.hpp"
+#include "run_record.hpp"
 #include "scoring.hpp"
 #include "task_file.hpp"
 

@@ -33,45 +33,6 @@ struct memory::ranking {
   std::unique_ptr<fm::selector> select;
 };
 
-std::string policy_cell::label() const {
-  return budget > 0 ? fmt::format("{} {:g}%", name, 100 * budget) : name;
-}
-
-policy_cell make_cell(const std::string& name, double budget) {
-  policy_cell cell;
-  cell.name = name;
-  cell.policy.interval = 64;
-  cell.policy.sink_chunks = 1;
-  cell.policy.recent_chunks = 2;
-  if (name == "full") {
-    cell.policy.mode = fm::selection_mode::everything;
-  } else if (name == "lsa-threshold") {
-    cell.policy.mode = fm::selection_mode::threshold;
-    cell.policy.threshold = fm::log_odds(0.5);
-    cell.policy.budget_fraction = 0;
-  } else if (name == "lsa" || name == "recency" || name == "random" || name == "quest" || name == "oracle") {
-    cell.policy.mode = fm::selection_mode::budget;
-    cell.policy.budget_fraction = cell.budget = budget;
-  } else {
-    throw std::invalid_argument(fmt::format(
-        "there is no policy \"{}\"; there are full, lsa, lsa-threshold, recency, random, quest and oracle",
-        name));
-  }
-  return cell;
-}
-
-std::vector<policy_cell> make_cells(const std::vector<std::string>& names,
-                                    const std::vector<double>& budgets) {
-  std::vector<policy_cell> cells;
-  for (const auto& name : names) {
-    const policy_cell first = make_cell(name, budgets.empty() ? 0.135 : budgets.front());
-    cells.push_back(first);
-    for (std::size_t i = 1; i < budgets.size() && first.budget > 0; ++i)
-      cells.push_back(make_cell(name, budgets[i]));
-  }
-  return cells;
-}
-
 memory::memory(engine& model, const std::vector<policy_cell>& cells, const memory_options& options) {
   const auto& c = model.weights().config;
   const auto needs = [&](const char* name) {

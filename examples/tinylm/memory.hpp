@@ -10,40 +10,10 @@
 #include <vector>
 
 #include "engine.hpp"
+#include "policy_cell.hpp"
+#include "run_record.hpp"
 
 namespace tinylm {
-
-/// One row of a comparison: who ranks chunks, and how much may stay.
-struct policy_cell {
-  std::string name;   ///< full, lsa, lsa-threshold, recency, random, quest or oracle
-  double budget = 0;  ///< fraction of the complete chunks; 0 where the policy has no such limit
-  flashmemory::selection_policy policy;
-
-  bool full() const noexcept { return name == "full"; }
-  std::string label() const;  ///< e.g. "lsa 13.5%"
-};
-
-/// \throws std::invalid_argument for a name that is not one of the above
-policy_cell make_cell(const std::string& name, double budget);
-
-/// Every policy with every budget, those without a budget once.
-std::vector<policy_cell> make_cells(const std::vector<std::string>& names,
-                                    const std::vector<double>& budgets);
-
-/// Fast-tier bytes of one sequence, and what the same tokens take when all of them are resident.
-struct footprint {
-  std::size_t slots = 0;  ///< K and V of resident chunks
-  std::size_t index = 0;  ///< index keys, or whatever else the policy ranks by
-  std::size_t tables = 0;
-  std::size_t everything = 0;  ///< K and V of all chunks
-  std::int64_t resident_chunks = 0;
-  std::int64_t chunks = 0;
-
-  std::size_t total() const noexcept { return slots + index + tables; }
-  double fraction() const noexcept {
-    return everything == 0 ? 0.0 : static_cast<double>(total()) / static_cast<double>(everything);
-  }
-};
 
 struct memory_options {
   flashmemory::dtype kv_type = flashmemory::dtype::bf16;

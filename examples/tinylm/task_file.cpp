@@ -3,6 +3,7 @@
 
 #include <fmt/format.h>
 
+#include <array>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <stdexcept>
@@ -26,6 +27,11 @@ std::vector<task_record> read_tasks(const std::string& path) {
       t.max_new_tokens = json.at("max_new_tokens");
       t.prompt = json.at("prompt");
       t.answers = json.at("answers").get<std::vector<std::string>>();
+      for (const auto& range : json.value("need", nlohmann::json::array())) {
+        const auto [answer_begin, answer_end, prompt_begin, prompt_end] =
+            range.get<std::array<std::int64_t, 4>>();
+        t.need.push_back({answer_begin, answer_end, prompt_begin, prompt_end});
+      }
       if (t.max_new_tokens < 1 || t.answers.empty()) throw std::runtime_error("no answer is asked for");
       tasks.push_back(std::move(t));
     } catch (const std::exception& e) {

@@ -7,6 +7,15 @@
 
 namespace tinylm {
 
+/// Where an item of the gold answer comes from. Token ranges, the ends excluded; prompt positions count the
+/// beginning-of-sequence token.
+struct evidence {
+  std::int64_t answer_begin = 0;
+  std::int64_t answer_end = 0;
+  std::int64_t prompt_begin = 0;
+  std::int64_t prompt_end = 0;
+};
+
 /// One prompt with the answers that it asks for: a line of a task file.
 struct task_record {
   std::string id;
@@ -16,6 +25,7 @@ struct task_record {
   std::int64_t max_new_tokens = 64;
   std::string prompt;
   std::vector<std::string> answers;
+  std::vector<evidence> need;  ///< one per answer, in their order; empty where a file does not say
 };
 
 /// Reads a JSONL task file. \throws std::runtime_error naming file and line

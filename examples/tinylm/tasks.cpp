@@ -95,7 +95,7 @@ std::string to_json_line(const made_task& task) {
   json["answers"] = task.record.answers;
   json["gold"] = task.gold;
   json["need"] = nlohmann::ordered_json::array();
-  for (const evidence& e : task.need) {
+  for (const evidence& e : task.record.need) {
     json["need"].push_back({e.answer_begin, e.answer_end, e.prompt_begin, e.prompt_end});
   }
   json["prompt"] = task.record.prompt;
@@ -319,7 +319,7 @@ made_task task_maker::make(task_kind kind, std::int64_t length, std::int64_t ind
     const auto answer_tokens = static_cast<std::int64_t>(words_.encode(item).size());
     const auto sentence_tokens = static_cast<std::int64_t>(words_.encode(s.sentence()).size());
     const auto position = static_cast<std::int64_t>(s.position);
-    task.need.push_back({written, written + answer_tokens, position, position + sentence_tokens});
+    task.record.need.push_back({written, written + answer_tokens, position, position + sentence_tokens});
     task.record.answers.push_back(s.value);
     task.gold += item;
     written += answer_tokens;

@@ -29,19 +29,9 @@ std::string_view to_string(task_kind kind) noexcept;
 /// \throws std::invalid_argument for a name of no kind
 task_kind task_kind_from(std::string_view name);
 
-/// Where an item of the gold answer comes from. Token ranges, the ends excluded; prompt positions count the
-/// beginning-of-sequence token.
-struct evidence {
-  std::int64_t answer_begin = 0;
-  std::int64_t answer_end = 0;
-  std::int64_t prompt_begin = 0;
-  std::int64_t prompt_end = 0;
-};
-
 struct made_task {
   task_record record;
-  std::string gold;            ///< the answer as the model was taught to write it, up to the newline
-  std::vector<evidence> need;  ///< one per answer, in the order of the answers
+  std::string gold;  ///< the answer as the model was taught to write it, up to the newline
 };
 
 /// One line of a task file, without the newline. \throws std::runtime_error if the text is not UTF-8

@@ -9,3 +9,15 @@ flashmemory_test(flashmemory_tasks_unit LABELS unit SOURCES
   LIBRARIES fmt::fmt-header-only nlohmann_json::nlohmann_json)
 target_include_directories(flashmemory_tasks_unit PRIVATE ${_tinylm})
 target_compile_definitions(flashmemory_tasks_unit PRIVATE TINYLM_DATA="${_tinylm}/data")
+
+flashmemory_test(flashmemory_tinylm_report_unit LABELS unit SOURCES
+  ${CMAKE_CURRENT_LIST_DIR}/tinylm_report.cpp
+  ${_tinylm}/eval_report.cpp
+  ${_tinylm}/html_report.cpp
+  ${_tinylm}/policy_cell.cpp
+  ${_tinylm}/residency_map.cpp
+  ${_tinylm}/run_record.cpp
+  ${_tinylm}/svg.cpp
+  ${_tinylm}/terminal.cpp
+  LIBRARIES fmt::fmt-header-only nlohmann_json::nlohmann_json)
+target_include_directories(flashmemory_tinylm_report_unit PRIVATE ${_tinylm})

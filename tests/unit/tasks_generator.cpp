@@ -104,7 +104,7 @@ void check_sound(const made_task& task, task_kind kind) {
   REQUIRE(numbers.size() == wanted.statements);
   REQUIRE(keys.size() == wanted.keys);
   REQUIRE(task.record.answers.size() == wanted.answers);
-  REQUIRE(task.need.size() == wanted.answers);
+  REQUIRE(task.record.need.size() == wanted.answers);
 
   const auto gold = words().encode(task.gold);
   REQUIRE(static_cast<std::int64_t>(gold.size()) <= task.record.max_new_tokens);
@@ -117,7 +117,7 @@ void check_sound(const made_task& task, task_kind kind) {
   std::int64_t answered = 0;
   for (std::size_t i = 0; i < wanted.answers; ++i) {
     const std::string& answer = task.record.answers[i];
-    const evidence& e = task.need[i];
+    const evidence& e = task.record.need[i];
     CAPTURE(i, answer);
     REQUIRE(answer.size() == 7);
     REQUIRE(count_of(prompt, answer) == 1);
@@ -130,7 +130,7 @@ void check_sound(const made_task& task, task_kind kind) {
     const bool goes_on = kind == task_kind::niah_multivalue && i > 0;
     if (i > 0) gold_wanted += ",";
     gold_wanted += goes_on ? " " + answer : " " + key + " is " + answer;
-    if (goes_on) REQUIRE(e.prompt_begin > task.need[i - 1].prompt_begin);
+    if (goes_on) REQUIRE(e.prompt_begin > task.record.need[i - 1].prompt_begin);
   }
   REQUIRE(task.gold == gold_wanted + ".\n");
 }
@@ -202,7 +202,7 @@ TEST_CASE("a context-free task needs nothing before the last sentence, and holds
     CHECK(prompt.find('\n', last) == prompt.rfind("\nQuestion"));
     CHECK(prompt.substr(last, prompt.rfind("\nQuestion") - last).find(task.record.answers[0]) !=
           std::string::npos);
-    CHECK(task.record.prompt_tokens - task.need[0].prompt_begin < 64);
+    CHECK(task.record.prompt_tokens - task.record.need[0].prompt_begin < 64);
     CHECK(stated(prompt).size() == 15);
   }
 }
@@ -236,7 +236,7 @@ TEST_CASE("another seed, index or length makes another prompt") {
 TEST_CASE("a seed's tasks are those of every platform and version") {
   const made_task task = maker_for(1).make(task_kind::niah_single, 1024, 0);
   CHECK(task.gold == " plain-sparrow is 1780291.\n");
-  CHECK(task.need[0].prompt_begin == 450);
+  CHECK(task.record.need[0].prompt_begin == 450);
 }
 
 TEST_CASE("a written line reads back as the task") {
@@ -255,8 +255,9 @@ TEST_CASE("a written line reads back as the task") {
   const auto json = nlohmann::json::parse(line);
   CHECK(json.at("gold") == task.gold);
   REQUIRE(json.at("need").size() == 4);
-  CHECK(json.at("need")[1] == nlohmann::json({task.need[1].answer_begin, task.need[1].answer_end,
-                                              task.need[1].prompt_begin, task.need[1].prompt_end}));
+  CHECK(json.at("need")[1] ==
+        nlohmann::json({task.record.need[1].answer_begin, task.record.need[1].answer_end,
+                        task.record.need[1].prompt_begin, task.record.need[1].prompt_end}));
 }
 
 TEST_CASE("names of kinds go both ways and others are refused") {
