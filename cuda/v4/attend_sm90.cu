@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: MIT
+#include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
 #include "v4/attend_sm90.cuh"
@@ -26,8 +27,8 @@ __global__ void __launch_bounds__(attend_threads, 1)
   // Up to here a launch may run beside the end of the kernel before it, and so may the next one beside this.
   asm volatile("griddepcontrol.wait;" ::: "memory");
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-  const std::int32_t window_count = count_of(params.window, row),
-                     selected_count = count_of(params.selected, row);
+  const std::int32_t window_stated = stated_count(params.window, row),
+                     selected_stated = stated_count(params.selected, row);
   // The lists' numbers are asked for before the counts are known, as if the lists were full: they mostly are, and a
   // round trip to memory is a good part of a short call.
   const block_range guess(params.window.capacity, params.selected.capacity, rank, splits);
@@ -36,8 +37,13 @@ __global__ void __launch_bounds__(attend_threads, 1)
     first = fetcher::number(params, guess, row, 0);
     second = fetcher::number(params, guess, row, 1);
   }
+  if (group < 2) {
+    attend_consumer<kStages, kRaw>::load_q(
+        base, static_cast<const __nv_bfloat16*>(params.q) + (row * params.heads + first_head) * entry_dim);
+  }
   __syncthreads();
-  const block_range range(window_count, selected_count, rank, splits);
+  const block_range range(clamped_count(params.window, window_stated),
+                          clamped_count(params.selected, selected_stated), rank, splits);
   if (group == 1 && !(range == guess)) {
     first = fetcher::number(params, range, row, 0);
     second = fetcher::number(params, range, row, 1);
@@ -49,12 +55,12 @@ __global__ void __launch_bounds__(attend_threads, 1)
     ptx::give_registers<64>();
     attend_producer<kStages, kRaw>{base, tiles}.run();
   } else if (group == 0) {
-    ptx::take_registers<192>();
-    attend_consumer<kStages, kRaw>{base, tiles}.first(params, row, first_head, rank, splits);
+    ptx::take_registers<208>();
+    attend_consumer<kStages, kRaw>{base, tiles}.first(params, splits);
   } else {
-    ptx::take_registers<192>();
+    ptx::take_registers<168>();
     attend_consumer<kStages, kRaw>{base, tiles}.second({params, range, row, base, tiles, first, second},
-                                                       params, row, first_head, rank, splits);
+                                                       params, splits);
   }
 #else
   __trap();

@@ -5,9 +5,9 @@
 //
 // A block owns 64 heads of one query row and one of `splits` equal parts of the row's list (window, then selected);
 // the blocks of a row form a cluster. It works through tiles of 32 entries:
-//   warpgroup 0      (consume.cuh) S = Q K^T, online softmax, O[:, 0:256] += P V. Hands P and the rescaling to
-//   warpgroup 1      O[:, 256:512] += P V, thread to thread: both have the same fragment layout. Besides, it fetches
-//                    raw entries, kRaw tiles ahead (fetch.cuh).
+//   warpgroup 0      (consume.cuh) S = Q K^T of the next tile and O[:, 0:256] += P V of the last one while the softmax
+//                    of this one runs. Hands P and the rescaling through shared memory to
+//   warpgroup 1      O[:, 256:512] += P V. Besides, it fetches raw entries (fetch.cuh).
 //   warpgroups 2, 3  (produce.cuh) turn raw entries into bf16 tiles.
 // K and V are the same bytes: K reads a tile along the dims, V across the entries (transposed descriptor). At the end
 // the blocks of the cluster join their parts through global memory, each a slice of the output.
@@ -81,6 +81,11 @@ __device__ __forceinline__ uint2 load_shared8(std::uint32_t address) {
   asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(address));
   return v;
 }
+__device__ __forceinline__ float load_shared_float(std::uint32_t address) {
+  float v;
+  asm volatile("ld.shared.f32 %0, [%1];" : "=f"(v) : "r"(address));
+  return v;
+}
 __device__ __forceinline__ void store_shared16(std::uint32_t address, const uint4& v) {
   asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(v.x), "r"(v.y), "r"(v.z),
                "r"(v.w)
@@ -150,27 +155,29 @@ struct attend_smem {
   static constexpr int raw_row = 592;
   static constexpr int slab = tile_rows * 128;  ///< 64 dims of a tile, one 128-byte row per entry
   static constexpr int tile = 8 * slab;
+  static constexpr int p_bytes = 64 * tile_rows * 2;
   static constexpr int q = 0;
   static constexpr int kv = 65536;
-  static constexpr int raw = kv + kStages * tile;
+  static constexpr int p = kv + kStages * tile;  ///< [2]: a tile's weights as bf16, a row per head
+  static constexpr int raw = p + 2 * p_bytes;
   static constexpr int raw_scales = raw + kRaw * tile_rows * raw_row;
-  static constexpr int p = raw_scales + kRaw * tile_rows * 8;  ///< fragments [2][128] of 16 bytes
-  static constexpr int rescale = p + 4096;                     ///< [128] of 8 bytes
-  static constexpr int stats =
-      rescale + 1024;  ///< [64] of 16 bytes: maximum, sum, scale of either half of the dims
-  static constexpr int valid = stats + 1024;                     ///< [kStages][tile_rows] bytes
+  static constexpr int rescale =
+      raw_scales + kRaw * tile_rows * 8;       ///< [2][64]: what earlier tiles are multiplied by
+  static constexpr int valid = rescale + 512;  ///< [kStages][tile_rows] bytes
   static constexpr int raw_valid = valid + kStages * tile_rows;  ///< [kRaw][producer_pairs] words
   static constexpr int raw_full = raw_valid + kRaw * 16;         ///< [producer_pairs][kRaw]
   static constexpr int raw_empty = raw_full + producer_pairs * kRaw * 8;
   static constexpr int kv_full = raw_empty + producer_pairs * kRaw * 8;  ///< [kStages]
   static constexpr int kv_empty = kv_full + kStages * 8;                 ///< [kStages]
-  static constexpr int p_full = kv_empty + kStages * 8;
-  static constexpr int p_empty = p_full + 8;
-  static constexpr int bytes = p_empty + 8;
+  static constexpr int p_full = kv_empty + kStages * 8;                  ///< [2]
+  static constexpr int p_empty = p_full + 16;                            ///< [2]
+  static constexpr int bytes = p_empty + 16;
   // After the last tile, from the start:
   static constexpr int part_row = 1040;  ///< 512 of 2 bytes, and padding against bank conflicts
-  static_assert(64 * part_row <= raw, "the rows must not reach what is still in use");
-  static_assert(kStages >= 2, "the next tile is multiplied before the last one is released");
+  static constexpr int stats = raw;      ///< [64] of 16 bytes: maximum and sum
+  static_assert(64 * part_row <= raw, "the rows must not reach the stats");
+  static_assert(kStages >= 3, "a tile's neighbours are multiplied while its softmax runs");
+  static_assert(p % 512 == 0, "");
   static_assert(raw_full % 8 == 0 && bytes + 1024 <= 232448, "");
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -183,8 +190,10 @@ struct attend_smem {
       init_barrier(base + kv_full + i * 8, 2 * producer_pairs);
       init_barrier(base + kv_empty + i * 8, consumer_threads / 32);
     }
-    init_barrier(base + p_full, 4);
-    init_barrier(base + p_empty, 4);
+    for (int i = 0; i < 2; ++i) {
+      init_barrier(base + p_full + i * 8, 1);
+      init_barrier(base + p_empty + i * 8, 4);
+    }
     ptx::barrier_init_fence();
   }
 #endif

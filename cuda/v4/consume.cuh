@@ -23,18 +23,20 @@ struct attend_consumer {
   std::uint32_t base;  ///< of shared memory
   int tiles;
 
-  /// q's 64 heads into eight swizzled slabs of 64 dims.
-  __device__ __forceinline__ void load_q(const __nv_bfloat16* q) const {
+  /// q's 64 heads into eight swizzled slabs of 64 dims; begins it, both warpgroups together.
+  __device__ __forceinline__ static void load_q(std::uint32_t base, const __nv_bfloat16* q) {
 #pragma unroll
-    for (int i = 0; i < 32; ++i) {
-      const int unit = i * 128 + static_cast<int>(threadIdx.x);
+    for (int i = 0; i < 16; ++i) {
+      const int unit = i * consumer_threads + static_cast<int>(threadIdx.x);
       const int head = unit / 64, within = unit % 64;
       copy_async_16(base + smem::q + within / 8 * 8192 + head * 128 + ((within % 8) ^ (head % 8)) * 16,
-                    q + head * entry_dim + within % 64 * 8);
+                    q + head * entry_dim + within * 8);
     }
+  }
+  __device__ __forceinline__ static void wait_for_q() {
     asm volatile("cp.async.wait_all;" ::: "memory");
     ptx::fence_async_proxy();
-    sync_threads<128>(2);
+    sync_threads<consumer_threads>(1);
   }
 
   // Addresses count in units of 16 bytes in a descriptor; adding to one leaves its other fields alone.
@@ -53,14 +55,14 @@ struct attend_consumer {
   }
 
   /// o += P V for the 256 dims of this half.
-  __device__ __forceinline__ void multiply_pv(float (&o)[128], const std::uint32_t (&p)[2][4], int stage,
-                                              int half) const {
-    const std::uint64_t b =
-        ptx::mma_descriptor(base + smem::kv + stage * smem::tile + half * 4 * smem::slab, smem::slab, 1024);
+  __device__ __forceinline__ void multiply_pv(float (&o)[128], int tile, int half) const {
+    const std::uint64_t a = ptx::mma_descriptor_64(base + smem::p + tile % 2 * smem::p_bytes, 512);
+    const std::uint64_t b = ptx::mma_descriptor(
+        base + smem::kv + tile % kStages * smem::tile + half * 4 * smem::slab, smem::slab, 1024);
 #pragma unroll
     for (int step = 0; step < 2; ++step) {
-      ptx::mma_rs_n128<0>(o, p[step], b + step * 128);
-      ptx::mma_rs_n128<64>(o, p[step], b + step * 128 + 2 * smem::slab / 16);
+      ptx::mma_ss_n128<0>(o, a + step * 2, b + step * 128);
+      ptx::mma_ss_n128<64>(o, a + step * 2, b + step * 128 + 2 * smem::slab / 16);
     }
   }
 
@@ -88,10 +90,10 @@ struct attend_consumer {
     float factor[2] = {1, 1};                   ///< what the last tile rescales earlier ones by
   };
 
-  /// Turns a tile's products into weights and hands these to the second warpgroup.
-  __device__ __forceinline__ void weigh(float (&s)[16], softmax_rows& rows, float scale, int tile) const {
-    const int lane = threadIdx.x % 32, thread = threadIdx.x % 128;
-    float top[2] = {rows.maximum[0], rows.maximum[1]};
+  /// The tile's logits to the base 2, -inf where there is no entry.
+  __device__ __forceinline__ void take_logits(const float (&s)[16], float (&x)[16], float scale,
+                                              int tile) const {
+    const int lane = threadIdx.x % 32;
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       std::uint32_t valid;
@@ -99,12 +101,15 @@ struct attend_consumer {
                    : "=r"(valid)
                    : "r"(base + smem::valid + tile % kStages * tile_rows + 8 * j + lane % 4 * 2));
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        float& x = s[4 * j + i];
-        x = valid >> (i % 2 * 8) & 1 ? x * scale : -INFINITY;
-        top[i / 2] = fmaxf(top[i / 2], x);
-      }
+      for (int i = 0; i < 4; ++i) x[4 * j + i] = valid >> (i % 2 * 8) & 1 ? s[4 * j + i] * scale : -INFINITY;
     }
+  }
+
+  /// Turns a tile's logits into weights.
+  __device__ __forceinline__ void weigh(float (&x)[16], softmax_rows& rows) const {
+    float top[2] = {rows.maximum[0], rows.maximum[1]};
+#pragma unroll
+    for (int i = 0; i < 16; ++i) top[i / 2 % 2] = fmaxf(top[i / 2 % 2], x[i]);
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       top[r] = fmaxf(top[r], __shfl_xor_sync(0xffffffffu, top[r], 1));
@@ -116,48 +121,43 @@ struct attend_consumer {
       top[r] = reference;
     }
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        float& x = s[4 * j + i];
-        x = ptx::exp2(x - top[i / 2]);
-        rows.sum[i / 2] += x;
-      }
+    for (int i = 0; i < 16; ++i) {
+      x[i] = ptx::exp2(x[i] - top[i / 2 % 2]);
+      rows.sum[i / 2 % 2] += x[i];
     }
-    wait(base + smem::p_empty, (tile & 1) ^ 1);
+  }
+
+  /// Leaves a tile's weights and the rescaling where the multiplications of both warpgroups read them.
+  __device__ __forceinline__ void hand_over(const float (&x)[16], const softmax_rows& rows, int tile) const {
+    const int lane = threadIdx.x % 32, thread = threadIdx.x % 128;
+    wait(base + smem::p_empty + tile % 2 * 8, (tile / 2 & 1) ^ 1);
+    // 64 bytes per head in 64-byte-swizzled atoms of 8 heads; a lane names a row of 16 bytes of the four that it and
+    // its neighbours store at once.
+    const int head = thread / 32 * 16 + lane % 16;
+    const std::uint32_t to = base + smem::p + tile % 2 * smem::p_bytes + head * 64;
 #pragma unroll
     for (int step = 0; step < 2; ++step) {
-      const float* x = s + 8 * step;
-      store_shared16(base + smem::p + (step * 128 + thread) * 16,
-                     make_uint4(pack_bf16(x[0], x[1]), pack_bf16(x[2], x[3]), pack_bf16(x[4], x[5]),
-                                pack_bf16(x[6], x[7])));
+      const float* from = x + 8 * step;
+      ptx::store_matrices(to + ((2 * step + lane / 16) ^ (head / 2 % 4)) * 16, pack_bf16(from[0], from[1]),
+                          pack_bf16(from[2], from[3]), pack_bf16(from[4], from[5]),
+                          pack_bf16(from[6], from[7]));
     }
-    asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(base + smem::rescale + thread * 8),
-                 "f"(rows.factor[0]), "f"(rows.factor[1])
-                 : "memory");
-    __syncwarp();
-    if (lane == 0) arrive(base + smem::p_full);
+    if (lane % 4 == 0) {
+      const std::uint32_t at = base + smem::rescale + (tile % 2 * 64 + thread / 32 * 16 + lane / 4) * 4;
+      store_shared4(at, __float_as_uint(rows.factor[0]));
+      store_shared4(at + 32, __float_as_uint(rows.factor[1]));
+    }
+    ptx::fence_async_proxy();
+    sync_threads<128>(2);
+    if (thread == 0) arrive(base + smem::p_full + tile % 2 * 8);
   }
 
-  /// The weights as the operand of P V. Only once the multiplication that read the last ones has ended: a register
-  /// that is written while one runs makes the compiler run them one by one.
-  __device__ __forceinline__ static void take_weights(const float (&s)[16], std::uint32_t (&p)[2][4]) {
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      asm volatile("cvt.rn.bf16x2.f32 %0, %1, %2;"
-                   : "=r"(p[i / 4][i % 4])
-                   : "f"(s[2 * i + 1]), "f"(s[2 * i]));
-    }
-  }
-
-  __device__ __forceinline__ void first(const attend_params& params, std::int64_t row, int first_head,
-                                        int rank, int splits) const {
-    load_q(static_cast<const __nv_bfloat16*>(params.q) + (row * params.heads + first_head) * entry_dim);
+  __device__ __forceinline__ void first(const attend_params& params, int splits) const {
+    wait_for_q();
     float o[128];
 #pragma unroll
     for (float& x : o) x = 0;
-    float s[16] = {};
-    std::uint32_t p[2][4];
+    float s[16] = {}, x[16];
     softmax_rows rows;
     wait(base + smem::kv_full, 0);
     ptx::mma_hold(s);
@@ -166,30 +166,55 @@ struct attend_consumer {
     ptx::mma_commit();
     ptx::mma_wait<0>();
     ptx::mma_hold(s);
-    weigh(s, rows, params.scale_log2, 0);
-    take_weights(s, p);
-    for (int tile = 1; tile < tiles; ++tile) {
-      const int stage = tile % kStages;
-      wait(base + smem::kv_full + stage * 8, tile / kStages & 1);
+    // While the softmax of a tile runs, the tensor cores multiply the tile before it by its weights, and q by the one
+    // after it. Without branches around the multiplications: the compiler would run them one by one.
+    take_logits(s, x, params.scale_log2, 0);
+    if (tiles > 1) {
+      wait(base + smem::kv_full + 8, 0);
       ptx::mma_hold(s);
-      ptx::mma_hold(o);
       ptx::mma_fence();
+      multiply_qk(s, 1);
+      ptx::mma_commit();
+    }
+    weigh(x, rows);
+    hand_over(x, rows, 0);
+    ptx::mma_wait<0>();
+    ptx::mma_hold(s);
+    for (int tile = 1; tile < tiles - 1; ++tile) {
+      const int stage = (tile + 1) % kStages;
+      take_logits(s, x, params.scale_log2, tile);
+      ptx::mma_hold(o);
+      ptx::mma_hold(s);
+      ptx::mma_fence();
+      multiply_pv(o, tile - 1, 0);
+      ptx::mma_commit();
+      wait(base + smem::kv_full + stage * 8, (tile + 1) / kStages & 1);
       multiply_qk(s, stage);
       ptx::mma_commit();
-      multiply_pv(o, p, (tile - 1) % kStages, 0);
-      ptx::mma_commit();
+      weigh(x, rows);
       ptx::mma_wait<1>();
+      release(tile - 1);
+      hand_over(x, rows, tile);
+      ptx::mma_wait<0>();
       ptx::mma_hold(s);
-      weigh(s, rows, params.scale_log2, tile);
+      ptx::mma_hold(o);
+      rescale_rows(o, rows.factor[0], rows.factor[1]);
+    }
+    if (tiles > 1) {
+      take_logits(s, x, params.scale_log2, tiles - 1);
+      ptx::mma_hold(o);
+      ptx::mma_fence();
+      multiply_pv(o, tiles - 2, 0);
+      ptx::mma_commit();
+      weigh(x, rows);
+      hand_over(x, rows, tiles - 1);
       ptx::mma_wait<0>();
       ptx::mma_hold(o);
-      release(tile - 1);
       rescale_rows(o, rows.factor[0], rows.factor[1]);
-      take_weights(s, p);
     }
     ptx::mma_hold(o);
     ptx::mma_fence();
-    multiply_pv(o, p, (tiles - 1) % kStages, 0);
+    multiply_pv(o, tiles - 1, 0);
     ptx::mma_commit();
     const int lane = threadIdx.x % 32, thread = threadIdx.x % 128;
 #pragma unroll
@@ -204,46 +229,37 @@ struct attend_consumer {
     }
     ptx::mma_wait<0>();
     ptx::mma_hold(o);
-    finish(o, 0, params, row, first_head, rank, splits);
+    finish(o, 0, params, blockIdx.x / splits, blockIdx.y * 64, blockIdx.x % splits, splits);
   }
 
   __device__ __forceinline__ void second(attend_fetcher<kStages, kRaw> fetcher, const attend_params& params,
-                                         std::int64_t row, int first_head, int rank, int splits) const {
+                                         int splits) const {
+    // Raw entries are asked for kAhead tiles before they are multiplied. Up to here nobody waits for this warpgroup: the
+    // producers free the raw places of the first kStages tiles without it.
+    constexpr int kAhead = kRaw + 2;
+    static_assert(kAhead <= kRaw + kStages, "");
+    for (int i = 0; i < kAhead; ++i) fetcher.next();
+    wait_for_q();
     const int lane = threadIdx.x % 32, thread = threadIdx.x % 128;
-    for (int i = 0; i < kRaw; ++i) fetcher.next();
     float o[128];
 #pragma unroll
     for (float& x : o) x = 0;
     for (int tile = 0; tile < tiles; ++tile) {
-      const int stage = tile % kStages;
       fetcher.next();
-      wait(base + smem::p_full, tile & 1);
-      std::uint32_t p[2][4];
-#pragma unroll
-      for (int step = 0; step < 2; ++step) {
-        const uint4 v = load_shared16(base + smem::p + (step * 128 + thread) * 16);
-        p[step][0] = v.x;
-        p[step][1] = v.y;
-        p[step][2] = v.z;
-        p[step][3] = v.w;
-      }
-      float factor[2];
-      asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];"
-                   : "=f"(factor[0]), "=f"(factor[1])
-                   : "r"(base + smem::rescale + thread * 8));
-      __syncwarp();
-      if (lane == 0) arrive(base + smem::p_empty);
-      rescale_rows(o, factor[0], factor[1]);
-      wait(base + smem::kv_full + stage * 8, tile / kStages & 1);
+      wait(base + smem::p_full + tile % 2 * 8, tile / 2 & 1);
+      const std::uint32_t at = base + smem::rescale + (tile % 2 * 64 + thread / 32 * 16 + lane / 4) * 4;
+      rescale_rows(o, load_shared_float(at), load_shared_float(at + 32));
+      wait(base + smem::kv_full + tile % kStages * 8, tile / kStages & 1);
       ptx::mma_hold(o);
       ptx::mma_fence();
-      multiply_pv(o, p, stage, 1);
+      multiply_pv(o, tile, 1);
       ptx::mma_commit();
       ptx::mma_wait<0>();
       ptx::mma_hold(o);
       release(tile);
+      if (lane == 0) arrive(base + smem::p_empty + tile % 2 * 8);
     }
-    finish(o, 1, params, row, first_head, rank, splits);
+    finish(o, 1, params, blockIdx.x / splits, blockIdx.y * 64, blockIdx.x % splits, splits);
   }
 
   // ---- the end
@@ -289,8 +305,8 @@ struct attend_consumer {
     const float reference = top == -INFINITY ? 0 : top;
     const float factor = ptx::exp2(maximum - reference);
     const float total = sum * factor + ptx::exp2(sink_log2 - reference);
-    if (lse != nullptr) *lse = total == 0 ? -INFINITY : (reference + log2f(total)) * 0.6931471805599453f;
-    return total == 0 ? 0 : factor / total;
+    if (lse != nullptr) *lse = total == 0 ? -INFINITY : (reference + __log2f(total)) * 0.6931471805599453f;
+    return total == 0 ? 0 : __fdividef(factor, total);
   }
 
   __device__ __forceinline__ void write_alone(const float (&o)[128], int half, const attend_params& params,
@@ -363,8 +379,8 @@ struct attend_consumer {
   __device__ __forceinline__ void join(const attend_params& params, const unsigned char* parts,
                                        std::int64_t row, int first_head, int rank) const {
     constexpr int units = (16 + kSplits - 1) / kSplits;
-    const int begin = 4096 * rank / kSplits + static_cast<int>(threadIdx.x),
-              end = 4096 * (rank + 1) / kSplits;
+    const int begin = 128 * rank / kSplits * 32 + static_cast<int>(threadIdx.x),
+              end = 128 * (rank + 1) / kSplits * 32;  // whole warps
     uint4 values[units][kSplits];
 #pragma unroll
     for (int k = 0; k < units; ++k) {
@@ -403,8 +419,13 @@ struct attend_consumer {
 #pragma unroll
       for (int peer = 0; peer < kSplits; ++peer) factor[r][peer] *= norm;
     }
-    auto* out = static_cast<std::uint32_t*>(params.out) +
-                ((row * params.heads + first_head + first_row) * entry_dim + half * 256) / 2 + thread % 4;
+    // A thread's four pairs belong to two rows and two groups of eight columns; after an exchange among four neighbours
+    // each has one row's whole group.
+    const int lane = thread % 4;
+    auto* out = static_cast<uint4*>(params.out) +
+                ((row * params.heads + first_head + first_row + lane % 2 * 8) * entry_dim + half * 256 +
+                 lane / 2 * 8) /
+                    8;
 #pragma unroll
     for (int k = 0; k < units; ++k) {
       const int unit = begin + k * consumer_threads;
@@ -421,10 +442,22 @@ struct attend_consumer {
             total[i].y += factor[i % 2][peer] * pair.y;
           }
         }
-        std::uint32_t* to = out + unit / consumer_threads * 8;
+        std::uint32_t pair[4];
 #pragma unroll
-        for (int i = 0; i < 4; ++i)
-          to[i % 2 * 8 * (entry_dim / 2) + i / 2 * 4] = pack_bf16(total[i].x, total[i].y);
+        for (int i = 0; i < 4; ++i) pair[i] = pack_bf16(total[i].x, total[i].y);
+        const bool odd = lane % 2 != 0, upper = lane / 2 != 0;
+        std::uint32_t here[2], there[2];
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const std::uint32_t mine = odd ? pair[2 * i + 1] : pair[2 * i];
+          const std::uint32_t got = __shfl_xor_sync(0xffffffffu, odd ? pair[2 * i] : pair[2 * i + 1], 1);
+          here[i] = odd ? got : mine;
+          there[i] = odd ? mine : got;
+        }
+        const std::uint32_t first = __shfl_xor_sync(0xffffffffu, upper ? here[0] : here[1], 2);
+        const std::uint32_t second = __shfl_xor_sync(0xffffffffu, upper ? there[0] : there[1], 2);
+        out[unit / consumer_threads * 2] = upper ? make_uint4(first, second, here[1], there[1])
+                                                 : make_uint4(here[0], there[0], first, second);
       }
     }
   }

@@ -23,11 +23,15 @@ __device__ __forceinline__ device_place find(const device_pool& pool, std::int32
   return {start + slot * row_bytes, start + (row_bytes << pool.page_shift) + slot * scale_row_bytes};
 }
 
-/// How many numbers of a row's list count.
-__device__ __forceinline__ std::int32_t count_of(const device_list& list, std::int64_t row) {
-  if (list.counts == nullptr) return list.capacity;
-  const std::int32_t stated = __ldg(list.counts + row);
+/// How many numbers of a row's list count: what the list says, and what that means.
+__device__ __forceinline__ std::int32_t stated_count(const device_list& list, std::int64_t row) {
+  return list.counts == nullptr ? list.capacity : __ldg(list.counts + row);
+}
+__device__ __forceinline__ std::int32_t clamped_count(const device_list& list, std::int32_t stated) {
   return stated < 0 ? 0 : stated < list.capacity ? stated : list.capacity;
+}
+__device__ __forceinline__ std::int32_t count_of(const device_list& list, std::int64_t row) {
+  return clamped_count(list, stated_count(list, row));
 }
 
 }  // namespace deepseek_v4

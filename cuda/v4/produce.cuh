@@ -22,52 +22,6 @@ struct attend_producer {
   std::uint32_t base;  ///< of shared memory
   int tiles;
 
-  /// Position in the row's list of what this lane fetches in tiles [list * tiles_per_list, + tiles_per_list).
-  __device__ __forceinline__ static int position(const block_range& range, int list) {
-    const int pair = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
-    return range.begin + (list * tiles_per_list + lane / 8) * tile_rows + pair * 8 + lane % 8;
-  }
-
-  /// The entry number there, -1 past the end.
-  __device__ __forceinline__ static std::int32_t number(const attend_params& params, const block_range& range,
-                                                        std::int64_t row, int list) {
-    const int at = position(range, list);
-    if (at >= range.end) return -1;
-    if (at < range.window_count) return __ldg(params.window.entries + row * params.window.stride + at);
-    return __ldg(params.selected.entries + row * params.selected.stride + (at - range.window_count));
-  }
-
-  __device__ __forceinline__ static device_place place_of(const attend_params& params,
-                                                          const block_range& range, int list,
-                                                          std::int32_t number) {
-    if (position(range, list) < range.window_count) return find(params.window_pool, number);
-    return find(params.selected_pool, number);
-  }
-
-  /// One bulk copy per entry, issued by the lane that looked it up.
-  __device__ __forceinline__ void fetch(const device_place& place, int tile, int pair, int lane) const {
-    const int stage = tile % kRaw, holder = tile % tiles_per_list;
-    const std::uint32_t full = base + smem::raw_full + (pair * kRaw + stage) * 8;
-    wait(base + smem::raw_empty + (pair * kRaw + stage) * 8, (tile / kRaw & 1) ^ 1);
-    const bool mine = lane / 8 == holder && place.row != nullptr;
-    const std::uint32_t present = __ballot_sync(0xffffffffu, mine) >> holder * 8;
-    if (lane == 0) {
-      store_shared4(base + smem::raw_valid + (stage * producer_pairs + pair) * 4, present);
-      arrive_expect(full, __popc(present) * static_cast<std::uint32_t>(row_bytes));
-    }
-    __syncwarp();
-    if (mine) {
-      const int at = stage * tile_rows + pair * 8 + lane % 8;
-      asm volatile(
-          "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-              base + smem::raw + at * smem::raw_row),
-          "l"(place.row), "r"(static_cast<std::uint32_t>(row_bytes)), "r"(full)
-          : "memory");
-      copy_async_8(base + smem::raw_scales + at * 8, place.scales);
-    }
-    arrive_after_copies(full);
-  }
-
   __device__ __forceinline__ void widen_rows(int tile, int pair, int part, int lane) const {
     const int stage = tile % kStages, raw_stage = tile % kRaw;
     wait(base + smem::raw_full + (pair * kRaw + raw_stage) * 8, tile / kRaw & 1);
@@ -90,8 +44,10 @@ struct attend_producer {
 #pragma unroll
       for (int i = 0; i < 4; ++i) codes[i] = load_shared16(from + i * 64);
       release_raw(pair, raw_stage, lane);
+      uint4 low[4], high[4];
+      widen_slabs<4>(codes, scales, valid, low, high);
       wait(base + smem::kv_empty + stage * 8, (tile / kStages & 1) ^ 1);
-      widen_slabs<4>(codes, scales, valid, low_at, high_at);
+      store_slabs<4>(low, high, low_at, high_at);
     } else {
       uint4 codes[3], rope[2];
 #pragma unroll
@@ -102,10 +58,12 @@ struct attend_producer {
         if (!valid) rope[i] = make_uint4(0, 0, 0, 0);
       }
       release_raw(pair, raw_stage, lane);
+      uint4 low[3], high[3];
+      widen_slabs<3>(codes, scales & 0xffffffu, valid, low, high);
       wait(base + smem::kv_empty + stage * 8, (tile / kStages & 1) ^ 1);
       store_shared16(to + 7 * smem::slab + (column ^ (lane % 8)) * 16, rope[0]);
       store_shared16(to + 7 * smem::slab + ((column + 4) ^ (lane % 8)) * 16, rope[1]);
-      widen_slabs<3>(codes, scales & 0xffffffu, valid, low_at + 4 * smem::slab, high_at + 4 * smem::slab);
+      store_slabs<3>(low, high, low_at + 4 * smem::slab, high_at + 4 * smem::slab);
       if (column == 0) {
         asm volatile("st.shared.u8 [%0], %1;" ::"r"(base + smem::valid + stage * tile_rows + row),
                      "r"(static_cast<std::uint32_t>(valid))
@@ -123,39 +81,48 @@ struct attend_producer {
     if (lane == 0) arrive(base + smem::raw_empty + (pair * kRaw + raw_stage) * 8);
   }
 
+  __device__ __forceinline__ static void hold(uint4& v) {
+    asm volatile("" : "+r"(v.x), "+r"(v.y), "+r"(v.z), "+r"(v.w)::"memory");
+  }
+
   /// `scales` holds a byte per slab.
   template <int kSlabs>
   __device__ __forceinline__ static void widen_slabs(const uint4 (&codes)[kSlabs], std::uint32_t scales,
-                                                     bool valid, std::uint32_t low_at,
-                                                     std::uint32_t high_at) {
-    // 2^120 * 2^(byte - 127) is a bf16 number up to byte 134, a group's largest value up to 57344. One branch for all
-    // slabs: larger ones take a second factor.
+                                                     bool valid, uint4 (&low)[kSlabs],
+                                                     uint4 (&high)[kSlabs]) {
+    // 2^120 * 2^(byte - 127) is a bf16 number up to byte 134, a group's largest value up to 57344; larger ones take a
+    // second factor.
     const bool large = __vcmpgtu4(scales, 0x86868686u) != 0 && valid;
-    if (!__any_sync(0xffffffffu, large)) {
-#pragma unroll
-      for (int i = 0; i < kSlabs; ++i) {
-        const std::uint32_t byte = scales >> 8 * i & 0xffu;
-        const std::uint32_t factor = valid ? (byte + 120) * 0x00800080u : 0;
-        uint4 low, high;
-        widen16(codes[i], factor, low, high);
-        store_shared16(low_at + i * smem::slab, low);
-        store_shared16(high_at + i * smem::slab, high);
-      }
-      return;
-    }
+    const bool any_large = __any_sync(0xffffffffu, large) != 0;
 #pragma unroll
     for (int i = 0; i < kSlabs; ++i) {
       const std::uint32_t byte = scales >> 8 * i & 0xffu;
-      const std::uint32_t factor = valid ? (min(byte, 134u) + 120) * 0x00800080u : 0;
-      const std::uint32_t second = byte == 255 ? 0x7fc07fc0u : (max(byte, 134u) - 7) * 0x00800080u;
-      uint4 low, high;
-      widen16(codes[i], factor, low, high);
-      if (valid) {
-        multiply_all(low, second);
-        multiply_all(high, second);
+      widen16(codes[i], valid ? (min(byte, 134u) + 120) * 0x00800080u : 0, low[i], high[i]);
+    }
+    if (any_large && valid) {
+#pragma unroll
+      for (int i = 0; i < kSlabs; ++i) {
+        const std::uint32_t byte = scales >> 8 * i & 0xffu;
+        const std::uint32_t second = byte == 255 ? 0x7fc07fc0u : (max(byte, 134u) - 7) * 0x00800080u;
+        multiply_all(low[i], second);
+        multiply_all(high[i], second);
       }
-      store_shared16(low_at + i * smem::slab, low);
-      store_shared16(high_at + i * smem::slab, high);
+    }
+    // Now, not once there is room for it: filling a place that has just become free must not take longer than it has to.
+#pragma unroll
+    for (int i = 0; i < kSlabs; ++i) {
+      hold(low[i]);
+      hold(high[i]);
+    }
+  }
+
+  template <int kSlabs>
+  __device__ __forceinline__ static void store_slabs(const uint4 (&low)[kSlabs], const uint4 (&high)[kSlabs],
+                                                     std::uint32_t low_at, std::uint32_t high_at) {
+#pragma unroll
+    for (int i = 0; i < kSlabs; ++i) {
+      store_shared16(low_at + i * smem::slab, low[i]);
+      store_shared16(high_at + i * smem::slab, high[i]);
     }
   }
 

@@ -22,6 +22,12 @@ __device__ __forceinline__ std::uint64_t mma_descriptor(std::uint32_t address, s
          std::uint64_t{stride >> 4} << 32 | std::uint64_t{1} << 62;
 }
 
+/// The same in 64-byte-swizzled atoms, for an operand whose rows are along the contraction.
+__device__ __forceinline__ std::uint64_t mma_descriptor_64(std::uint32_t address, std::uint32_t stride) {
+  return std::uint64_t{(address & 0x3ffffu) >> 4} | std::uint64_t{1} << 16 |
+         std::uint64_t{stride >> 4} << 32 | std::uint64_t{2} << 62;
+}
+
 __device__ __forceinline__ void mma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 
 __device__ __forceinline__ void mma_commit() {
@@ -63,9 +69,9 @@ __device__ __forceinline__ void mma_ss_n32(float (&d)[16], std::uint64_t a, std:
       : "l"(a), "l"(b), "r"(accumulate));
 }
 
-/// d[kFirst..] += a * b for 128 columns, a in registers, b in shared memory with its rows across the contraction.
+/// d[kFirst..] += a * b for 128 columns, both in shared memory: a's rows along the contraction, b's across it.
 template <int kFirst>
-__device__ __forceinline__ void mma_rs_n128(float (&d)[128], const std::uint32_t (&a)[4], std::uint64_t b) {
+__device__ __forceinline__ void mma_ss_n128(float (&d)[128], std::uint64_t a, std::uint64_t b) {
   asm volatile(
       "{\n.reg .pred p;\nsetp.ne.b32 p, 1, 0;\n"
       "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
@@ -73,7 +79,7 @@ __device__ __forceinline__ void mma_rs_n128(float (&d)[128], const std::uint32_t
       "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
       "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
       "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
-      "{%64, %65, %66, %67}, %68, p, 1, 1, 1;\n}\n"
+      "%64, %65, p, 1, 1, 0, 1;\n}\n"
       : "+f"(d[kFirst + 0]), "+f"(d[kFirst + 1]), "+f"(d[kFirst + 2]), "+f"(d[kFirst + 3]),
         "+f"(d[kFirst + 4]), "+f"(d[kFirst + 5]), "+f"(d[kFirst + 6]), "+f"(d[kFirst + 7]),
         "+f"(d[kFirst + 8]), "+f"(d[kFirst + 9]), "+f"(d[kFirst + 10]), "+f"(d[kFirst + 11]),
@@ -90,7 +96,15 @@ __device__ __forceinline__ void mma_rs_n128(float (&d)[128], const std::uint32_t
         "+f"(d[kFirst + 52]), "+f"(d[kFirst + 53]), "+f"(d[kFirst + 54]), "+f"(d[kFirst + 55]),
         "+f"(d[kFirst + 56]), "+f"(d[kFirst + 57]), "+f"(d[kFirst + 58]), "+f"(d[kFirst + 59]),
         "+f"(d[kFirst + 60]), "+f"(d[kFirst + 61]), "+f"(d[kFirst + 62]), "+f"(d[kFirst + 63])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+      : "l"(a), "l"(b));
+}
+
+/// Stores four 8 x 8 matrices of 16-bit numbers, one row of each 16 bytes at the address of one lane (9.7.14.5.16).
+__device__ __forceinline__ void store_matrices(std::uint32_t address, std::uint32_t a, std::uint32_t b,
+                                               std::uint32_t c, std::uint32_t d) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(a),
+               "r"(b), "r"(c), "r"(d)
+               : "memory");
 }
 
 #endif
