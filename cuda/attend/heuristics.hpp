@@ -12,6 +12,10 @@ namespace detail {
 /// Most parts that a row is cut into: what the block that joins them reads stays short.
 inline constexpr std::int64_t max_splits = 64;
 
+/// Most blocks whose splits of a tile are joined through their shared memory. Larger clusters do not all find room at
+/// once (of four blocks, 62 instead of 66 on an H100) or crowd on half of the multiprocessors (of sixteen).
+inline constexpr std::int32_t max_cluster = 2;
+
 /// Whether a geometry is one of those that the tensor-core kernel is compiled for.
 bool has_tensor_core_kernel(const kv_geometry& g) noexcept;
 

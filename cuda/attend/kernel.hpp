@@ -31,6 +31,7 @@ struct attend_call {
   std::int32_t num_rows = 0, query_tokens = 0, query_heads = 0, group = 0;
   std::int32_t key_dim = 0, value_dim = 0, entries_per_chunk = 0;
   std::int32_t chunks_per_split = 0, splits = 0, head_tiles = 0, num_sms = 0;
+  std::int32_t cluster = 1;  ///< blocks that join a tile's splits: all splits, or 1 = through the scratch
   dtype type = dtype::f32, out_type = dtype::f32;
   float scale = 0;     ///< softmax scale x log2(e); with a soft cap, the scale alone
   float soft_cap = 0;  ///< or 0

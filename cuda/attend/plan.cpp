@@ -32,8 +32,8 @@ std::int32_t chunks_per_split(std::int64_t tiles, std::int64_t max_chunks, std::
     // In entries that a multiprocessor reads: what is read, by one block alone a little slower than by two at
     // once; an item's start and end, of which blocks side by side hide each other's; the join of the splits.
     const double read = double(per_sm * chunks) * entries_per_chunk * (per_sm < blocks_per_sm ? 1.07 : 1.0);
-    const double ends =
-        splits == 1 ? 0 : 256.0 * double(std::max<std::int64_t>(per_sm, blocks_per_sm)) / blocks_per_sm;
+    const double join = splits == 1 ? 0.0 : splits <= max_cluster ? 64.0 : 256.0;
+    const double ends = join * double(std::max<std::int64_t>(per_sm, blocks_per_sm)) / blocks_per_sm;
     const double cost = read + ends + 2.0 * double(splits);
     if (cost < best_cost) {
       best = chunks;

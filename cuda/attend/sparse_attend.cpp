@@ -3,6 +3,7 @@
 
 #include <cmath>
 
+#include "attend/heuristics.hpp"
 #include "attend/kernel.hpp"
 #include "core/error.hpp"
 
@@ -89,6 +90,7 @@ status sparse_attend(const attend_plan& plan, view<const chunk_row, 1> rows, std
   call.splits = plan.splits;
   call.head_tiles = plan.head_tiles;
   call.num_sms = plan.num_sms;
+  call.cluster = plan.tensor_cores && plan.splits <= detail::max_cluster ? plan.splits : 1;
   call.type = g.type;
   call.out_type = out.type;
   const float scale =

@@ -82,6 +82,57 @@ __device__ __forceinline__ void bulk_copy(void* shared, const void* global, std:
       : "memory");
 }
 
+// Clusters of blocks (9.7.13.3, 9.7.13.15): shared memory of another block by its address in the cluster.
+
+/// That of `shared` in the block of this rank.
+__device__ __forceinline__ std::uint32_t cluster_address(const void* shared, std::uint32_t rank) {
+  std::uint32_t address;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared_address(shared)), "r"(rank));
+  return address;
+}
+__device__ __forceinline__ float cluster_load(std::uint32_t address) {
+  float value;
+  asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(value) : "r"(address) : "memory");
+  return value;
+}
+/// Arrives at a barrier of any block of the cluster; releases what this thread's block has written before.
+__device__ __forceinline__ void cluster_arrive(std::uint32_t barrier) {
+  asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+/// barrier_wait() that acquires what arrivals from the cluster released.
+__device__ __forceinline__ void cluster_wait(std::uint64_t* barrier, std::uint32_t parity) {
+  asm volatile(
+      "{\n"
+      ".reg .pred done;\n"
+      "again:\n"
+      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
+      "@done bra finished;\n"
+      "bra again;\n"
+      "finished:\n"
+      "}\n" ::"r"(shared_address(barrier)),
+      "r"(parity)
+      : "memory");
+}
+__device__ __forceinline__ void cluster_store(std::uint32_t address, std::uint32_t value) {
+  asm volatile("st.shared::cluster.u32 [%0], %1;" ::"r"(address), "r"(value) : "memory");
+}
+/// The two halves of cluster_sync(): what was written before the arrival is visible after the wait.
+__device__ __forceinline__ void cluster_arrive_all() {
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+}
+__device__ __forceinline__ void cluster_wait_all() {
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+/// Until all threads of all blocks of the cluster are here.
+__device__ __forceinline__ void cluster_sync() {
+  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
+/// Waits for the kernels that this launch may overlap (9.7.13.13), then lets the next launch begin: it waits likewise.
+__device__ __forceinline__ void wait_for_previous_kernel() {
+  asm volatile("griddepcontrol.wait;\ngriddepcontrol.launch_dependents;" ::: "memory");
+}
+
 /// Orders this thread's ordinary shared-memory accesses before later ones of the copy engine or tensor cores.
 __device__ __forceinline__ void fence_async_proxy() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Selection within one block of 1024 threads. Every thread owns consecutive elements, so that a scan over the
+// Selection within one block of 512 threads. Every thread owns consecutive elements, so that a scan over the
 // threads gives positions in ascending order, and keeps their keys in shared memory, where nobody else looks.
 // Loops are left rolled and there is one copy of everything: a block runs this code once or twice, and
 // fetching instructions is a good part of its time.
@@ -16,25 +16,24 @@ inline namespace v0 {
 namespace cuda {
 namespace detail {
 
-inline constexpr int select_threads = 1024;
-/// Fours of elements that a thread has at a time, if shared memory suffices: then all candidates of the
-/// largest k fit.
+inline constexpr int select_threads = 512;
+inline constexpr int select_warps = select_threads / 32;
+/// Fours of elements that a thread has at a time, if shared memory suffices.
 inline constexpr int most_quads = 8;
 inline constexpr int radix_bits = 11;
 inline constexpr int bins = 1 << radix_bits;
-static_assert(bins == 2 * select_threads, "each thread owns two bins");
+static_assert(bins == 4 * select_threads, "each thread owns four bins");
 /// Keys of one bin that are few enough to be compared with each other.
 inline constexpr std::uint32_t most_candidates = 64;
 
 struct select_state {
   std::uint32_t histogram[bins];  // zero between rounds
-  std::uint32_t warp_sums[2][32];
-  std::uint32_t lows[32], highs[32];
+  std::uint32_t warp_sums[2][select_warps];
+  std::uint32_t lows[select_warps], highs[select_warps];
   std::uint32_t candidates[most_candidates];
   std::uint32_t num_candidates;
   std::uint32_t bin, above, count;
   std::uint32_t least, skipped;
-  float bound;
 };
 
 /// Elements to select from: scores 0 .. count - 1, or those of some groups of 16, one group after another.
@@ -62,7 +61,7 @@ __device__ __forceinline__ std::uint32_t scan_exclusive(std::uint32_t value, sel
   }
   if (lane == 31) state.warp_sums[turn][warp] = sum;
   __syncthreads();
-  const std::uint32_t mine = state.warp_sums[turn][lane];
+  const std::uint32_t mine = lane < select_warps ? state.warp_sums[turn][lane] : 0;
   total = __reduce_add_sync(~0u, mine);
   return sum - value + __reduce_add_sync(~0u, lane < warp ? mine : 0);
 }
@@ -115,12 +114,29 @@ class block_keys {
 
   __device__ std::int32_t batches() const { return batches_; }
   __device__ std::int32_t quads() const { return quads_; }
-  __device__ std::int32_t count() const { return list_.count; }
+  /// Threads that have elements in all batches.
+  __device__ std::int32_t owners() const {
+    return batches_ > 1 ? select_threads : (list_.count + 4 * quads_ - 1) / (4 * quads_);
+  }
   __device__ std::int32_t id(std::int32_t e) const { return list_.id(e); }
 
   /// First element of this thread in a batch.
   __device__ std::int32_t first(std::int32_t batch) const {
     return batch * batch_ + static_cast<std::int32_t>(threadIdx.x) * 4 * quads_;
+  }
+
+  /// Calls f(key) for every element of this thread, 0 where there is none.
+  template <class Function>
+  __device__ __forceinline__ void for_each(const Function& f) const {
+#pragma unroll 1
+    for (std::int32_t batch = 0; batch < batches_; ++batch) {
+      hold(batch);
+#pragma unroll 1
+      for (int q = 0; q < quads_; ++q) {
+        const uint4 four = quad(q);
+        for (const std::uint32_t key : {four.x, four.y, four.z, four.w}) f(key);
+      }
+    }
   }
 
   /// Makes a batch the one that quad() shows.
@@ -198,22 +214,27 @@ __device__ __forceinline__ void count_if(bool condition, std::uint32_t counter) 
 }
 
 /// Of a complete histogram: the bin in which the `need`-th largest is, how many are above and how many in it.
-/// Leaves the histogram zero.
-__device__ __forceinline__ void find_bin(std::uint32_t need, select_state& state) {
+/// Leaves the histogram zero. Returns how many there are; if fewer than `need`, the rest says nothing.
+__device__ __forceinline__ std::uint32_t find_bin(std::uint32_t need, select_state& state) {
   const int thread = static_cast<int>(threadIdx.x);
-  // From the highest bin down, two bins a thread.
-  uint2& mine = reinterpret_cast<uint2*>(state.histogram)[select_threads - 1 - thread];
-  const uint2 counts = mine;
-  mine = uint2{0, 0};
+  // From the highest bin down, four bins a thread.
+  uint4& mine = reinterpret_cast<uint4*>(state.histogram)[select_threads - 1 - thread];
+  const uint4 counts = mine;
+  mine = uint4{0, 0, 0, 0};
   std::uint32_t total;
-  const std::uint32_t above = scan_exclusive(counts.x + counts.y, state, 0, total);
-  if (above < need && need <= above + counts.x + counts.y) {
-    const bool upper = need <= above + counts.y;
-    state.bin = static_cast<std::uint32_t>(2 * (select_threads - 1 - thread)) + (upper ? 1 : 0);
-    state.above = upper ? above : above + counts.y;
-    state.count = upper ? counts.y : counts.x;
+  std::uint32_t above = scan_exclusive(counts.x + counts.y + counts.z + counts.w, state, 0, total);
+  std::uint32_t bin = static_cast<std::uint32_t>(4 * (select_threads - 1 - thread)) + 3;
+  for (const std::uint32_t count : {counts.w, counts.z, counts.y, counts.x}) {
+    if (above < need && need <= above + count) {
+      state.bin = bin;
+      state.above = above;
+      state.count = count;
+    }
+    above += count;
+    --bin;
   }
   __syncthreads();
+  return total;
 }
 
 /// Least and largest of the threads' values.
@@ -226,8 +247,8 @@ __device__ __forceinline__ void find_range(std::uint32_t& low, std::uint32_t& hi
     state.highs[warp] = high;
   }
   __syncthreads();
-  low = __reduce_min_sync(~0u, state.lows[lane]);
-  high = __reduce_max_sync(~0u, state.highs[lane]);
+  low = __reduce_min_sync(~0u, state.lows[lane % select_warps]);
+  high = __reduce_max_sync(~0u, state.highs[lane % select_warps]);
 }
 
 /// The cutoff that selects the `k` largest elements, of equal ones the last; 0 < k <= the number of elements.
@@ -237,27 +258,16 @@ template <class Elements>
 __device__ __forceinline__ cutoff find_cutoff(const Elements& elements, std::uint32_t k,
                                               select_state& state) {
   const int thread = static_cast<int>(threadIdx.x);
-  reinterpret_cast<uint2*>(state.histogram)[thread] = uint2{0, 0};
+  reinterpret_cast<uint4*>(state.histogram)[thread] = uint4{0, 0, 0, 0};
   if (thread == 0) state.num_candidates = 0;
   std::uint32_t low = ~0u, high = 0;
-#pragma unroll 1
-  for (std::int32_t batch = 0; batch < elements.batches(); ++batch) {
-    elements.hold(batch);
-#pragma unroll 1
-    for (int q = 0; q < elements.quads(); ++q) {
-      const uint4 four = elements.quad(q);
-      for (const std::uint32_t key : {four.x, four.y, four.z, four.w}) {
-        low = min(low, key - 1);  // 0 becomes the largest
-        high = max(high, key);
-      }
-    }
-  }
+  elements.for_each([&](std::uint32_t key) {
+    low = min(low, key - 1);  // 0 becomes the largest
+    high = max(high, key);
+  });
   ++low;
-  // As many threads have elements as are wanted: none below the least of their maxima can be selected.
-  const std::int32_t threads = elements.batches() > 1
-                                   ? select_threads
-                                   : (elements.count() + 4 * elements.quads() - 1) / (4 * elements.quads());
-  if (k <= static_cast<std::uint32_t>(threads)) low = high;
+  // If as many threads have elements as are wanted, none below the least of their maxima can be selected.
+  if (k <= static_cast<std::uint32_t>(elements.owners())) low = high;
   if (low == 0) low = ~0u;
   find_range(low, high, state);
 
@@ -266,18 +276,9 @@ __device__ __forceinline__ cutoff find_cutoff(const Elements& elements, std::uin
   std::uint32_t need = k;           // of the keys in it
   for (;;) {
     const int shift = max(32 - __clz(static_cast<int>(span)) - radix_bits, 0);
-#pragma unroll 1
-    for (std::int32_t batch = 0; batch < elements.batches(); ++batch) {
-      elements.hold(batch);
-#pragma unroll 1
-      for (int q = 0; q < elements.quads(); ++q) {
-        const uint4 four = elements.quad(q);
-        // What is below `low` wraps around to more than `span`, as no key is that close to 2^32.
-        for (const std::uint32_t key : {four.x, four.y, four.z, four.w}) {
-          count_if(key - low <= span, histogram + ((key - low) >> shift) * 4);
-        }
-      }
-    }
+    // What is below `low` wraps around to more than `span`, as no key is that close to 2^32.
+    elements.for_each(
+        [&](std::uint32_t key) { count_if(key - low <= span, histogram + ((key - low) >> shift) * 4); });
     __syncthreads();
     find_bin(need, state);
     low += state.bin << shift;
@@ -289,17 +290,9 @@ __device__ __forceinline__ cutoff find_cutoff(const Elements& elements, std::uin
     if (here <= most_candidates) break;
   }
   const std::uint32_t here = state.count;
-#pragma unroll 1
-  for (std::int32_t batch = 0; batch < elements.batches(); ++batch) {
-    elements.hold(batch);
-#pragma unroll 1
-    for (int q = 0; q < elements.quads(); ++q) {
-      const uint4 four = elements.quad(q);
-      for (const std::uint32_t key : {four.x, four.y, four.z, four.w}) {
-        if (key - low <= span) state.candidates[atomicAdd(&state.num_candidates, 1u)] = key;
-      }
-    }
-  }
+  elements.for_each([&](std::uint32_t key) {
+    if (key - low <= span) state.candidates[atomicAdd(&state.num_candidates, 1u)] = key;
+  });
   __syncthreads();
   if (static_cast<std::uint32_t>(thread) < here) {
     const std::uint32_t key = state.candidates[thread];

@@ -379,7 +379,7 @@ cudaError_t launch(const score_arguments& arguments, int blocks, cudaStream_t st
       cudaFuncSetAttribute(score_kernel<kHeads>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (code != cudaSuccess) return code;
   return launch_overlapped(score_kernel<kHeads>, dim3(static_cast<unsigned>(blocks)), threads, bytes, stream,
-                           true, arguments);
+                           true, 1, arguments);
 }
 
 }  // namespace

@@ -1,15 +1,13 @@
 // SPDX-License-Identifier: MIT
-// Exact top-k in one block per row, whatever the row's length, by way of the maxima of groups of 16 scores.
-// Some bound is found that k of the maxima reach; then k scores reach it, and every score that does is in a
-// group whose maximum does. So the groups that reach it are collected, then their scores that do, usually
-// little more than k, and of those the best are found exactly. Reading N / 16 + 16 k scores replaces reading
-// N.
+// Exact top-k by a cluster of blocks per row. Some bound is found that k of the maxima of groups of 16 scores reach;
+// then k scores reach it, and every score that does is in a group whose maximum does. So the groups that reach it are
+// collected, then their scores that do, usually little more than k, and of those the best are found exactly. Reading
+// N / 16 + 16 k scores replaces reading N.
 //
-// Where the bound leaves too much, because most scores are equal, or for k above the number of threads, the
-// groups with the k largest maxima are found exactly, then the k largest of their scores. Every score above
-// the k-th largest maximum is in one of them, as fewer than k groups have a larger maximum; and so is, of the
-// scores that equal it, each of the newest ones that are still wanted, because groups are ranked like scores,
-// newer first, and each has at least one such score.
+// Where the bound leaves too much, because most scores are equal, one block finds the groups with the k largest
+// maxima exactly, then the k largest of their scores. Every score above the k-th largest maximum is in one of them,
+// as fewer than k groups have a larger maximum; and so is, of the scores that equal it, each of the newest ones that
+// are still wanted, because groups are ranked like scores, newer first, and each has at least one such score.
 //
 // The scorer writes the maxima; for scores from elsewhere group_max_kernel does.
 #include <algorithm>
@@ -18,7 +16,7 @@
 #include "core/error.hpp"
 #include "score/block_select.cuh"
 #include "score/kernels.hpp"
-#include "score/narrow.cuh"
+#include "score/shortlist.cuh"
 
 namespace flashmemory {
 inline namespace v0 {
@@ -28,7 +26,8 @@ namespace {
 
 constexpr int max_threads = 512;                 // of group_max_kernel
 constexpr std::int32_t direct_elements = 16384;  // rows that are not worth the detour by way of maxima
-constexpr int quad_bytes = select_threads * 16;
+constexpr int select_bytes = most_quads * select_threads * 16;
+static_assert(sizeof(shortlist_memory) <= select_bytes, "the same memory");
 
 __device__ __forceinline__ void wait_for_previous_kernel() {
 #if __CUDA_ARCH__ >= 900
@@ -97,67 +96,70 @@ __device__ void count_nans(const select_row& row, select_state& state) {
   __syncthreads();
 }
 
-// Dynamic shared memory: max_quads * quad_bytes.
-__global__ void __launch_bounds__(select_threads, 1)
-    top_k_kernel(const select_row* rows, const float* maxima, std::int64_t stride, int max_quads) {
+// Dynamic shared memory: select_bytes. Grid: kBlocks for each row, in clusters.
+template <int kBlocks>
+__global__ void __launch_bounds__(select_threads)
+    top_k_kernel(const select_row* rows, const float* maxima, std::int64_t stride) {
   extern __shared__ uint4 keys[];
   __shared__ select_state state;
   __shared__ std::int32_t groups[max_top_k];
-  wait_for_previous_kernel();
-  const select_row row = rows[blockIdx.x];
-  const auto count = static_cast<std::int32_t>(row.count > 0 ? row.count : 0);
-  const std::int32_t k = min(min(row.k > 0 ? row.k : 0, max_top_k), count);
-  if (row.nans != nullptr) count_nans(row, state);
-  if (threadIdx.x == 0 && row.selected != nullptr) *row.selected = k;
-  if (k == count) {
-    for (std::int32_t i = static_cast<std::int32_t>(threadIdx.x); i < k; i += select_threads) row.ids[i] = i;
-    return;
-  }
-  if (k == 0) return;
-  const std::int32_t num_groups = (count + score_group - 1) / score_group;
-  const float* best = row.group_max;
-  if (best == nullptr && maxima != nullptr && row.count <= stride * score_group)
-    best = maxima + stride * blockIdx.x;
-  const bool direct = count <= direct_elements || best == nullptr || num_groups <= k;
-  element_list list{direct ? row.scores : best, direct ? count : num_groups, nullptr,
-                    direct ? count : num_groups};
-  if (k <= select_threads) {
-    narrowed& few = *reinterpret_cast<narrowed*>(keys);
-    element_list wide = list;
-    float bound = __uint_as_float(0x7fc00000u);
-    std::int32_t found = 0;
-#pragma unroll 1
-    for (int level = direct ? 1 : 0; level < 2 && found >= 0; ++level) {
-      found = narrow(wide, bound, static_cast<std::uint32_t>(k), state, few.ids[level]);
-      bound = state.bound;
-      wide = {row.scores, count, few.ids[0], found * score_group};
+  __shared__ std::int32_t counts[slices];
+#if __CUDA_ARCH__ < 900
+  if constexpr (kBlocks == 1) {
+#else
+  {
+#endif
+    using cluster = block_cluster<kBlocks>;
+    cluster::arrive();
+    wait_for_previous_kernel();
+    const select_row row = rows[blockIdx.x / kBlocks];
+    const bool leads = cluster::rank() == 0;
+    const auto count = static_cast<std::int32_t>(row.count > 0 ? row.count : 0);
+    const std::int32_t k = min(min(row.k > 0 ? row.k : 0, max_top_k), count);
+    if (leads && row.nans != nullptr) count_nans(row, state);
+    if (leads && threadIdx.x == 0 && row.selected != nullptr) *row.selected = k;
+    if (k == count) {
+      cluster::wait();
+      for (std::int32_t i = static_cast<std::int32_t>(threadIdx.x); leads && i < k; i += select_threads)
+        row.ids[i] = i;
+      return;
     }
-    if (found >= 0) {
-#pragma unroll 1
-      for (std::int32_t i = static_cast<std::int32_t>(threadIdx.x); i < found; i += select_threads) {
-        few.keys[i] = ordered_key(row.scores[few.ids[1][i]]);
-      }
-      __syncthreads();
-      const narrowed_keys elements(few.keys, few.ids[1], found);
-      const cutoff cut = find_cutoff(elements, static_cast<std::uint32_t>(k), state);
-      emit(elements, cut, state, row.ids, k);
+    if (k == 0) {
+      cluster::wait();
+      return;
+    }
+    const std::int32_t num_groups = (count + score_group - 1) / score_group;
+    const float* best = row.group_max;
+    if (best == nullptr && maxima != nullptr && row.count <= stride * score_group)
+      best = maxima + stride * (blockIdx.x / kBlocks);
+    const bool direct = count <= direct_elements || best == nullptr || num_groups <= k;
+    auto& memory = *reinterpret_cast<shortlist_memory*>(keys);
+    const std::int32_t part =
+        shortlist<kBlocks>(row.scores, direct ? nullptr : best, count, static_cast<std::uint32_t>(k), state,
+                           memory, groups, max_top_k, counts);
+    if (!leads) return;
+    if (part > 0) {
+      const listed_keys elements(memory, part, counts);
+      elements.emit(find_cutoff(elements, static_cast<std::uint32_t>(k), state), state, row.ids);
       return;
     }
     __syncthreads();
-  }
-  // Long or unusual: many equal scores, NaN almost everywhere.
+    // Unusual: many equal scores, NaN almost everywhere, the best all in one part of a long row.
+    element_list list{direct ? row.scores : best, direct ? count : num_groups, nullptr,
+                      direct ? count : num_groups};
 #pragma unroll 1
-  for (bool last = direct;; last = true) {
-    const block_keys elements(list, keys, max_quads);
-    const cutoff cut = find_cutoff(elements, static_cast<std::uint32_t>(k), state);
-    emit(elements, cut, state, last ? row.ids : groups, k);
-    if (last) return;
-    __syncthreads();
-    list = {row.scores, count, groups, k * score_group};
+    for (bool last = direct;; last = true) {
+      const block_keys elements(list, keys, most_quads);
+      const cutoff cut = find_cutoff(elements, static_cast<std::uint32_t>(k), state);
+      emit(elements, cut, state, last ? row.ids : groups, k);
+      if (last) return;
+      __syncthreads();
+      list = {row.scores, count, groups, k * score_group};
+    }
   }
 }
 
-__global__ void __launch_bounds__(select_threads, 1) above_kernel(const select_row* rows, int max_quads) {
+__global__ void __launch_bounds__(select_threads) above_kernel(const select_row* rows) {
   extern __shared__ uint4 keys[];
   __shared__ select_state state;
   wait_for_previous_kernel();
@@ -166,7 +168,7 @@ __global__ void __launch_bounds__(select_threads, 1) above_kernel(const select_r
   if (row.nans != nullptr) count_nans(row, state);
   std::uint32_t found = 0;
   if (count > 0 && !isnan(row.threshold)) {
-    const block_keys elements({row.scores, count, nullptr, count}, keys, max_quads);
+    const block_keys elements({row.scores, count, nullptr, count}, keys, most_quads);
     found = emit(elements, {ordered_key(row.threshold), ~0u}, state, row.ids, row.capacity);
   }
   if (threadIdx.x == 0 && row.selected != nullptr) *row.selected = static_cast<std::int32_t>(found);
@@ -175,7 +177,6 @@ __global__ void __launch_bounds__(select_threads, 1) above_kernel(const select_r
 struct device_facts {
   int sms = 0;
   bool overlaps = false;  // programmatic dependent launch
-  int max_quads = 0;
 };
 
 cudaError_t look_at_device(device_facts* facts) noexcept {
@@ -184,12 +185,17 @@ cudaError_t look_at_device(device_facts* facts) noexcept {
   if (code == cudaSuccess) code = cudaDeviceGetAttribute(&facts->sms, cudaDevAttrMultiProcessorCount, device);
   if (code == cudaSuccess) code = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
   facts->overlaps = major >= 9;
-  int shared = 0;
-  if (code == cudaSuccess)
-    code = cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-  const int left = shared - static_cast<int>(sizeof(select_state) + sizeof(std::int32_t) * max_top_k);
-  facts->max_quads = std::min(left / quad_bytes, most_quads);
   return code;
+}
+
+template <int kBlocks>
+cudaError_t launch_top_k(const select_row* rows, std::int32_t num_rows, const float* maxima,
+                         std::int64_t stride, cudaStream_t stream) noexcept {
+  const cudaError_t code =
+      cudaFuncSetAttribute(top_k_kernel<kBlocks>, cudaFuncAttributeMaxDynamicSharedMemorySize, select_bytes);
+  if (code != cudaSuccess) return code;
+  return launch_overlapped(top_k_kernel<kBlocks>, dim3(static_cast<unsigned>(num_rows) * kBlocks),
+                           select_threads, select_bytes, stream, kBlocks > 1, kBlocks, rows, maxima, stride);
 }
 
 std::int64_t groups_of(std::int64_t count) noexcept {  // a multiple of 4, so that rows of maxima stay aligned
@@ -242,16 +248,15 @@ status select_top_k(const select_row* rows, std::int32_t num_rows, std::int64_t 
         std::max<std::int64_t>(std::min<std::int64_t>(useful, 4 * facts.sms / num_rows), 1);
     const dim3 grid(static_cast<unsigned>(per_row), static_cast<unsigned>(num_rows));
     code = detail::launch_overlapped(detail::group_max_kernel, grid, detail::max_threads, 0, stream.cuda(),
-                                     facts.overlaps, rows, maxima, stride);
+                                     facts.overlaps, 1, rows, maxima, stride);
     if (code != cudaSuccess) return detail::check(code, "group_max", error);
   }
-  const int key_bytes = facts.max_quads * detail::quad_bytes;
-  code = cudaFuncSetAttribute(detail::top_k_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, key_bytes);
-  if (code != cudaSuccess) return detail::check(code, "top_k", error);
-  code = detail::launch_overlapped(detail::top_k_kernel, dim3(static_cast<unsigned>(num_rows)),
-                                   detail::select_threads, static_cast<std::size_t>(key_bytes), stream.cuda(),
-                                   facts.overlaps, rows, static_cast<const float*>(maxima), stride,
-                                   facts.max_quads);
+  // As many blocks a row as can all run at once, two a multiprocessor, fewer of the larger clusters than it seems.
+  const auto launch = !facts.overlaps                 ? detail::launch_top_k<1>
+                      : 9 * num_rows <= 2 * facts.sms ? detail::launch_top_k<8>
+                      : 5 * num_rows <= 2 * facts.sms ? detail::launch_top_k<4>
+                                                      : detail::launch_top_k<2>;
+  code = launch(rows, num_rows, maxima, stride, stream.cuda());
   return detail::check(code, "top_k", error);
 }
 
@@ -261,12 +266,12 @@ status select_above(const select_row* rows, std::int32_t num_rows, stream_ref st
   detail::device_facts facts;
   cudaError_t code = detail::look_at_device(&facts);
   if (code != cudaSuccess) return detail::check(code, "device", error);
-  const int key_bytes = facts.max_quads * detail::quad_bytes;
-  code = cudaFuncSetAttribute(detail::above_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, key_bytes);
+  code = cudaFuncSetAttribute(detail::above_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                              detail::select_bytes);
   if (code != cudaSuccess) return detail::check(code, "select_above", error);
   code = detail::launch_overlapped(detail::above_kernel, dim3(static_cast<unsigned>(num_rows)),
-                                   detail::select_threads, static_cast<std::size_t>(key_bytes), stream.cuda(),
-                                   facts.overlaps, rows, facts.max_quads);
+                                   detail::select_threads, std::size_t{detail::select_bytes}, stream.cuda(),
+                                   facts.overlaps, 1, rows);
   return detail::check(code, "select_above", error);
 }
 

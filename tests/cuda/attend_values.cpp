@@ -182,6 +182,47 @@ TEST_CASE("CUDA attention survives extreme logits, and shows NaN in the rows tha
   }
 }
 
+TEST_CASE("two splits are joined on the chip as three are in memory, over many tiles in turn",
+          "[gpu][attend]") {
+  REQUIRE_GPU();
+  const auto seed = std::random_device{}();
+  CAPTURE(seed);
+  attend_problem p(seed);
+  auto& g = p.shape.geometry;
+  g.layers = 1;
+  g.type = fm::dtype::bf16;
+  g.key_dim = g.value_dim = GENERATE(64, 128);
+  g.kv_heads = 8;
+  g.entries_per_chunk = 8;
+  p.shape.max_chunks = 20;
+  p.shape.query_heads = 16;
+  p.shape.rows = 20;
+  p.out_type = fm::dtype::f32;
+  std::uniform_int_distribution<std::int64_t> length(0, 160);
+  for (std::int64_t r = 0; r < p.shape.rows; ++r) p.entries.push_back(r % 7 == 0 ? r % 3 : length(p.random));
+  p.draw();
+  p.place(4);
+  const device_stream stream;
+  auto plan = cu::plan_attend(p.shape, GENERATE(132, 3));
+  const auto run_with = [&](std::int32_t splits) {
+    plan.chunks_per_split = (20 + splits - 1) / splits;
+    plan.splits = splits;
+    p.make_scratch(plan);
+    for (int call = 0; call < 3; ++call) {
+      must(cudaMemset(p.out.data(), 0xff, p.out.size()));
+      REQUIRE(p.run(plan, stream) == fm::status::ok);
+    }
+    stream.wait();
+    const auto worst = compare(p);
+    CHECK(worst.value <= tolerance_of(plan));
+    CHECK(worst.lse <= 1e-5);
+    return p.out.get();
+  };
+  const auto pairs = run_with(2);
+  REQUIRE(run_with(3).size() == pairs.size());
+  REQUIRE(run_with(2) == pairs);
+}
+
 TEST_CASE("splits fill the device in whole waves and never leave a chunk out", "[attend]") {
   for (const std::int64_t tiles : {1, 7, 8, 64, 256, 512, 5000})
     for (const std::int64_t chunks : {1, 2, 63, 64, 65, 500, 4096}) {

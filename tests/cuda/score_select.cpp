@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: MIT
+#include <algorithm>
 #include <flashmemory/cuda/select.hpp>
 #include <iostream>
 #include <limits>
@@ -80,9 +81,13 @@ struct select_problem {
     return list;
   }
 
-  void top_k() {
-    REQUIRE(cuda::select_top_k(rows.data(), static_cast<std::int32_t>(scores.size()), longest,
-                               {scratch.data(), scratch.bytes()}, stream.ref()) == status::ok);
+  /// Some rows in a call: how many decides how many blocks share a row.
+  void top_k(std::size_t at_once = 65535) {
+    for (std::size_t i = 0; i < scores.size(); i += at_once) {
+      REQUIRE(cuda::select_top_k(rows.data() + i,
+                                 static_cast<std::int32_t>(std::min(at_once, scores.size() - i)), longest,
+                                 {scratch.data(), scratch.bytes()}, stream.ref()) == status::ok);
+    }
     stream.wait();
   }
 };
@@ -101,7 +106,8 @@ TEST_CASE("select_top_k() takes the largest, the newer of equals, NaN last", "[s
   static const std::uint64_t seed = fresh_seed("top_k");
   const bool with_maxima = GENERATE(false, true);
   const std::size_t lead = GENERATE(0u, 1u);
-  CAPTURE(seed, with_maxima, lead);
+  const std::size_t at_once = GENERATE(1u, 40u, 1000u);
+  CAPTURE(seed, with_maxima, lead, at_once);
   std::mt19937_64 random(seed);
   select_problem p;
   p.lead = lead;
@@ -111,7 +117,7 @@ TEST_CASE("select_top_k() takes the largest, the newer of equals, NaN last", "[s
     for (const std::int32_t k : {0, 1, 7, 512, 600, 1024, 1025, 2048}) {
       if (n > 100000 && k > 1 && k < 512) continue;
       std::vector<float> row = normal_scores(random, n);
-      switch (random() % 7) {
+      switch (random() % 9) {
         case 0:  // all equal
           for (float& s : row) s = 1.5f;
           break;
@@ -130,6 +136,12 @@ TEST_CASE("select_top_k() takes the largest, the newer of equals, NaN last", "[s
         case 4:  // close together
           for (float& s : row) s = 100 + s * 1e-4f;
           break;
+        case 5:  // the newer the better, all the best in one place
+          std::sort(row.begin(), row.end());
+          break;
+        case 6:  // a trend
+          for (std::size_t i = 0; i < n; ++i) row[i] += 3 * static_cast<float>(i) / static_cast<float>(n);
+          break;
         default:
           break;
       }
@@ -137,7 +149,7 @@ TEST_CASE("select_top_k() takes the largest, the newer of equals, NaN last", "[s
     }
   }
   p.upload(true);
-  p.top_k();
+  p.top_k(at_once);
   const std::vector<std::int32_t> nans = p.nans.get();
   for (std::size_t i = 0; i < p.scores.size(); ++i) {
     CAPTURE(i, p.scores[i].size(), p.k[i]);
