@@ -176,7 +176,7 @@ void beside_attention(benchmark::State& state) {
   must(cudaEventCreate(&end));
   constexpr int launches = 30;  // about as long as the copies take
   std::vector<double> alone, beside, copies;
-  for (int i = 0; i < 12; ++i) {
+  for (int i = 0; i < 42; ++i) {
     const bool with = i % 2 == 1;
     must(s.store->recall(s.sequence, {}, nullptr, s.ref()));
     must(cudaStreamSynchronize(s.stream));
