@@ -15,10 +15,19 @@ struct alignas(64) slot_slab {
   std::byte* data = nullptr;
   std::int64_t count = 0;
   std::int64_t in_use = 0;
+  bool permanent = false;
   slot_slab* next = nullptr;
 };
 
 namespace {
+
+/// Behind a slab's slots, so that slots of two slabs are never neighbours that a single copy could cover: a copy must
+/// stay within one allocation.
+constexpr std::size_t slab_gap = 64;
+
+std::size_t slab_data_bytes(std::int64_t slots, std::size_t chunk_bytes) noexcept {
+  return std::size_t(slots) * chunk_bytes + slab_gap;
+}
 
 std::size_t slab_table_bytes(std::int64_t slots) noexcept {
   return sizeof(slot_slab) + std::size_t(slots) * sizeof(fast_slot);
@@ -27,16 +36,22 @@ std::size_t slab_table_bytes(std::int64_t slots) noexcept {
 }  // namespace
 
 slot_pool::slot_pool(fast_memory& memory, std::size_t chunk_bytes, fast_tier* slow) noexcept
-    : memory_(memory), chunk_bytes_(chunk_bytes), alignment_(chunk_bytes >= 4096 ? 4096 : 64), slow_(slow) {}
+    : memory_(memory),
+      chunk_bytes_(chunk_bytes),
+      alignment_(slow                  ? 256
+                 : chunk_bytes >= 4096 ? 4096
+                                       : 64),
+      slow_(slow) {}
 
 slot_pool::~slot_pool() {
   trim_to(0);
+  for (slot_slab* slab = slabs_; slab; slab = slab->next) slab->permanent = false;
   reclaim(0);
 }
 
 std::size_t slot_pool::bytes_for(std::int64_t slots) const noexcept {
   const std::size_t bytes = saturating_multiply(std::size_t(slots), slot_bytes());
-  return slow_ && slots > 0 ? saturating_add(bytes, sizeof(slot_slab)) : bytes;
+  return slow_ && slots > 0 ? saturating_add(bytes, sizeof(slot_slab) + slab_gap) : bytes;
 }
 
 bool slot_pool::grow_to(std::int64_t slots) noexcept {
@@ -51,13 +66,21 @@ bool slot_pool::grow_to(std::int64_t slots) noexcept {
   return true;
 }
 
+bool slot_pool::add_first_slab(std::int64_t slots) noexcept {
+  if (!add_slab(slots)) return false;
+  slabs_->permanent = true;
+  first_data_ = slabs_->data;
+  first_count_ = slots;
+  return true;
+}
+
 bool slot_pool::add_slab(std::int64_t slots) noexcept {
   void* const table = memory_.allocate(slab_table_bytes(slots), alignof(slot_slab));
   auto* const data =
-      static_cast<std::byte*>(memory_.allocate_data(std::size_t(slots) * chunk_bytes_, alignment_));
+      static_cast<std::byte*>(memory_.allocate_data(slab_data_bytes(slots, chunk_bytes_), alignment_));
   if (!table || !data) {
     memory_.release(table, slab_table_bytes(slots), alignof(slot_slab));
-    memory_.release_data(data, std::size_t(slots) * chunk_bytes_, alignment_);
+    memory_.release_data(data, slab_data_bytes(slots, chunk_bytes_), alignment_);
     return false;
   }
   auto* const slab = new (table) slot_slab;
@@ -96,7 +119,7 @@ void slot_pool::trim_to(std::int64_t slots) noexcept {
 void slot_pool::reclaim(std::int64_t slots) noexcept {
   for (slot_slab** link = &slabs_; *link;) {
     slot_slab* const slab = *link;
-    if (slab->in_use > 0 || total_ - slab->count < slots) {
+    if (slab->in_use > 0 || total_ - slab->count < slots || slab->permanent) {
       link = &slab->next;
       continue;
     }
@@ -108,7 +131,7 @@ void slot_pool::reclaim(std::int64_t slots) noexcept {
     *link = slab->next;
     total_ -= slab->count;
     available_ -= slab->count;
-    memory_.release_data(slab->data, std::size_t(slab->count) * chunk_bytes_, alignment_);
+    memory_.release_data(slab->data, slab_data_bytes(slab->count, chunk_bytes_), alignment_);
     memory_.release(slab, slab_table_bytes(slab->count), alignof(slot_slab));
   }
 }
@@ -131,6 +154,7 @@ void slot_pool::release(chunk_record& record) noexcept {
   fast_slot* const slot = record.slot;
   if (!slot) return;
   record.slot = nullptr;
+  record.arrival = 0;
   slot->owner = nullptr;
   slot->generation = ++generation_;
   slot->next_free = free_;
@@ -144,7 +168,7 @@ void slot_pool::poison([[maybe_unused]] fast_slot& slot) noexcept {
 #ifndef NDEBUG
   // All ones is a NaN in f32, bf16 and f16: whoever reads a free slot sees it in the result.
   if (slow_)
-    slow_->poison(slot.data);
+    slow_->poison(slot);
   else
     std::memset(slot.data, 0xff, chunk_bytes_);
 #endif
