@@ -85,6 +85,11 @@ struct tiered_chunk_store::impl {
   fault begin_spans(batch items) noexcept;
   void abandon_spans(batch items) noexcept;
 
+  // pass.cpp
+  status begin_pass(batch items, stream_ref stream) noexcept;
+  status commit_pass(batch items, bool index_keys, stream_ref stream) noexcept;
+  fault check_open_pass(const batch_item& item, bool index_keys) noexcept;
+
   // index_keys.cpp
   status append_keys(sequence_handle sequence, std::int32_t stream_index, std::int64_t first_key,
                      view<const std::byte, 2> keys, stream_ref stream) noexcept;
