@@ -91,7 +91,10 @@ std::int64_t tiered_chunk_store::impl::give_way(sequence_state& s, std::int64_t 
   }
   if (apply) {
     s.num_pinned = next;
-    if (gone > 0) refresh_views(s);
+    if (gone > 0) {
+      refresh_views(s);
+      drop_recall(s);  // its slots beyond the quota were counted with these chunks in the set
+    }
   }
   return gone;
 }
@@ -126,7 +129,7 @@ bool tiered_chunk_store::impl::begin_span(sequence_state& s, std::int64_t num_to
     s.pending_chunks = id + 1;
     if (!s.always_resident(id, c.complete)) continue;
     if (!slots.acquire(*record)) return false;
-    tier->zero_padding(record->slot->data);
+    tier->prepare(*record->slot);
   }
   return true;
 }

@@ -68,11 +68,11 @@ fault host_tier::enter(stream_ref stream) noexcept {
   return stream.is_host() ? fault{} : make_fault(status::unsupported, "stream");
 }
 
-void host_tier::poison(std::byte* slot) noexcept { std::memset(slot, 0xff, chunk_bytes_); }
+void host_tier::poison(fast_slot& slot) noexcept { std::memset(slot.data, 0xff, chunk_bytes_); }
 
-void host_tier::zero_padding(std::byte* slot) noexcept {
+void host_tier::prepare(fast_slot& slot) noexcept {
   for (std::int32_t layer = 0; layer < layout_.geometry.layers; ++layer)
-    std::memset(slot + std::size_t(layer) * layer_bytes_ + raw_layer_bytes_, 0,
+    std::memset(slot.data + std::size_t(layer) * layer_bytes_ + raw_layer_bytes_, 0,
                 layer_bytes_ - raw_layer_bytes_);
 }
 
@@ -129,18 +129,23 @@ fault host_tier::read_piece(const chunk_record& record, std::int32_t layer, std:
   return f;
 }
 
-fault host_tier::copy(std::byte* to, const std::byte* from, std::size_t bytes) noexcept {
+fault host_tier::copy_slot(fast_slot& to, const fast_slot& from) noexcept {
+  std::memcpy(to.data, from.data, chunk_bytes_);
+  return {};
+}
+
+fault host_tier::copy_keys(std::byte* to, const std::byte* from, std::size_t bytes) noexcept {
   std::memcpy(to, from, bytes);
   return {};
 }
 
-fault host_tier::read(std::byte* to, const std::byte* from, std::size_t bytes) const noexcept {
-  std::memcpy(to, from, bytes);
+fault host_tier::read_slot(const fast_slot& slot, std::byte* chunk) const noexcept {
+  std::memcpy(chunk, slot.data, chunk_bytes_);
   return {};
 }
 
-fault host_tier::write(std::byte* to, const std::byte* from, std::size_t bytes) noexcept {
-  std::memcpy(to, from, bytes);
+fault host_tier::write_slot(fast_slot& slot, const std::byte* chunk) noexcept {
+  std::memcpy(slot.data, chunk, chunk_bytes_);
   return {};
 }
 

@@ -78,6 +78,15 @@ tiered_chunk_store::impl::impl(const store_options& wanted, std::unique_ptr<back
   }
   if (!tier->host_memory()) retired.reserve(std::size_t(options.max_sequences));
   for (std::int32_t i = 0; i < options.max_sequences; ++i) new (places + i) detail::sequence_place;
+  const std::int64_t first = tier->initial_slots();
+  if (first < 1) return;
+  if (!slots.add_first_slab(first)) {
+    const std::string message = fmt::format("the fast tier has no room for {} initial slots x {} bytes{}",
+                                            first, slots.slot_bytes(), tier->allocation_failure());
+    tier->tear_down(fast);
+    fast.release(places, place_bytes, alignment);
+    throw admission_error(status::budget_exceeded, message);
+  }
 }
 
 tiered_chunk_store::impl::~impl() {
@@ -193,6 +202,24 @@ status tiered_chunk_store::recall(sequence_handle sequence, view<const chunk_id,
   return impl_->recall(sequence, chunks, report, stream);
 }
 
+status tiered_chunk_store::start_recall(sequence_handle sequence, view<const chunk_id, 1> chunks,
+                                        recall_report* report, stream_ref stream) noexcept {
+  return impl_->start_recall(sequence, chunks, report, stream);
+}
+
+status tiered_chunk_store::poll_recall(sequence_handle sequence) noexcept {
+  return impl_->poll_recall(sequence);
+}
+
+status tiered_chunk_store::finish_recall(sequence_handle sequence, late_policy late, recall_report* report,
+                                         stream_ref stream) noexcept {
+  return impl_->finish_recall(sequence, late, report, stream);
+}
+
+status tiered_chunk_store::cancel_recall(sequence_handle sequence) noexcept {
+  return impl_->cancel_recall(sequence);
+}
+
 status tiered_chunk_store::resident(sequence_handle sequence, std::int32_t layer,
                                     resident_set* out) const noexcept {
   status code;
@@ -252,6 +279,7 @@ status tiered_chunk_store::info(sequence_handle sequence, sequence_info* out) co
   out->tokens = s->tokens;
   out->complete_chunks = s->complete_chunks();
   out->resident_chunks = s->num_pinned;
+  out->pending_chunks = s->coming_extra;
   out->slot_bytes = std::size_t(s->num_pinned) * impl_->chunk_bytes;
   out->key_bytes = s->key_bytes;
   out->table_bytes = s->table_bytes;

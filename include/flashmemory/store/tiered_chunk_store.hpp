@@ -14,7 +14,8 @@ inline namespace v0 {
 
 namespace detail {
 class fast_tier;
-}
+struct store_access;
+}  // namespace detail
 
 /// Budgets and tiers of a tiered_chunk_store.
 struct store_options {
@@ -39,8 +40,9 @@ struct store_options {
   memory_resource memory = default_memory();
 };
 
-/// The CPU backend's chunk_store. Slots live in host memory from options.memory, the backing store in host
-/// memory or a file. Fast tier and backing store both keep within their budgets at all times; admission is
+/// The chunk_store of both backends. Built from options alone it is the CPU backend's: slots live in host memory
+/// from options.memory, the backing store in host memory or a file. cuda::make_store() builds one whose slots
+/// live in device memory. Fast tier and backing store both keep within their budgets at all times; admission is
 /// checked in open().
 class FLASHMEMORY_API tiered_chunk_store final : public chunk_store {
  public:
@@ -67,6 +69,12 @@ class FLASHMEMORY_API tiered_chunk_store final : public chunk_store {
                      view<const std::byte, 2> keys, stream_ref stream) noexcept override;
   status recall(sequence_handle sequence, view<const chunk_id, 1> chunks, recall_report* report,
                 stream_ref stream) noexcept override;
+  status start_recall(sequence_handle sequence, view<const chunk_id, 1> chunks, recall_report* report,
+                      stream_ref stream) noexcept override;
+  status poll_recall(sequence_handle sequence) noexcept override;
+  status finish_recall(sequence_handle sequence, late_policy late, recall_report* report,
+                       stream_ref stream) noexcept override;
+  status cancel_recall(sequence_handle sequence) noexcept override;
   status resident(sequence_handle sequence, std::int32_t layer, resident_set* out) const noexcept override;
   status keys(sequence_handle sequence, std::int32_t stream_index, key_pages* out) const noexcept override;
   bool is_open(sequence_handle sequence) const noexcept override;
@@ -98,6 +106,7 @@ class FLASHMEMORY_API tiered_chunk_store final : public chunk_store {
   fault last_fault() const noexcept override;
 
  private:
+  friend struct detail::store_access;
   struct impl;
   std::unique_ptr<impl> impl_;
 };
