@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <flashmemory/batch.hpp>
@@ -27,7 +28,7 @@ struct chunk_tables_options {
   memory_resource memory;       ///< device memory; null functions = cudaMalloc
   memory_resource pinned;       ///< host memory that the device can read; null functions = cudaHostAlloc
   /// How long update() may wait for the step that used its staging memory staging_steps steps ago.
-  double deadline_seconds = 1;
+  std::chrono::milliseconds deadline{1000};
   std::int32_t staging_steps = 4;  ///< steps that the host may be ahead of the device
 };
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <flashmemory/batch.hpp>
@@ -28,7 +29,7 @@ struct decode_step_options {
   std::int32_t device = 0;       ///< CUDA ordinal
   memory_resource memory;        ///< device memory; null functions = cudaMalloc
   memory_resource pinned;        ///< host memory that the device can read; null functions = cudaHostAlloc
-  double deadline_seconds = 1;   ///< see chunk_tables_options
+  std::chrono::milliseconds deadline{1000};  ///< see chunk_tables_options
   std::int32_t staging_steps = 4;
 };
 

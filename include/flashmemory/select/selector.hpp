@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <flashmemory/batch.hpp>
 #include <flashmemory/indexer/indexer.hpp>
@@ -43,7 +44,7 @@ struct selector_options {
   /// Overlapped: recalls under way at a time. More of them need a transition pool with room for the new chunks of all,
   /// or chunks are refused.
   std::int32_t concurrent_recalls = 1;
-  double deadline_seconds = 1;  ///< for scores; copies have the store's
+  std::chrono::milliseconds deadline{1000};  ///< for scores; copies have the store's
   memory_resource memory = default_memory();
   thread_hook threads = default_threads();
 };
