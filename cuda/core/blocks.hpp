@@ -54,9 +54,10 @@ class memory_block {
     if (memory_.allocate != nullptr) {
       data_ = memory_.allocate(memory_.context, bytes_, alignment);
     } else {
-      const cudaError_t code = kind == block_kind::device
-                                   ? cudaMalloc(&data_, bytes_)
-                                   : cudaHostAlloc(&data_, bytes_, cudaHostAllocPortable | cudaHostAllocMapped);
+      const cudaError_t code =
+          kind == block_kind::device
+              ? cudaMalloc(&data_, bytes_)
+              : cudaHostAlloc(&data_, bytes_, cudaHostAllocPortable | cudaHostAllocMapped);
       if (code != cudaSuccess) {
         cudaGetLastError();
         data_ = nullptr;
