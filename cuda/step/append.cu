@@ -39,9 +39,9 @@ __global__ void __launch_bounds__(threads)
   const int values = page.key_bytes - 4;
   bool nan = false;
   for (int i = static_cast<int>(threadIdx.x); i < values; i += threads)
-    nan = nan || (std::to_integer<int>(row[i]) & 0x7f) == 0x7f;
+    nan = nan || (static_cast<int>(row[i]) & 0x7f) == 0x7f;
   std::uint32_t scale = 0;
-  for (int i = 0; i < 4; ++i) scale |= std::to_integer<std::uint32_t>(row[values + i]) << 8 * i;
+  for (int i = 0; i < 4; ++i) scale |= static_cast<std::uint32_t>(row[values + i]) << 8 * i;
   nan = nan || (scale & 0x7f800000u) == 0x7f800000u;
   nan = __syncthreads_or(nan) != 0;
   if (nan && threadIdx.x == 0) atomicAdd_system(nan_keys, 1ull);
