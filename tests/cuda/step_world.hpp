@@ -5,6 +5,7 @@
 #include <flashmemory/cuda/decode_step.hpp>
 #include <flashmemory/cuda/selector.hpp>
 #include <flashmemory/cuda/store.hpp>
+#include <flashmemory/error.hpp>
 #include <memory>
 #include <random>
 #include <vector>
