@@ -68,7 +68,9 @@ status device_level1::start(view<served_sequence* const, 1> due, stream_ref stre
   const level1_context& context = *context_;
   const auto retrievers = static_cast<std::int32_t>(config_.retrievers.size());
   const std::size_t part = (part_ + 1) % fences_.size();
-  const cudaError_t free = fences_[part].wait(context.options.deadline);
+  const bool blocks = context.options.apply == apply_mode::at_once;
+  const cudaError_t free = blocks ? fences_[part].wait(context.options.deadline) : fences_[part].query();
+  if (free == cudaErrorNotReady && !blocks) return status::pending;
   if (free == cudaErrorNotReady)
     return refuse(status::timed_out, "earlier refreshes on the device", -1, -1, error);
   if (free != cudaSuccess) return check(free, "earlier refreshes on the device", error);

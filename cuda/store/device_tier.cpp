@@ -186,6 +186,12 @@ bool device_tier::idle() noexcept {
          out_.wait(out_.issued(), options_.deadline) == cudaSuccess;
 }
 
+void device_tier::shut_down() noexcept {
+  const device_guard guard(options_.device);
+  cudaDeviceSynchronize();
+  compute_ = in_.stream();
+}
+
 fault device_tier::enter(stream_ref stream) noexcept {
   if (stream.is_host()) return make_fault(status::unsupported, "the host stream on the CUDA backend");
   num_targets_ = 0;

@@ -49,6 +49,7 @@ class device_tier final : public flashmemory::detail::fast_tier {
   void tear_down(fast_memory& memory) noexcept override;
   bool reserve_records(std::int64_t records) noexcept override;
   bool idle() noexcept override;
+  void shut_down() noexcept override;
   const char* allocation_failure() noexcept override { return failure_; }
   fault enter(stream_ref stream) noexcept override;
   fault leave(stream_ref stream) noexcept override;

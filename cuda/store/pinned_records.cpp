@@ -15,7 +15,7 @@ namespace cuda {
 namespace detail {
 namespace {
 
-constexpr std::size_t page_bytes = 4096, alignment = 4096;
+constexpr std::size_t page_bytes = 4096, alignment = 4096, huge_page_bytes = std::size_t{2} << 20;
 
 /// A write to each page of the part; pages are zero already.
 void touch(std::byte* first, std::byte* last) noexcept {
@@ -37,9 +37,23 @@ void touch_with_threads(std::byte* block, std::size_t bytes, std::int32_t thread
   for (std::thread& worker : workers) worker.join();
 }
 
+/// Fresh pages from an address on that only huge pages can begin at.
+void* map_pages(std::size_t bytes) noexcept {
+  const std::size_t used = (bytes + page_bytes - 1) / page_bytes * page_bytes;
+  void* const all =
+      ::mmap(nullptr, used + huge_page_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (all == MAP_FAILED) return nullptr;
+  const auto begin = reinterpret_cast<std::uintptr_t>(all);
+  const std::size_t before = (huge_page_bytes - begin % huge_page_bytes) % huge_page_bytes;
+  std::byte* const block = static_cast<std::byte*>(all) + before;
+  if (before > 0) ::munmap(all, before);
+  ::munmap(block + used, huge_page_bytes - before);
+  return block;
+}
+
 void* take(void* context, std::size_t bytes, std::size_t) noexcept {
-  void* const block = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (block == MAP_FAILED) return nullptr;
+  void* const block = map_pages(bytes);
+  if (!block) return nullptr;
   ::madvise(block, bytes, MADV_HUGEPAGE);
   touch_with_threads(static_cast<std::byte*>(block), bytes, *static_cast<const std::int32_t*>(context));
   if (cudaHostRegister(block, bytes, cudaHostRegisterPortable | cudaHostRegisterMapped) == cudaSuccess)

@@ -103,7 +103,8 @@ class level1 {
   /// Keys that were no numbers and that observe() could not yet count.
   virtual std::int64_t more_nan_keys() const noexcept { return 0; }
 
-  /// Starts to score the first flight.chunks chunks of each sequence by its row of token flight.position.
+  /// Starts to score the first flight.chunks chunks of each sequence by its row of token flight.position. pending if
+  /// that is not possible now without blocking; only in overlapped mode.
   virtual status start(view<served_sequence* const, 1> due, stream_ref stream, fault* error) noexcept = 0;
 
   /// Whether a sequence's scores are there: ok, pending, or why there will be none. Never blocks.

@@ -90,10 +90,11 @@ status selector::impl::step(batch items, stream_ref stream) noexcept {
   }
   if (!to_score.empty()) {
     fault f;
-    if (scoring->start(view<served_sequence* const, 1>(to_score.data(), to_score.size()), stream, &f) !=
-        status::ok)
+    const status code =
+        scoring->start(view<served_sequence* const, 1>(to_score.data(), to_score.size()), stream, &f);
+    if (code != status::ok)
       for (served_sequence* const s : to_score) {
-        s->flight.failure = f;
+        if (code != status::pending) s->flight.failure = f;
         under_way.erase(std::find(under_way.begin(), under_way.end(), s));
         s->flight.phase = flight_phase::none;
       }
@@ -102,6 +103,8 @@ status selector::impl::step(batch items, stream_ref stream) noexcept {
     last_scores = {};
     if (s->flight.phase != flight_phase::none) {
       note(advance(*s, options.apply == apply_mode::at_once, stream));
+    } else if (s->flight.failure.code == status::ok) {
+      continue;  // not started, so it is due in the next step as well
     } else {
       ++counters.refreshes_failed;
       note(fail(s->flight.failure));

@@ -79,6 +79,10 @@ class fast_tier {
   /// calls.
   virtual bool idle() noexcept = 0;
 
+  /// Before everything is given back: waits for all work and does without the stream in force from then on, which
+  /// may not exist any more.
+  virtual void shut_down() noexcept = 0;
+
   /// Why the last allocation failed, if anything is known: " (cudaMalloc: out of memory)". Static storage.
   virtual const char* allocation_failure() noexcept = 0;
 

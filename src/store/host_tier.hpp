@@ -23,6 +23,7 @@ class host_tier final : public fast_tier {
   void tear_down(fast_memory& memory) noexcept override;
   bool reserve_records(std::int64_t) noexcept override { return true; }
   bool idle() noexcept override { return true; }
+  void shut_down() noexcept override {}
   const char* allocation_failure() noexcept override { return ""; }
   fault enter(stream_ref stream) noexcept override;
   fault leave(stream_ref) noexcept override { return {}; }

@@ -90,6 +90,7 @@ tiered_chunk_store::impl::impl(const store_options& wanted, std::unique_ptr<back
 }
 
 tiered_chunk_store::impl::~impl() {
+  tier->shut_down();
   for (std::int32_t i = 0; i < options.max_sequences; ++i)
     if (places[i].state) discard(static_cast<std::uint32_t>(i));
   reclaim();

@@ -10,18 +10,18 @@ using namespace step_testing;
 
 namespace {
 
-/// Holds a stream up until it is told to go on.
+/// Holds a stream up until it is told to go on, or goes out of scope as a failed check leaves the test.
 struct gate {
-  std::atomic<bool> open{false};
+  static inline std::atomic<bool> open{true};
+  ~gate() { open = true; }
   void close(const device_stream& stream) {
     open = false;
     must(cudaLaunchHostFunc(
         stream.get(),
-        [](void* self) {
-          while (!static_cast<gate*>(self)->open.load())
-            std::this_thread::sleep_for(std::chrono::microseconds(50));
+        [](void*) {
+          while (!open.load()) std::this_thread::sleep_for(std::chrono::microseconds(50));
         },
-        this));
+        nullptr));
   }
 };
 
