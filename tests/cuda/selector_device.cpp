@@ -262,23 +262,24 @@ TEST_CASE("chunk scores are reduced from logits as the host does", "[gpu][select
           const auto got = out.get();
           for (std::int64_t c = 0; c < chunks; ++c) {
             // In double precision, line by line as dual_encoder.hpp says.
-            double value = reduce == fm::key_reduction::max ? -INFINITY : 0;
+            long double sum = reduce == fm::key_reduction::max ? -INFINITY : 0;
             bool nan = false;
             for (std::int64_t k = c * per_chunk; k < (c + 1) * per_chunk; ++k) {
-              double largest = -INFINITY, yes = 0, no = 0;
+              long double largest = -INFINITY, yes = 0, no = 0;
               for (std::int32_t r = 0; r < retrievers; ++r) {
-                const double z = logits[std::size_t(r * stride + k)];
+                const long double z = logits[std::size_t(r * stride + k)];
                 nan = nan || std::isnan(z);
                 largest = std::max(largest, z);
                 yes += 1 / (1 + std::exp(-z));
                 no += 1 / (1 + std::exp(z));
               }
-              const double z =
+              const long double z =
                   combine == fm::ensemble::max || retrievers == 1 ? largest : std::log(yes) - std::log(no);
-              if (reduce == fm::key_reduction::max) value = std::max(value, z);
-              if (reduce == fm::key_reduction::count_positive) value += z > 0;
-              if (reduce == fm::key_reduction::sum) value += 1 / (1 + std::exp(-z));
+              if (reduce == fm::key_reduction::max) sum = std::max(sum, z);
+              if (reduce == fm::key_reduction::count_positive) sum += z > 0;
+              if (reduce == fm::key_reduction::sum) sum += 1 / (1 + std::exp(-z));
             }
+            const double value = double(sum);
             const float found = got[std::size_t(c)];
             CAPTURE(c, value, found);
             if (nan)

@@ -125,7 +125,7 @@ TEST_CASE("passes whose rows are written into the chunks leave the store as appe
   CAPTURE(tokens_per_entry, seed);
   std::mt19937 random(seed);
   twins t(small_chunks(tokens_per_entry));
-  for (int i = 0; i < 5; ++i) t.open(options(400 * tokens_per_entry, i == 0 ? 0 : 12));
+  for (int i = 0; i < 5; ++i) t.open(options(400 * tokens_per_entry, i == 0 ? 0 : 24));
   for (int step = 0; step < 300; ++step) {
     std::vector<std::size_t> who;
     std::vector<std::int32_t> counts;
