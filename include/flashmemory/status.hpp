@@ -9,7 +9,7 @@ namespace flashmemory {
 inline namespace v0 {
 
 /// What a call on the decode path reports. Such calls never throw and never print; after anything but `ok`
-/// the state is what it was before the call.
+/// the state is what it was before the call. `pending` is an answer, not a fault.
 enum class [[nodiscard]] status : std::int32_t{
     ok = 0,
     bad_shape,         ///< extents of the arguments disagree with each other or with the geometry
@@ -32,6 +32,8 @@ enum class [[nodiscard]] status : std::int32_t{
     stale_slot,        ///< a fast-tier slot no longer holds the chunk that was expected in it
     unsupported,       ///< no implementation for this dtype, head size or device
     cuda_error,        ///< the CUDA runtime refused; see fault::os_error
+    pending,           ///< what was asked about is still under way
+    timed_out,         ///< it was still under way at the deadline, or when the caller had no time to wait
 };
 
 /// The enumerator's name, e.g. "corrupt_chunk". Never null.

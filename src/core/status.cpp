@@ -56,6 +56,10 @@ const char* to_string(status code) noexcept {
       return "unsupported";
     case status::cuda_error:
       return "cuda_error";
+    case status::pending:
+      return "pending";
+    case status::timed_out:
+      return "timed_out";
   }
   return "unknown status";
 }
@@ -72,7 +76,9 @@ std::string describe(const fault& f) {
   field("stream", f.stream);
   field("expected", f.expected);
   field("actual", f.actual);
-  if (f.os_error != 0) text += fmt::format(", {}", std::strerror(f.os_error));
+  if (f.os_error != 0)
+    text += f.code == status::cuda_error ? fmt::format(", cudaError_t {}", f.os_error)
+                                         : fmt::format(", {}", std::strerror(f.os_error));
   return text;
 }
 

@@ -60,6 +60,11 @@ std::int64_t tiered_chunk_store::impl::transition_slots(const sequence_state* ad
   return slots_needed;
 }
 
+/// Slots that open sequences may need: their quotas, and what they exchange chunks through.
+std::int64_t tiered_chunk_store::impl::slots_to_keep() const noexcept {
+  return quota_sum + std::max(transition_slots(nullptr), slots_in_transit());
+}
+
 sequence_state* tiered_chunk_store::impl::admit(const sequence_options& wanted, std::uint32_t* index) {
   check_options(wanted);
   std::int32_t place = 0;
@@ -76,7 +81,7 @@ sequence_state* tiered_chunk_store::impl::admit(const sequence_options& wanted, 
   shape.options = wanted;
   shape.quota = quota;
   shape.whole = wanted.max_resident_chunks == 0;
-  const std::int64_t transition = transition_slots(&shape);
+  const std::int64_t transition = std::max(transition_slots(&shape), slots_in_transit());
   const std::int64_t target_slots = quota_sum + quota + transition;
   const std::int64_t target_records = reserved_records + chunks;
 
@@ -127,7 +132,7 @@ sequence_state* tiered_chunk_store::impl::admit(const sequence_options& wanted, 
       return true;
     fast.release(block, own_tables, alignment);
     if (key_block) give_keys(key_block, keys);
-    slots.trim_to(quota_sum + transition_slots(nullptr));
+    slots.trim_to(slots_to_keep());
     records.trim_to(reserved_records);
     return false;
   };
@@ -182,7 +187,7 @@ void tiered_chunk_store::impl::reclaim() noexcept {
   tier->idle();
   for (const detail::retired_block& block : retired) fast.release_data(block.data, block.bytes, alignment);
   retired.clear();
-  slots.reclaim(quota_sum + transition_slots(nullptr));
+  slots.reclaim(slots_to_keep());
 }
 
 void tiered_chunk_store::impl::publish(std::uint32_t index, sequence_state* s) noexcept {
@@ -194,7 +199,7 @@ void tiered_chunk_store::impl::publish(std::uint32_t index, sequence_state* s) n
 
 /// Gives back what admit() took for a sequence that was not published, or is no longer.
 void tiered_chunk_store::impl::withdraw(sequence_state* s) noexcept {
-  slots.trim_to(quota_sum + transition_slots(nullptr));
+  slots.trim_to(slots_to_keep());
   records.trim_to(reserved_records);
   if (s->keys) give_keys(s->keys, s->key_bytes);
   fast.release(s, s->table_bytes, alignment);
@@ -203,6 +208,7 @@ void tiered_chunk_store::impl::withdraw(sequence_state* s) noexcept {
 void tiered_chunk_store::impl::discard(std::uint32_t index) noexcept {
   detail::sequence_place& place = places[index];
   sequence_state* const s = place.state;
+  drop_recall(*s);
   exchange(*s, 0);
   for (std::int64_t c = 0; c < s->num_chunks; ++c) drop_reference(*s->chunks[c].record);
   place.state = nullptr;

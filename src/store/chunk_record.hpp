@@ -13,14 +13,18 @@ namespace detail {
 struct fast_slot;
 struct record_segment;
 
+/// chunk_record::arrival of a slot whose copy has failed.
+inline constexpr std::uint64_t lost_arrival = ~std::uint64_t{0};
+
 /// One stored chunk, whichever sequences share it.
 struct chunk_record {
   std::int64_t backing = -1;           ///< its record in the backing store
   fast_slot* slot = nullptr;           ///< where it is resident, or null
   std::uint64_t generation = 0;        ///< what the slot's generation must be
+  std::uint64_t arrival = 0;           ///< of a slot that is being filled: ticket of the copies; 0 = filled
   std::uint64_t* checksums = nullptr;  ///< [layers], of the pieces in the backing store
   std::int32_t references = 0;         ///< sequences that contain it
-  std::int32_t pins = 0;               ///< sequences whose resident set contains it
+  std::int32_t pins = 0;               ///< resident sets that contain it, those under way included
   bool sealed = false;                 ///< complete, and complete in the backing store
   record_segment* home = nullptr;
   chunk_record* next_free = nullptr;

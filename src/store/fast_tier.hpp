@@ -14,6 +14,7 @@
 
 #include "store/chunk_record.hpp"
 #include "store/fast_memory.hpp"
+#include "store/slot_pool.hpp"
 
 namespace flashmemory {
 inline namespace v0 {
@@ -86,11 +87,14 @@ class fast_tier {
   /// Ends a call that had a stream; of host() streams everything has happened by then.
   virtual fault leave(stream_ref stream) noexcept = 0;
 
-  /// Fills a free slot with NaNs.
-  virtual void poison(std::byte* slot) noexcept = 0;
+  /// Slots to allocate as one slab when the store is built; none where slots come one by one.
+  virtual std::int64_t initial_slots() const noexcept { return 0; }
 
-  /// Zeroes the padding of every layer.
-  virtual void zero_padding(std::byte* slot) noexcept = 0;
+  /// Fills a free slot with NaNs.
+  virtual void poison(fast_slot& slot) noexcept = 0;
+
+  /// Makes a slot that was just acquired ready for rows: zeroes the padding of every layer.
+  virtual void prepare(fast_slot& slot) noexcept = 0;
 
   /// Starts the rows of one append().
   virtual void begin_rows() noexcept = 0;
@@ -103,8 +107,21 @@ class fast_tier {
 
   /// Writes the chunk in the record's slot through to its record.
   virtual fault seal(chunk_record& record) noexcept = 0;
+
+  /// Starts a group of copies from the backing store. `urgent`: somebody will wait for them.
+  virtual void begin_loads(bool urgent) noexcept = 0;
   /// Copies a record to a slot, which need not be its own.
-  virtual fault load(const chunk_record& from, std::byte* slot) noexcept = 0;
+  virtual fault load(const chunk_record& from, fast_slot& slot) noexcept = 0;
+  /// Ends the group. \param[out] ticket  for the calls below, above every earlier one's; 0 = everything has
+  /// landed. On error what was started may still be under way, and slots may be released at once all the same.
+  virtual fault flush_loads(std::uint64_t* ticket) noexcept = 0;
+  /// ok if the copies have landed, pending, or why they failed. Work queued after ok on any stream sees them.
+  virtual fault loaded(std::uint64_t ticket) noexcept = 0;
+  /// As loaded(), after waiting until the deadline at most, which makes pending timed_out.
+  virtual fault await_loads(std::uint64_t ticket) noexcept = 0;
+  /// Nobody wants the copies any more, so records that they read may be written and slots be released.
+  virtual void abandon_loads(std::uint64_t ticket) noexcept = 0;
+
   /// Writes a chunk in host memory to a record.
   virtual fault write_record(chunk_record& record, const std::byte* chunk) noexcept = 0;
   /// Reads a whole record, or what has been written of one layer, to host memory.
@@ -112,10 +129,13 @@ class fast_tier {
   virtual fault read_piece(const chunk_record& record, std::int32_t layer,
                            std::byte* piece) const noexcept = 0;
 
-  /// Within the fast tier; from it to host memory; from host memory to it.
-  virtual fault copy(std::byte* to, const std::byte* from, std::size_t bytes) noexcept = 0;
-  virtual fault read(std::byte* to, const std::byte* from, std::size_t bytes) const noexcept = 0;
-  virtual fault write(std::byte* to, const std::byte* from, std::size_t bytes) noexcept = 0;
+  /// One slot to another, which was just acquired.
+  virtual fault copy_slot(fast_slot& to, const fast_slot& from) noexcept = 0;
+  /// Index keys within the fast tier.
+  virtual fault copy_keys(std::byte* to, const std::byte* from, std::size_t bytes) noexcept = 0;
+  /// A chunk from the fast tier to host memory, and from host memory to a slot that was just acquired.
+  virtual fault read_slot(const fast_slot& slot, std::byte* chunk) const noexcept = 0;
+  virtual fault write_slot(fast_slot& slot, const std::byte* chunk) noexcept = 0;
 
   /// Puts rows of keys into the pages at `pages`, from number `first_key` on; keys of a page that are not there
   /// yet become zero. not_finite (actual: the key) if the tier checks them.

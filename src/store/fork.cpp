@@ -53,6 +53,7 @@ sequence_handle tiered_chunk_store::impl::fork(sequence_handle parent, const seq
   fault f;
   std::int64_t next = 0;
   chunk_record* open_chunk = nullptr;
+  tier->begin_loads(true);
   for (std::int64_t id = 0; id < chunks && f.code == status::ok; ++id) {
     const bool wanted_here = s->chunks[id].mark == copied || s->always_resident(id, complete);
     chunk_record* record = from->chunks[id].record;
@@ -62,7 +63,7 @@ sequence_handle tiered_chunk_store::impl::fork(sequence_handle parent, const seq
         f = detail::make_fault(status::budget_exceeded, "no free slot", parent.index, 1, 0);
         break;
       }
-      f = tier->copy(open_chunk->slot->data, record->slot->data, chunk_bytes);
+      f = tier->copy_slot(*open_chunk->slot, *record->slot);
       if (f.code != status::ok) {
         f = detail::of_chunk(f, parent.index, id);
         break;
@@ -71,17 +72,23 @@ sequence_handle tiered_chunk_store::impl::fork(sequence_handle parent, const seq
     }
     s->chunks[id].record = record;
     if (!wanted_here) continue;
-    const bool present = record->slot != nullptr;
+    const bool present = record->slot && record->arrival != detail::lost_arrival;
+    const bool fresh = !record->slot;
     if (!present) f = load(*record, parent.index, id);
-    if (f.code == status::ok) s->spare[next++] = {record, static_cast<chunk_id>(id), false, !present};
+    if (f.code == status::ok) s->spare[next++] = {record, static_cast<chunk_id>(id), false, fresh};
+  }
+  if (f.code == status::ok) {
+    f = settle(s->spare, next);
+    if (f.code != status::ok && f.chunk < 0) f.sequence = parent.index;
   }
   const std::size_t page_bytes = layout.key_page_bytes();
   for (std::int32_t i = 0; f.code == status::ok && i < geometry.key_streams; ++i) {
     s->num_keys[i] = std::min(from->num_keys[i], s->max_keys());
     const std::int64_t pages = (s->num_keys[i] + geometry.keys_per_chunk() - 1) / geometry.keys_per_chunk();
     if (pages == 0) continue;
-    f = tier->copy(s->keys + std::size_t(i) * s->key_stream_bytes(),
-                   from->keys + std::size_t(i) * from->key_stream_bytes(), std::size_t(pages) * page_bytes);
+    f = tier->copy_keys(s->keys + std::size_t(i) * s->key_stream_bytes(),
+                        from->keys + std::size_t(i) * from->key_stream_bytes(),
+                        std::size_t(pages) * page_bytes);
     f.sequence = parent.index;
     f.stream = i;
   }

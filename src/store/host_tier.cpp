@@ -66,16 +66,16 @@ fault host_tier::enter(stream_ref stream) noexcept {
   return stream.is_host() ? fault{} : make_fault(status::unsupported, "stream");
 }
 
-void host_tier::poison(std::byte* slot) noexcept { std::memset(slot, 0xff, chunk_bytes_); }
+void host_tier::poison(fast_slot& slot) noexcept { std::memset(slot.data, 0xff, chunk_bytes_); }
 
 void host_tier::zero_piece_padding(std::byte* piece) const noexcept {
   for_each_padding(layout_,
                    [piece](std::size_t offset, std::size_t bytes) { std::memset(piece + offset, 0, bytes); });
 }
 
-void host_tier::zero_padding(std::byte* slot) noexcept {
+void host_tier::prepare(fast_slot& slot) noexcept {
   for (std::int32_t layer = 0; layer < layout_.geometry.layers; ++layer)
-    zero_piece_padding(slot + std::size_t(layer) * layer_bytes_);
+    zero_piece_padding(slot.data + std::size_t(layer) * layer_bytes_);
 }
 
 fault host_tier::write_rows(const row_span& span, const const_tensor<3>& k,
@@ -128,18 +128,23 @@ fault host_tier::read_piece(const chunk_record& record, std::int32_t layer, std:
   return f;
 }
 
-fault host_tier::copy(std::byte* to, const std::byte* from, std::size_t bytes) noexcept {
+fault host_tier::copy_slot(fast_slot& to, const fast_slot& from) noexcept {
+  std::memcpy(to.data, from.data, chunk_bytes_);
+  return {};
+}
+
+fault host_tier::copy_keys(std::byte* to, const std::byte* from, std::size_t bytes) noexcept {
   std::memcpy(to, from, bytes);
   return {};
 }
 
-fault host_tier::read(std::byte* to, const std::byte* from, std::size_t bytes) const noexcept {
-  std::memcpy(to, from, bytes);
+fault host_tier::read_slot(const fast_slot& slot, std::byte* chunk) const noexcept {
+  std::memcpy(chunk, slot.data, chunk_bytes_);
   return {};
 }
 
-fault host_tier::write(std::byte* to, const std::byte* from, std::size_t bytes) noexcept {
-  std::memcpy(to, from, bytes);
+fault host_tier::write_slot(fast_slot& slot, const std::byte* chunk) noexcept {
+  std::memcpy(slot.data, chunk, chunk_bytes_);
   return {};
 }
 

@@ -26,8 +26,8 @@ class host_tier final : public fast_tier {
   const char* allocation_failure() noexcept override { return ""; }
   fault enter(stream_ref stream) noexcept override;
   fault leave(stream_ref) noexcept override { return {}; }
-  void poison(std::byte* slot) noexcept override;
-  void zero_padding(std::byte* slot) noexcept override;
+  void poison(fast_slot& slot) noexcept override;
+  void prepare(fast_slot& slot) noexcept override;
   void begin_rows() noexcept override {}
   fault write_rows(const row_span& span, const const_tensor<3>& k,
                    const const_tensor<3>& v) noexcept override;
@@ -35,13 +35,24 @@ class host_tier final : public fast_tier {
     return {};
   }
   fault seal(chunk_record& record) noexcept override;
-  fault load(const chunk_record& from, std::byte* slot) noexcept override { return read_record(from, slot); }
+  void begin_loads(bool) noexcept override {}
+  fault load(const chunk_record& from, fast_slot& slot) noexcept override {
+    return read_record(from, slot.data);
+  }
+  fault flush_loads(std::uint64_t* ticket) noexcept override {
+    *ticket = 0;
+    return {};
+  }
+  fault loaded(std::uint64_t) noexcept override { return {}; }
+  fault await_loads(std::uint64_t) noexcept override { return {}; }
+  void abandon_loads(std::uint64_t) noexcept override {}
   fault write_record(chunk_record& record, const std::byte* chunk) noexcept override;
   fault read_record(const chunk_record& record, std::byte* chunk) const noexcept override;
   fault read_piece(const chunk_record& record, std::int32_t layer, std::byte* piece) const noexcept override;
-  fault copy(std::byte* to, const std::byte* from, std::size_t bytes) noexcept override;
-  fault read(std::byte* to, const std::byte* from, std::size_t bytes) const noexcept override;
-  fault write(std::byte* to, const std::byte* from, std::size_t bytes) noexcept override;
+  fault copy_slot(fast_slot& to, const fast_slot& from) noexcept override;
+  fault copy_keys(std::byte* to, const std::byte* from, std::size_t bytes) noexcept override;
+  fault read_slot(const fast_slot& slot, std::byte* chunk) const noexcept override;
+  fault write_slot(fast_slot& slot, const std::byte* chunk) noexcept override;
   fault append_keys(std::byte* pages, std::int64_t first_key,
                     const view<const std::byte, 2>& keys) noexcept override;
 

@@ -38,6 +38,12 @@ inline fault of_chunk(fault f, std::int64_t sequence, std::int64_t chunk) noexce
   return f;
 }
 
+/// How a backend's code beside the store reaches what lies behind it.
+struct store_access {
+  static tiered_chunk_store::impl& of(tiered_chunk_store& store) noexcept { return *store.impl_; }
+  static const tiered_chunk_store::impl& of(const tiered_chunk_store& store) noexcept { return *store.impl_; }
+};
+
 }  // namespace detail
 
 struct tiered_chunk_store::impl {
@@ -57,6 +63,7 @@ struct tiered_chunk_store::impl {
   bool retired_has(std::size_t bytes) const noexcept;
   void reclaim() noexcept;
   std::int64_t transition_slots(const detail::sequence_state* added) const noexcept;
+  std::int64_t slots_to_keep() const noexcept;
   status close(sequence_handle sequence) noexcept;
 
   // fork.cpp
@@ -67,15 +74,28 @@ struct tiered_chunk_store::impl {
                 stream_ref stream) noexcept;
   fault check_rows(const char* name, const const_tensor<3>& rows, std::int64_t dim) const noexcept;
   fault check_item(const batch_item& item, std::int32_t layer) const noexcept;
-  fault check_growth(const batch_item& item, detail::sequence_state& s, std::int64_t* slots_needed,
-                     std::int64_t* records_needed) noexcept;
+  /// What a batch brings: rows of K and V and, with layer 0, new chunks.
+  struct span_needs {
+    std::int64_t rows = 0, slots = 0, records = 0;
+  };
+  fault check_growth(const batch_item& item, detail::sequence_state& s, span_needs* needs) noexcept;
   std::int64_t give_way(detail::sequence_state& s, std::int64_t num_tokens, bool apply) noexcept;
   bool begin_span(detail::sequence_state& s, std::int64_t num_tokens) noexcept;
   void abandon_span(detail::sequence_state& s) noexcept;
   fault write_rows(const batch_item& item, std::int32_t layer, const const_tensor<3>& k,
                    const const_tensor<3>& v, std::int64_t first_row) noexcept;
   fault seal(const batch_item& item) noexcept;
-  void commit_rows(const batch_item& item, std::int32_t layer) noexcept;
+  void adopt_span(const batch_item& item) noexcept;
+  void end_span(const batch_item& item) noexcept;
+  fault check_items(batch items, std::int32_t layer, span_needs* needs) noexcept;
+  fault check_pools(const span_needs& needs) const noexcept;
+  fault begin_spans(batch items) noexcept;
+  void abandon_spans(batch items) noexcept;
+
+  // pass.cpp
+  status begin_pass(batch items, stream_ref stream) noexcept;
+  status commit_pass(batch items, bool index_keys, stream_ref stream) noexcept;
+  fault check_open_pass(const batch_item& item, bool index_keys) noexcept;
 
   // index_keys.cpp
   status append_keys(sequence_handle sequence, std::int32_t stream_index, std::int64_t first_key,
@@ -84,9 +104,29 @@ struct tiered_chunk_store::impl {
   // recall.cpp
   status recall(sequence_handle sequence, view<const chunk_id, 1> chunks, recall_report* report,
                 stream_ref stream) noexcept;
+  status start_recall(sequence_handle sequence, view<const chunk_id, 1> chunks, recall_report* report,
+                      stream_ref stream) noexcept;
   fault load(detail::chunk_record& record, std::uint32_t sequence, std::int64_t chunk) noexcept;
+  fault settle(detail::pinned_chunk* list, std::int64_t count) noexcept;
   void undo_loads(detail::pinned_chunk* list, std::int64_t count) noexcept;
+  std::int64_t slots_in_transit() const noexcept;
+  fault check_request(detail::sequence_state& s, std::uint32_t sequence,
+                      const view<const chunk_id, 1>& chunks, std::uint32_t* requested) noexcept;
+  fault begin_recall(detail::sequence_state& s, std::uint32_t sequence, const view<const chunk_id, 1>& chunks,
+                     std::uint32_t requested, bool alone) noexcept;
+
+  // flip.cpp
+  status poll_recall(sequence_handle sequence) noexcept;
+  status finish_recall(sequence_handle sequence, late_policy late, recall_report* report,
+                       stream_ref stream) noexcept;
+  status cancel_recall(sequence_handle sequence) noexcept;
+  fault landed(detail::sequence_state& s, std::uint32_t sequence) noexcept;
+  fault await(detail::sequence_state& s, std::uint32_t sequence) noexcept;
+  void release_coming(detail::sequence_state& s) noexcept;
+  void drop_recall(detail::sequence_state& s) noexcept;
+  void make_room(detail::sequence_state& s, std::int64_t wanted) noexcept;
   std::int64_t exchange(detail::sequence_state& s, std::int64_t count) noexcept;
+  void flip(detail::sequence_state& s, recall_report* report) noexcept;
 
   // truncate.cpp
   status truncate(sequence_handle sequence, std::int64_t tokens) noexcept;

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: MIT
 #include <algorithm>
-#include <utility>
 
 #include "store/impl.hpp"
 
@@ -8,18 +7,38 @@ namespace flashmemory {
 inline namespace v0 {
 
 using detail::chunk_record;
+using detail::lost_arrival;
 using detail::make_fault;
+using detail::of_chunk;
 using detail::pinned_chunk;
 using detail::sequence_state;
 
+/// Adds the record to the group of loads in progress and gives it a slot if it has none.
 fault tiered_chunk_store::impl::load(chunk_record& record, std::uint32_t sequence,
                                      std::int64_t chunk) noexcept {
-  if (!slots.acquire(record))
-    return detail::of_chunk(make_fault(status::budget_exceeded, "no free slot", -1, 1, 0), sequence, chunk);
-  const fault f = tier->load(record, record.slot->data);
+  const bool fresh = !record.slot;
+  if (fresh && !slots.acquire(record))
+    return of_chunk(make_fault(status::budget_exceeded, "no free slot", -1, 1, 0), sequence, chunk);
+  const fault f = tier->load(record, *record.slot);
   if (f.code == status::ok) return f;
-  slots.release(record);
-  return detail::of_chunk(f, sequence, chunk);
+  if (fresh) slots.release(record);
+  return of_chunk(f, sequence, chunk);
+}
+
+/// For calls that need at once what they load: ends the group and waits for it, then for what other sequences'
+/// recalls are still loading of `list`. What had been lost was loaded again.
+fault tiered_chunk_store::impl::settle(pinned_chunk* list, std::int64_t count) noexcept {
+  std::uint64_t ticket = 0;
+  fault f = tier->flush_loads(&ticket);
+  if (f.code == status::ok) f = tier->await_loads(ticket);
+  if (f.code != status::ok) tier->abandon_loads(ticket);
+  for (std::int64_t i = 0; f.code == status::ok && i < count; ++i) {
+    chunk_record& record = *list[i].record;
+    if (record.arrival == 0) continue;
+    if (record.arrival != lost_arrival) f = tier->await_loads(record.arrival);
+    if (f.code == status::ok) record.arrival = 0;
+  }
+  return f;
 }
 
 void tiered_chunk_store::impl::undo_loads(pinned_chunk* list, std::int64_t count) noexcept {
@@ -27,24 +46,97 @@ void tiered_chunk_store::impl::undo_loads(pinned_chunk* list, std::int64_t count
     if (list[i].loaded) slots.release(*list[i].record);
 }
 
-/// Makes the first `count` elements of s.spare, ascending, the resident set. New pins come before old ones
-/// go, so a chunk of both sets keeps its slot. \returns how many chunks lost their pin
-std::int64_t tiered_chunk_store::impl::exchange(sequence_state& s, std::int64_t count) noexcept {
-  const std::uint32_t mark = s.fresh_mark();
+/// Slots that recalls under way hold beyond their sequences' quotas.
+std::int64_t tiered_chunk_store::impl::slots_in_transit() const noexcept {
+  std::int64_t total = 0;
+  for (std::int32_t i = 0; i < options.max_sequences; ++i)
+    if (places[i].state) total += places[i].state->coming_extra;
+  return total;
+}
+
+fault tiered_chunk_store::impl::check_request(sequence_state& s, std::uint32_t sequence,
+                                              const view<const chunk_id, 1>& chunks,
+                                              std::uint32_t* requested) noexcept {
+  const std::int64_t count = chunks.shape[0];
+  if (count < 0) return make_fault(status::bad_shape, "chunks", sequence, 0, count);
+  if (count > 0 && !chunks.data) return make_fault(status::null_data, "chunks", sequence);
+  const std::int64_t complete = s.complete_chunks();
+  *requested = s.fresh_mark();
   for (std::int64_t i = 0; i < count; ++i) {
-    ++s.spare[i].record->pins;
-    s.spare[i].loaded = false;
-    s.chunks[s.spare[i].id].mark = mark;
+    const chunk_id id = chunks(i);
+    if (id < 0 || id >= complete)
+      return of_chunk(make_fault(status::out_of_range, "chunks: not a complete chunk", -1, complete, id),
+                      sequence, id);
+    if (s.chunks[id].mark == *requested)
+      return of_chunk(make_fault(status::bad_argument, "chunks: listed twice"), sequence, id);
+    s.chunks[id].mark = *requested;
   }
-  std::int64_t evicted = 0;
+  return {};
+}
+
+/// Pins what of the request gets a slot, and starts the copies. `alone`: the recall ends in this call, so it
+/// may use every free slot; else all recalls under way share those beyond the quotas.
+fault tiered_chunk_store::impl::begin_recall(sequence_state& s, std::uint32_t sequence,
+                                             const view<const chunk_id, 1>& chunks, std::uint32_t requested,
+                                             bool alone) noexcept {
+  const std::int64_t count = chunks.shape[0], complete = s.complete_chunks();
+  std::int64_t room = alone ? slots.available() : slots.total() - quota_sum - slots_in_transit();
+  recall_report r;
+  r.selected = count;
+  std::int64_t held = 0;  // of the new set
   for (std::int64_t i = 0; i < s.num_pinned; ++i) {
-    chunk_record& record = *s.pinned[i].record;
-    if (--record.pins == 0) slots.release(record);
-    if (s.chunks[s.pinned[i].id].mark != mark) ++evicted;
+    const pinned_chunk& old = s.pinned[i];
+    if (!s.always_resident(old.id, complete)) continue;
+    ++held;
+    if (old.id >= complete) continue;
+    if (s.chunks[old.id].mark != requested) ++r.selected;
+    ++r.hits;
   }
-  std::swap(s.pinned, s.spare);
-  s.num_pinned = count;
-  return evicted;
+  // From here on the mark tells what is in the old set.
+  const std::uint32_t old_set = s.fresh_mark();
+  for (std::int64_t i = 0; i < s.num_pinned; ++i) s.chunks[s.pinned[i].id].mark = old_set;
+
+  s.num_coming = s.coming_extra = 0;
+  tier->begin_loads(alone);
+  fault f;
+  for (std::int64_t i = 0; f.code == status::ok && i < count; ++i) {
+    const chunk_id id = chunks(i);
+    chunk_record& record = *s.chunks[id].record;
+    const bool forced = s.always_resident(id, complete);
+    const bool present = record.slot && record.arrival != lost_arrival;
+    const bool own = s.chunks[id].mark == old_set;
+    // Alone, a chunk that another sequence has in the fast tier takes no slot; under way, it may be left to
+    // this sequence.
+    const bool takes_room = alone ? !record.slot : !own;
+    if (!forced &&
+        (held == s.quota || (takes_room && room <= 0) || (!record.slot && slots.available() == 0))) {
+      ++r.refused;
+      continue;
+    }
+    if (!present) f = load(record, sequence, id);
+    if (f.code != status::ok) break;
+    if (!present) record.arrival = lost_arrival;  // until there is a ticket
+    ++record.pins;
+    s.coming[s.num_coming++] = {&record, id, false, !present};
+    if (!own) ++s.coming_extra;
+    if (forced) continue;
+    room -= takes_room;
+    ++held;
+    ++(present ? r.hits : r.recalled);
+  }
+  std::uint64_t ticket = 0;
+  if (const fault flushed = tier->flush_loads(&ticket); f.code == status::ok) f = flushed;
+  for (std::int64_t i = 0; i < s.num_coming; ++i)
+    if (s.coming[i].loaded) s.coming[i].record->arrival = f.code == status::ok ? ticket : lost_arrival;
+  s.recall_pending = true;
+  s.coming_complete = complete;
+  s.coming_report = r;
+  if (f.code != status::ok) {
+    tier->abandon_loads(ticket);
+    release_coming(s);
+    f.sequence = sequence;
+  }
+  return f;
 }
 
 status tiered_chunk_store::impl::recall(sequence_handle sequence, view<const chunk_id, 1> chunks,
@@ -57,80 +149,59 @@ status tiered_chunk_store::impl::recall(sequence_handle sequence, view<const chu
   const char* what;
   const status found = find(sequence, &s, &what);
   if (found != status::ok) return refuse(make_fault(found, what, sequence.index));
-  if (fault f = tier->enter(stream); f.code != status::ok) {
+  fault f = tier->enter(stream);
+  f.sequence = sequence.index;
+  if (f.code != status::ok) return refuse(f);
+  std::uint32_t requested;
+  f = check_request(*s, sequence.index, chunks, &requested);
+  if (f.code != status::ok) return refuse(f);
+  drop_recall(*s);
+  f = begin_recall(*s, sequence.index, chunks, requested, true);
+  if (f.code != status::ok) return refuse(f);
+  f = landed(*s, sequence.index);
+  if (f.code == status::pending) {
+    ++counters.recalls_waited;
+    f = await(*s, sequence.index);
+  }
+  if (f.code == status::ok) f = tier->leave(stream);
+  if (f.code != status::ok) {
+    drop_recall(*s);
     f.sequence = sequence.index;
     return refuse(f);
   }
-  const std::int64_t count = chunks.shape[0];
-  if (count < 0) return refuse(make_fault(status::bad_shape, "chunks", sequence.index, 0, count));
-  if (count > 0 && !chunks.data) return refuse(make_fault(status::null_data, "chunks", sequence.index));
+  flip(*s, report);
+  return status::ok;
+}
 
-  const std::int64_t complete = s->complete_chunks();
-  const std::uint32_t requested = s->fresh_mark();
-  for (std::int64_t i = 0; i < count; ++i) {
-    const chunk_id id = chunks(i);
-    if (id < 0 || id >= complete) {
-      fault f =
-          make_fault(status::out_of_range, "chunks: not a complete chunk", sequence.index, complete, id);
-      f.chunk = id;
-      return refuse(f);
-    }
-    if (s->chunks[id].mark == requested) {
-      fault f = make_fault(status::bad_argument, "chunks: listed twice", sequence.index);
-      f.chunk = id;
-      return refuse(f);
-    }
-    s->chunks[id].mark = requested;
-  }
-
-  recall_report r;
-  r.selected = count;
-  std::int64_t next = 0;
-  for (std::int64_t i = 0; i < s->num_pinned; ++i) {
-    const pinned_chunk& old = s->pinned[i];
-    if (!s->always_resident(old.id, complete)) continue;
-    s->spare[next++] = {old.record, old.id, false, false};
-    if (old.id >= complete) continue;
-    if (s->chunks[old.id].mark != requested) ++r.selected;
-    ++r.hits;
-  }
-  for (std::int64_t i = 0; i < count; ++i) {
-    const chunk_id id = chunks(i);
-    if (s->always_resident(id, complete)) continue;
-    chunk_record& record = *s->chunks[id].record;
-    const bool present = record.slot != nullptr;
-    if (next == s->quota || (!present && slots.available() == 0)) {
-      ++r.refused;
-      continue;
-    }
-    if (!present) {
-      const fault f = load(record, sequence.index, id);
-      if (f.code != status::ok) {
-        undo_loads(s->spare, next);
-        return refuse(f);
-      }
-    }
-    s->spare[next++] = {&record, id, false, !present};
-    ++(present ? r.hits : r.recalled);
-  }
-  if (fault f = tier->leave(stream); f.code != status::ok) {
-    undo_loads(s->spare, next);
+status tiered_chunk_store::impl::start_recall(sequence_handle sequence, view<const chunk_id, 1> chunks,
+                                              recall_report* report, stream_ref stream) noexcept {
+  const auto refuse = [&](const fault& f) {
+    ++counters.recalls_failed;
+    return fail(f);
+  };
+  sequence_state* s;
+  const char* what;
+  const status found = find(sequence, &s, &what);
+  if (found != status::ok) return refuse(make_fault(found, what, sequence.index));
+  fault f = tier->enter(stream);
+  f.sequence = sequence.index;
+  if (f.code != status::ok) return refuse(f);
+  if (s->recall_pending)
+    return refuse(make_fault(status::out_of_order, "a recall is under way", sequence.index));
+  std::uint32_t requested;
+  f = check_request(*s, sequence.index, chunks, &requested);
+  if (f.code == status::ok) f = begin_recall(*s, sequence.index, chunks, requested, false);
+  if (f.code != status::ok) return refuse(f);
+  f = tier->leave(stream);
+  if (f.code != status::ok) {
+    drop_recall(*s);
     f.sequence = sequence.index;
     return refuse(f);
   }
-  std::sort(s->spare, s->spare + next,
-            [](const pinned_chunk& a, const pinned_chunk& b) { return a.id < b.id; });
-  r.evicted = exchange(*s, next);
-  s->recalled_chunks = complete;
-  r.bytes = r.recalled * static_cast<std::int64_t>(chunk_bytes);
-  refresh_views(*s);
-  ++counters.recalls;
-  counters.selected += r.selected;
-  counters.hits += r.hits;
-  counters.recalled += r.recalled;
-  counters.refused += r.refused;
-  counters.bytes_recalled += r.bytes;
-  if (report) *report = r;
+  if (report) {
+    *report = s->coming_report;
+    report->bytes = report->recalled * static_cast<std::int64_t>(chunk_bytes);
+  }
   return status::ok;
 }
 

@@ -32,6 +32,7 @@ std::size_t sequence_block_bytes(const kv_geometry& geometry, std::int64_t quota
                                  std::int64_t capacity) noexcept {
   std::size_t bytes = rounded(sizeof(sequence_state));
   bytes = saturating_add(bytes, array_bytes(capacity, sizeof(chunk_entry)));
+  bytes = saturating_add(bytes, array_bytes(quota, sizeof(pinned_chunk)));
   for (int i = 0; i < 2; ++i) {
     bytes = saturating_add(bytes, array_bytes(quota, sizeof(pinned_chunk)));
     bytes = saturating_add(bytes, array_bytes(quota, sizeof(resident_chunk)));
@@ -51,6 +52,7 @@ sequence_state* make_sequence(void* block, const kv_geometry& geometry, const se
   s->chunks = take<chunk_entry>(at, capacity);
   s->pinned = take<pinned_chunk>(at, quota);
   s->spare = take<pinned_chunk>(at, quota);
+  s->coming = take<pinned_chunk>(at, quota);
   s->views[0] = take<resident_chunk>(at, quota);
   s->views[1] = take<resident_chunk>(at, quota);
   s->num_keys = take<std::int64_t>(at, geometry.key_streams);

@@ -23,7 +23,7 @@ struct pinned_chunk {
   chunk_record* record = nullptr;
   chunk_id id = 0;
   bool imported = false;  ///< placed by append_chunk() and not confirmed by a recall since
-  bool loaded = false;    ///< only during a call: got its slot in this call, to be undone on error
+  bool loaded = false;    ///< of a set that is being built: copied into its slot for it
 };
 
 /// Everything the store knows of one open sequence. One block, allocated by open(): this struct, then its
@@ -50,6 +50,14 @@ struct sequence_state {
   std::int64_t num_pinned = 0;
   pinned_chunk* pinned = nullptr;  ///< [quota] ascending
   pinned_chunk* spare = nullptr;   ///< [quota] where the next resident set is built
+
+  /// A recall under way: chunks that were asked for and got a slot, in order of importance. Each is pinned.
+  bool recall_pending = false;
+  pinned_chunk* coming = nullptr;  ///< [quota]
+  std::int64_t num_coming = 0;
+  std::int64_t coming_extra = 0;     ///< of them, those that were not in `pinned` at the start
+  std::int64_t coming_complete = 0;  ///< complete chunks at the start
+  recall_report coming_report;
 
   /// [0] is what layers without the span see, [1] what layers with it see.
   resident_chunk* views[2] = {};

@@ -15,6 +15,7 @@ struct alignas(64) slot_slab {
   std::byte* data = nullptr;
   std::int64_t count = 0;
   std::int64_t in_use = 0;
+  bool permanent = false;
   slot_slab* next = nullptr;
 };
 
@@ -27,10 +28,16 @@ std::size_t slab_table_bytes(std::int64_t slots) noexcept {
 }  // namespace
 
 slot_pool::slot_pool(fast_memory& memory, std::size_t chunk_bytes, fast_tier* slow) noexcept
-    : memory_(memory), chunk_bytes_(chunk_bytes), alignment_(chunk_bytes >= 4096 ? 4096 : 64), slow_(slow) {}
+    : memory_(memory),
+      chunk_bytes_(chunk_bytes),
+      alignment_(slow                  ? 256
+                 : chunk_bytes >= 4096 ? 4096
+                                       : 64),
+      slow_(slow) {}
 
 slot_pool::~slot_pool() {
   trim_to(0);
+  for (slot_slab* slab = slabs_; slab; slab = slab->next) slab->permanent = false;
   reclaim(0);
 }
 
@@ -48,6 +55,14 @@ bool slot_pool::grow_to(std::int64_t slots) noexcept {
     slot->data = data;
     add(*slot);
   }
+  return true;
+}
+
+bool slot_pool::add_first_slab(std::int64_t slots) noexcept {
+  if (!add_slab(slots)) return false;
+  slabs_->permanent = true;
+  first_data_ = slabs_->data;
+  first_count_ = slots;
   return true;
 }
 
@@ -96,7 +111,7 @@ void slot_pool::trim_to(std::int64_t slots) noexcept {
 void slot_pool::reclaim(std::int64_t slots) noexcept {
   for (slot_slab** link = &slabs_; *link;) {
     slot_slab* const slab = *link;
-    if (slab->in_use > 0 || total_ - slab->count < slots) {
+    if (slab->in_use > 0 || total_ - slab->count < slots || slab->permanent) {
       link = &slab->next;
       continue;
     }
@@ -131,6 +146,7 @@ void slot_pool::release(chunk_record& record) noexcept {
   fast_slot* const slot = record.slot;
   if (!slot) return;
   record.slot = nullptr;
+  record.arrival = 0;
   slot->owner = nullptr;
   slot->generation = ++generation_;
   slot->next_free = free_;
@@ -144,7 +160,7 @@ void slot_pool::poison([[maybe_unused]] fast_slot& slot) noexcept {
 #ifndef NDEBUG
   // All ones is a NaN in f32, bf16 and f16: whoever reads a free slot sees it in the result.
   if (slow_)
-    slow_->poison(slot.data);
+    slow_->poison(slot);
   else
     std::memset(slot.data, 0xff, chunk_bytes_);
 #endif

@@ -22,6 +22,8 @@ struct alignas(64) fast_slot {
   std::uint64_t generation = 0;         ///< new each time the slot is handed out
   fast_slot* next_free = nullptr;
   slot_slab* home = nullptr;  ///< null where slots are allocated one by one
+  std::uint64_t loads = 0;  ///< ticket of the newest copy into the slot that a tier with streams has started
+  std::uint64_t saves = 0;  ///< likewise of the newest copy out of it
 };
 
 /// True if `record` is in the fast tier and its slot agrees.
@@ -47,6 +49,12 @@ class slot_pool {
 
   /// Makes `slots` slots in all. False if memory ran out; what was allocated until then stays for trim_to().
   bool grow_to(std::int64_t slots) noexcept;
+
+  /// Makes a slab that stays for the life of a slow pool, before any other.
+  bool add_first_slab(std::int64_t slots) noexcept;
+  /// Where it begins, and how many slots it has.
+  std::byte* first_slab() const noexcept { return first_data_; }
+  std::int64_t first_slab_slots() const noexcept { return first_count_; }
 
   /// Gives back free slots while there are more than `slots`. Slabs stay.
   void trim_to(std::int64_t slots) noexcept;
@@ -77,6 +85,8 @@ class slot_pool {
   std::uint64_t generation_ = 0;
   fast_slot* free_ = nullptr;
   slot_slab* slabs_ = nullptr;
+  std::byte* first_data_ = nullptr;
+  std::int64_t first_count_ = 0;
 };
 
 }  // namespace detail

@@ -78,6 +78,15 @@ tiered_chunk_store::impl::impl(const store_options& wanted, std::unique_ptr<back
   }
   if (!tier->host_memory()) retired.reserve(std::size_t(options.max_sequences));
   for (std::int32_t i = 0; i < options.max_sequences; ++i) new (places + i) detail::sequence_place;
+  const std::int64_t first = tier->initial_slots();
+  if (first < 1) return;
+  if (!slots.add_first_slab(first)) {
+    const std::string message = fmt::format("the fast tier has no room for {} initial slots x {} bytes{}",
+                                            first, slots.slot_bytes(), tier->allocation_failure());
+    tier->tear_down(fast);
+    fast.release(places, place_bytes, alignment);
+    throw admission_error(status::budget_exceeded, message);
+  }
 }
 
 tiered_chunk_store::impl::~impl() {
@@ -174,6 +183,14 @@ status tiered_chunk_store::append(batch items, std::int32_t layer, const_tensor<
   return impl_->append(items, layer, k, v, stream);
 }
 
+status tiered_chunk_store::begin_pass(batch items, stream_ref stream) noexcept {
+  return impl_->begin_pass(items, stream);
+}
+
+status tiered_chunk_store::commit_pass(batch items, bool index_keys, stream_ref stream) noexcept {
+  return impl_->commit_pass(items, index_keys, stream);
+}
+
 status tiered_chunk_store::append_keys(sequence_handle sequence, std::int32_t stream_index,
                                        std::int64_t first_key, view<const std::byte, 2> keys,
                                        stream_ref stream) noexcept {
@@ -183,6 +200,24 @@ status tiered_chunk_store::append_keys(sequence_handle sequence, std::int32_t st
 status tiered_chunk_store::recall(sequence_handle sequence, view<const chunk_id, 1> chunks,
                                   recall_report* report, stream_ref stream) noexcept {
   return impl_->recall(sequence, chunks, report, stream);
+}
+
+status tiered_chunk_store::start_recall(sequence_handle sequence, view<const chunk_id, 1> chunks,
+                                        recall_report* report, stream_ref stream) noexcept {
+  return impl_->start_recall(sequence, chunks, report, stream);
+}
+
+status tiered_chunk_store::poll_recall(sequence_handle sequence) noexcept {
+  return impl_->poll_recall(sequence);
+}
+
+status tiered_chunk_store::finish_recall(sequence_handle sequence, late_policy late, recall_report* report,
+                                         stream_ref stream) noexcept {
+  return impl_->finish_recall(sequence, late, report, stream);
+}
+
+status tiered_chunk_store::cancel_recall(sequence_handle sequence) noexcept {
+  return impl_->cancel_recall(sequence);
 }
 
 status tiered_chunk_store::resident(sequence_handle sequence, std::int32_t layer,
@@ -244,6 +279,7 @@ status tiered_chunk_store::info(sequence_handle sequence, sequence_info* out) co
   out->tokens = s->tokens;
   out->complete_chunks = s->complete_chunks();
   out->resident_chunks = s->num_pinned;
+  out->pending_chunks = s->coming_extra;
   out->slot_bytes = std::size_t(s->num_pinned) * impl_->chunk_bytes;
   out->key_bytes = s->key_bytes;
   out->table_bytes = s->table_bytes;

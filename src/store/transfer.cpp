@@ -46,9 +46,9 @@ status tiered_chunk_store::impl::read_chunk(sequence_handle sequence, chunk_id c
     return status::ok;
   }
   const chunk_record& record = *s->chunks[chunk].record;
-  if (record.slot) {
+  if (record.slot && record.arrival == 0) {
     if (!detail::holds(record)) return refuse(status::stale_slot, "slot does not hold the chunk", -1, -1);
-    const fault f = tier->read(out.data, record.slot->data, chunk_bytes);
+    const fault f = tier->read_slot(*record.slot, out.data);
     if (f.code != status::ok) return fail(detail::of_chunk(f, sequence.index, chunk));
     if (!record.sealed) zero_missing(*s, chunk, out.data);
     return status::ok;
@@ -114,13 +114,14 @@ status tiered_chunk_store::impl::append_chunk(sequence_handle sequence, view<con
     return refuse(status::budget_exceeded, "fast slots", 1, 0);
   }
   fault f;
-  if (resident) f = tier->write(record->slot->data, bytes.data, chunk_bytes);
+  if (resident) f = tier->write_slot(*record->slot, bytes.data);
   if (f.code == status::ok && complete > id) f = tier->write_record(*record, bytes.data);
   if (f.code != status::ok) {
     slots.release(*record);
     records.release(record);
     return fail(detail::of_chunk(f, sequence.index, id));
   }
+  drop_recall(*s);
   if (complete > id) mark_sealed(*record);
   record->references = 1;
   s->chunks[id].record = record;

@@ -42,6 +42,18 @@ status tiered_chunk_store::impl::truncate(sequence_handle sequence, std::int64_t
   std::int64_t missing = 0;
   for_each_missing([&](std::int64_t) { ++missing; });
   std::int64_t surplus = kept + missing - s->quota;
+  for (std::int64_t i = 0; i < s->num_coming; ++i)
+    if (surplus > 0 || s->coming[i].id >= complete) {
+      drop_recall(*s);
+      break;
+    }
+  for (std::int64_t before = -1; slots.available() != before;) {
+    std::int64_t wanted = shared != nullptr;
+    for_each_missing([&](std::int64_t id) { wanted += !s->chunks[id].record->slot; });
+    before = slots.available();
+    make_room(*s, wanted);
+  }
+  tier->begin_loads(true);
 
   std::int64_t next = 0;
   fault f;
@@ -57,10 +69,12 @@ status tiered_chunk_store::impl::truncate(sequence_handle sequence, std::int64_t
   for_each_missing([&](std::int64_t id) {
     chunk_record& record = *s->chunks[id].record;
     if (f.code != status::ok || (shared && id == reopened)) return;
-    const bool present = record.slot != nullptr;
+    const bool present = record.slot && record.arrival != detail::lost_arrival;
+    const bool fresh = !record.slot;
     if (!present) f = load(record, sequence.index, id);
-    if (f.code == status::ok) s->spare[next++] = {&record, static_cast<chunk_id>(id), false, !present};
+    if (f.code == status::ok) s->spare[next++] = {&record, static_cast<chunk_id>(id), false, fresh};
   });
+  if (const fault settled = settle(s->spare, next); f.code == status::ok) f = settled;
 
   chunk_record* own = nullptr;
   if (shared && f.code == status::ok) {
@@ -69,8 +83,13 @@ status tiered_chunk_store::impl::truncate(sequence_handle sequence, std::int64_t
       f = make_fault(status::budget_exceeded, "no free slot", sequence.index, 1, 0);
       f.chunk = reopened;
     } else {
-      f = shared->slot ? tier->copy(own->slot->data, shared->slot->data, chunk_bytes)
-                       : tier->load(*shared, own->slot->data);
+      if (shared->slot && shared->arrival == 0) {
+        f = tier->copy_slot(*own->slot, *shared->slot);
+      } else {
+        tier->begin_loads(true);
+        f = tier->load(*shared, *own->slot);
+        if (const fault settled = settle(nullptr, 0); f.code == status::ok) f = settled;
+      }
       if (f.code != status::ok) f = detail::of_chunk(f, sequence.index, reopened);
     }
     if (f.code == status::ok) {
@@ -104,6 +123,7 @@ status tiered_chunk_store::impl::truncate(sequence_handle sequence, std::int64_t
   s->num_chunks = chunks;
   s->tokens = tokens;
   s->recalled_chunks = std::min(s->recalled_chunks, complete);
+  s->coming_complete = std::min(s->coming_complete, complete);
   s->span_tokens = 0;
   s->next_layer = 0;
   for (std::int32_t i = 0; i < geometry.key_streams; ++i)

@@ -65,6 +65,15 @@ class key_store final : public chunk_store {
   status recall(sequence_handle, view<const chunk_id, 1>, recall_report*, stream_ref) noexcept override {
     return status::unsupported;
   }
+  status start_recall(sequence_handle, view<const chunk_id, 1>, recall_report*,
+                      stream_ref) noexcept override {
+    return status::unsupported;
+  }
+  status poll_recall(sequence_handle) noexcept override { return status::unsupported; }
+  status finish_recall(sequence_handle, late_policy, recall_report*, stream_ref) noexcept override {
+    return status::unsupported;
+  }
+  status cancel_recall(sequence_handle) noexcept override { return status::unsupported; }
   status resident(sequence_handle, std::int32_t, resident_set*) const noexcept override {
     return status::unsupported;
   }

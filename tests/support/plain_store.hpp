@@ -160,6 +160,36 @@ class plain_store final : public chunk_store {
     return status::ok;
   }
 
+  /// Nothing moves between the tiers there are not, so the exchange happens in finish_recall().
+  status start_recall(sequence_handle handle, view<const chunk_id, 1> chunks, recall_report* report,
+                      stream_ref) noexcept override {
+    sequence* s = find(handle);
+    if (s == nullptr) return refused(handle);
+    if (s->started) return status::out_of_order;
+    s->asked.clear();
+    for (std::int64_t i = 0; i < chunks.shape[0]; ++i) s->asked.push_back(chunks(i));
+    s->started = true;
+    if (report != nullptr) *report = {};
+    return status::ok;
+  }
+  status poll_recall(sequence_handle handle) noexcept override {
+    return find(handle) == nullptr ? refused(handle) : status::ok;
+  }
+  status finish_recall(sequence_handle handle, late_policy, recall_report* report,
+                       stream_ref stream) noexcept override {
+    sequence* s = find(handle);
+    if (s == nullptr) return refused(handle);
+    if (!s->started) return status::out_of_order;
+    s->started = false;
+    const view<const chunk_id, 1> asked(s->asked.data(), s->asked.size());
+    return recall(handle, asked, report, stream);
+  }
+  status cancel_recall(sequence_handle handle) noexcept override {
+    sequence* s = find(handle);
+    if (s == nullptr) return refused(handle);
+    s->started = false;
+    return status::ok;
+  }
   status resident(sequence_handle handle, std::int32_t layer, resident_set* out) const noexcept override {
     const sequence* s = find(handle);
     if (s == nullptr) return refused(handle);
@@ -284,6 +314,8 @@ class plain_store final : public chunk_store {
     std::vector<std::vector<std::byte>> keys;
     bool all_resident = true;
     std::vector<chunk_id> wanted;                        ///< ascending, unless all are resident
+    bool started = false;                                ///< a recall is under way
+    std::vector<chunk_id> asked;                         ///< what it asked for
     std::vector<std::vector<resident_chunk>> residents;  ///< per layer: what resident() shows
   };
 

@@ -166,6 +166,19 @@ class failing_store final : public fm::chunk_store {
       return fail(fail_recall, s, 3);
     return inner_.recall(s, chunks, report, r);
   }
+  fm::status start_recall(fm::sequence_handle s, fm::view<const fm::chunk_id, 1> chunks,
+                          fm::recall_report* report, fm::stream_ref r) noexcept override {
+    ++recalls;
+    if (fail_recall != fm::status::ok && (only_sequence == ~0u || only_sequence == s.index))
+      return fail(fail_recall, s, 3);
+    return inner_.start_recall(s, chunks, report, r);
+  }
+  fm::status poll_recall(fm::sequence_handle s) noexcept override { return inner_.poll_recall(s); }
+  fm::status finish_recall(fm::sequence_handle s, fm::late_policy late, fm::recall_report* report,
+                           fm::stream_ref r) noexcept override {
+    return inner_.finish_recall(s, late, report, r);
+  }
+  fm::status cancel_recall(fm::sequence_handle s) noexcept override { return inner_.cancel_recall(s); }
   fm::status resident(fm::sequence_handle s, std::int32_t l, fm::resident_set* out) const noexcept override {
     if (fail_resident != fm::status::ok) return fail(fail_resident, s, 2);
     return inner_.resident(s, l, out);

@@ -33,6 +33,9 @@ struct sequence_info {
   std::size_t key_bytes = 0;         ///< fast tier: index keys, whole history, as reserved
   std::size_t table_bytes = 0;       ///< fast tier: tables of this sequence, as reserved
   std::size_t backing_bytes = 0;     ///< backing store: all chunks; shared ones count for each sequence
+  /// Slots that a recall under way holds besides, in the transition pool: chunks that are on their way, or
+  /// that other sequences had.
+  std::int64_t pending_chunks = 0;
 };
 
 /// A chunk that attention may read now.
@@ -66,18 +69,28 @@ struct recall_report {
   std::int64_t bytes = 0;    ///< recalled x chunk bytes
 };
 
+/// What finish_recall() does about copies that are still under way.
+enum class late_policy : std::int32_t {
+  keep,  ///< go on with the old set; a later call finishes
+  wait,  ///< wait for them, up to the store's deadline
+  fail,  ///< give them up
+};
+
 /// Running totals of a store since it was built.
 struct store_counters {
   std::int64_t chunks_sealed = 0;
   std::int64_t chunks_written = 0;  ///< chunk writes to the backing store
   std::int64_t bytes_written = 0;
-  std::int64_t recalls = 0;  ///< successful calls of recall()
+  std::int64_t recalls = 0;  ///< exchanges of a resident set, by recall() or finish_recall()
   std::int64_t recalls_failed = 0;
+  std::int64_t recalls_late = 0;       ///< finish_recall() that found copies under way
+  std::int64_t recalls_waited = 0;     ///< recall() and finish_recall() that had to wait for them
+  std::int64_t recalls_cancelled = 0;  ///< started and given up, by whichever call
   std::int64_t selected = 0, hits = 0, recalled = 0, refused = 0;  ///< sums of recall_report
   std::int64_t bytes_recalled = 0;
   std::int64_t copies_on_write =
       0;                    ///< chunks duplicated because a fork or rollback had to write into a shared one
-  std::int64_t faults = 0;  ///< calls that returned anything but ok
+  std::int64_t faults = 0;  ///< calls that returned anything but ok and pending
 };
 
 /// What a store occupies now, and may.
@@ -166,10 +179,42 @@ class FLASHMEMORY_API chunk_store {
   /// the chunks that are always resident, the sequence's resident set. The old set stays readable until the
   /// new one is complete; then they are exchanged in one step. What the quota has no room for is refused from
   /// the end of the list, and so are chunks that would have to be copied when no slot is free; they are
-  /// counted. On error the old set stays.
-  /// \returns out_of_range (fault: chunk), bad_argument for a duplicate, corrupt_chunk, io_error
+  /// counted. On error the old set stays. A recall of the sequence that is under way is cancelled; else this
+  /// is start_recall() and finish_recall() with late_policy::wait in one, with all free slots to use.
+  /// \returns out_of_range (fault: chunk), bad_argument for a duplicate, corrupt_chunk, io_error, cuda_error,
+  ///     timed_out
   virtual status recall(sequence_handle sequence, view<const chunk_id, 1> chunks, recall_report* report,
                         stream_ref stream) noexcept = 0;
+
+  /// Starts what recall() does and returns: chunks are copied into free slots while the old set stays the
+  /// resident set. On the CPU backend the copies have been made when it returns. One recall of a sequence can
+  /// be under way. All recalls under way together have the transition pool to copy into, so a recall may be
+  /// refused chunks that recall() would have found slots for.
+  /// \param[out] report  as of recall(), less what is only known at the end; may be null
+  /// \returns what recall() returns; out_of_order if one is under way. On error nothing has been started
+  virtual status start_recall(sequence_handle sequence, view<const chunk_id, 1> chunks, recall_report* report,
+                              stream_ref stream) noexcept = 0;
+
+  /// Whether the sequence's recall can be finished. Never blocks.
+  /// \returns ok if all copies have landed or none is under way; pending; else why a copy failed, after which
+  ///     finish_recall() returns the same and gives the recall up
+  virtual status poll_recall(sequence_handle sequence) noexcept = 0;
+
+  /// Exchanges the resident set at this point of the stream: work that is enqueued later attends to the new
+  /// set, which is what was asked for, what is always resident now, and the chunks completed since the start.
+  /// Where the latter leave too little of the quota, the end of the request is dropped and counted as refused.
+  /// \param      late    what to do about copies under way
+  /// \param[out] report  of the whole recall; written on ok, may be null
+  /// \returns out_of_order if no recall was started; with `keep` pending, then the old set stays and the recall
+  ///     goes on; with `wait` timed_out, likewise; with `fail` timed_out, then the recall is given up; the error
+  ///     of a copy, after which the recall is given up. The old set stays in all these cases
+  virtual status finish_recall(sequence_handle sequence, late_policy late, recall_report* report,
+                               stream_ref stream) noexcept = 0;
+
+  /// Gives up a recall that is under way; harmless if none is. Slots go back at once and are not written by
+  /// others before the copies into them have ended. close() and append_chunk() do it, and append() and truncate()
+  /// do where they drop chunks that the recall has asked for, or need its slots.
+  virtual status cancel_recall(sequence_handle sequence) noexcept = 0;
 
   /// What attention over `layer` may read now.
   /// \returns stale_slot if a slot was found to hold another chunk (counted, never masked)
