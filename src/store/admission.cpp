@@ -172,7 +172,7 @@ void tiered_chunk_store::impl::give_keys(std::byte* block, std::size_t bytes) no
       retired.push_back({block, bytes});
       return;
     }
-    tier->idle();
+    if (!tier->idle()) return;  // lost, and still counted: somebody may be writing it
   }
   fast.release_data(block, bytes, alignment);
 }
@@ -184,7 +184,7 @@ bool tiered_chunk_store::impl::retired_has(std::size_t bytes) const noexcept {
 
 /// Gives back what closed sequences have left in a fast tier that does not give back at once.
 void tiered_chunk_store::impl::reclaim() noexcept {
-  tier->idle();
+  if (!tier->idle()) return;
   for (const detail::retired_block& block : retired) fast.release_data(block.data, block.bytes, alignment);
   retired.clear();
   slots.reclaim(slots_to_keep());

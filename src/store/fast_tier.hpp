@@ -75,8 +75,13 @@ class fast_tier {
   /// Makes sure that the backing store has memory for records [0, records); false if there is none.
   virtual bool reserve_records(std::int64_t records) noexcept = 0;
 
-  /// Waits until nothing that was asked for is under way. For set-up calls.
-  virtual void idle() noexcept = 0;
+  /// Waits until nothing that was asked for is under way; false if that is not so at the deadline. For set-up
+  /// calls.
+  virtual bool idle() noexcept = 0;
+
+  /// Before everything is given back: waits for all work and does without the stream in force from then on, which
+  /// may not exist any more.
+  virtual void shut_down() noexcept = 0;
 
   /// Why the last allocation failed, if anything is known: " (cudaMalloc: out of memory)". Static storage.
   virtual const char* allocation_failure() noexcept = 0;
@@ -113,14 +118,12 @@ class fast_tier {
   /// Copies a record to a slot, which need not be its own.
   virtual fault load(const chunk_record& from, fast_slot& slot) noexcept = 0;
   /// Ends the group. \param[out] ticket  for the calls below, above every earlier one's; 0 = everything has
-  /// landed. On error what was started may still be under way, and slots may be released at once all the same.
+  /// landed. Slots may be released and records written while copies of theirs are under way, and after an error.
   virtual fault flush_loads(std::uint64_t* ticket) noexcept = 0;
   /// ok if the copies have landed, pending, or why they failed. Work queued after ok on any stream sees them.
   virtual fault loaded(std::uint64_t ticket) noexcept = 0;
   /// As loaded(), after waiting until the deadline at most, which makes pending timed_out.
   virtual fault await_loads(std::uint64_t ticket) noexcept = 0;
-  /// Nobody wants the copies any more, so records that they read may be written and slots be released.
-  virtual void abandon_loads(std::uint64_t ticket) noexcept = 0;
 
   /// Writes a chunk in host memory to a record.
   virtual fault write_record(chunk_record& record, const std::byte* chunk) noexcept = 0;
@@ -147,7 +150,7 @@ class fast_tier {
 };
 
 /// XXH3 of one layer's piece of a chunk.
-std::uint64_t checksum(const void* data, std::size_t bytes) noexcept;
+FLASHMEMORY_API std::uint64_t checksum(const void* data, std::size_t bytes) noexcept;
 
 }  // namespace detail
 }  // namespace v0

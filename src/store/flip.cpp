@@ -71,8 +71,6 @@ void tiered_chunk_store::impl::drop_recall(sequence_state& s) noexcept {
       record.arrival = 0;
     else if (code != status::pending)
       record.arrival = lost_arrival;
-    else if (s.coming[i].loaded)
-      tier->abandon_loads(record.arrival);
   }
   release_coming(s);
   ++counters.recalls_cancelled;

@@ -22,7 +22,8 @@ class host_tier final : public fast_tier {
   bool set_up(fast_memory& memory) noexcept override;
   void tear_down(fast_memory& memory) noexcept override;
   bool reserve_records(std::int64_t) noexcept override { return true; }
-  void idle() noexcept override {}
+  bool idle() noexcept override { return true; }
+  void shut_down() noexcept override {}
   const char* allocation_failure() noexcept override { return ""; }
   fault enter(stream_ref stream) noexcept override;
   fault leave(stream_ref) noexcept override { return {}; }
@@ -45,7 +46,6 @@ class host_tier final : public fast_tier {
   }
   fault loaded(std::uint64_t) noexcept override { return {}; }
   fault await_loads(std::uint64_t) noexcept override { return {}; }
-  void abandon_loads(std::uint64_t) noexcept override {}
   fault write_record(chunk_record& record, const std::byte* chunk) noexcept override;
   fault read_record(const chunk_record& record, std::byte* chunk) const noexcept override;
   fault read_piece(const chunk_record& record, std::int32_t layer, std::byte* piece) const noexcept override;

@@ -31,7 +31,6 @@ fault tiered_chunk_store::impl::settle(pinned_chunk* list, std::int64_t count) n
   std::uint64_t ticket = 0;
   fault f = tier->flush_loads(&ticket);
   if (f.code == status::ok) f = tier->await_loads(ticket);
-  if (f.code != status::ok) tier->abandon_loads(ticket);
   for (std::int64_t i = 0; f.code == status::ok && i < count; ++i) {
     chunk_record& record = *list[i].record;
     if (record.arrival == 0) continue;
@@ -80,7 +79,11 @@ fault tiered_chunk_store::impl::begin_recall(sequence_state& s, std::uint32_t se
                                              const view<const chunk_id, 1>& chunks, std::uint32_t requested,
                                              bool alone) noexcept {
   const std::int64_t count = chunks.shape[0], complete = s.complete_chunks();
-  std::int64_t room = alone ? slots.available() : slots.total() - quota_sum - slots_in_transit();
+  // Slabs may have more slots than open sequences need. They do not count, so that what is refused does not depend
+  // on the tier.
+  const std::int64_t spare_slots = slots.total() - slots_to_keep();
+  std::int64_t room =
+      alone ? slots.available() - spare_slots : transition_slots(nullptr) - slots_in_transit();
   recall_report r;
   r.selected = count;
   std::int64_t held = 0;  // of the new set
@@ -132,7 +135,6 @@ fault tiered_chunk_store::impl::begin_recall(sequence_state& s, std::uint32_t se
   s.coming_complete = complete;
   s.coming_report = r;
   if (f.code != status::ok) {
-    tier->abandon_loads(ticket);
     release_coming(s);
     f.sequence = sequence;
   }

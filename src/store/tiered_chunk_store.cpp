@@ -90,6 +90,7 @@ tiered_chunk_store::impl::impl(const store_options& wanted, std::unique_ptr<back
 }
 
 tiered_chunk_store::impl::~impl() {
+  tier->shut_down();
   for (std::int32_t i = 0; i < options.max_sequences; ++i)
     if (places[i].state) discard(static_cast<std::uint32_t>(i));
   reclaim();
@@ -156,10 +157,10 @@ tiered_chunk_store::tiered_chunk_store(const store_options& options, std::unique
   impl_ = std::make_unique<impl>(options, std::move(backing), nullptr);
 }
 
-tiered_chunk_store::tiered_chunk_store(std::unique_ptr<detail::fast_tier> tier,
-                                       const store_options& options) {
+tiered_chunk_store::tiered_chunk_store(std::unique_ptr<detail::fast_tier> tier, const store_options& options,
+                                       std::unique_ptr<backing_store> backing) {
   if (!tier) throw argument_error(status::null_data, "tiered_chunk_store: the fast tier is null");
-  impl_ = std::make_unique<impl>(options, nullptr, std::move(tier));
+  impl_ = std::make_unique<impl>(options, std::move(backing), std::move(tier));
 }
 
 tiered_chunk_store::~tiered_chunk_store() = default;

@@ -14,7 +14,7 @@ class player {
       : store_(options), shadow_(options), random_(seed) {}
 
   void step() {
-    switch (below(16)) {
+    switch (below(20)) {
       case 0:
         return open();
       case 1:
@@ -30,6 +30,13 @@ class player {
       case 7:
       case 8:
         return append_keys();
+      case 16:
+      case 17:
+        return start();
+      case 18:
+        return finish();
+      case 19:
+        return below(3) == 0 ? cancel() : finish();
       default:
         return append();
     }
@@ -57,6 +64,8 @@ class player {
     REQUIRE(c.recalled == e.recalled);
     REQUIRE(c.refused == e.refused);
     REQUIRE(c.bytes_recalled == e.bytes_recalled);
+    REQUIRE(c.recalls_cancelled == e.recalls_cancelled);
+    REQUIRE(c.recalls_late == 0);
     REQUIRE(c.copies_on_write == e.copies_on_write);
     REQUIRE(c.faults == e.faults);
     REQUIRE(c.selected == c.hits + c.recalled + c.refused);
@@ -135,6 +144,7 @@ class player {
     const auto at = std::next(shadow_.open.begin(), below(std::int64_t(shadow_.open.size())));
     const fm::sequence_handle handle = at->second.s.handle;
     expect(store_.close(handle), status::ok);
+    shadow_.cancel(at->second);
     shadow_.open.erase(at);
     shadow_.forget_unused();
     expect(store_.close(handle), status::stale_sequence);
@@ -197,14 +207,64 @@ class player {
     if (fits) rows.insert(rows.end(), keys.begin(), keys.begin() + count * shadow_.g.key_bytes);
   }
 
-  void recall() {
-    shadow_sequence* const q = any();
-    if (!q) return;
+  std::vector<fm::chunk_id> random_request(const shadow_sequence& q) {
     std::vector<fm::chunk_id> ids;
-    for (int id = 0; id < shadow_.complete(*q); ++id)
+    for (int id = 0; id < shadow_.complete(q); ++id)
       if (below(3) != 0) ids.push_back(id);
     if (below(2) == 0) std::shuffle(ids.begin(), ids.end(), random_);
     if (below(2) == 0) ids.resize(ids.size() / 2);
+    return ids;
+  }
+
+  void start() {
+    shadow_sequence* const q = any();
+    if (!q) return;
+    const auto ids = random_request(*q);
+    fm::recall_report r;
+    const fm::view<const fm::chunk_id, 1> wanted(ids.data(), ids.size());
+    expect(store_.start_recall(q->s.handle, wanted, &r, host),
+           q->pending ? status::out_of_order : status::ok);
+    if (q->pending) {
+      ++shadow_.counters.recalls_failed;
+      return;
+    }
+    same(r, shadow_.start(*q, ids));
+    REQUIRE(info(store_, q->s).pending_chunks == q->coming_extra);
+    REQUIRE(store_.poll_recall(q->s.handle) == status::ok);
+  }
+
+  void finish() {
+    shadow_sequence* const q = any();
+    if (!q) return;
+    fm::recall_report r;
+    const auto late = below(2) == 0 ? fm::late_policy::keep : fm::late_policy::fail;
+    expect(store_.finish_recall(q->s.handle, late, &r, host), q->pending ? status::ok : status::out_of_order);
+    if (q->pending)
+      same(r, shadow_.finish(*q));
+    else
+      ++shadow_.counters.recalls_failed;
+  }
+
+  void cancel() {
+    shadow_sequence* const q = any();
+    if (!q) return;
+    expect(store_.cancel_recall(q->s.handle), status::ok);
+    shadow_.cancel(*q);
+  }
+
+  static void same(const fm::recall_report& r, const fm::recall_report& e) {
+    REQUIRE(r.selected == e.selected);
+    REQUIRE(r.hits == e.hits);
+    REQUIRE(r.recalled == e.recalled);
+    REQUIRE(r.refused == e.refused);
+    REQUIRE(r.evicted == e.evicted);
+    REQUIRE(r.bytes == e.bytes);
+  }
+
+  void recall() {
+    shadow_sequence* const q = any();
+    if (!q) return;
+    std::vector<fm::chunk_id> ids = random_request(*q);
     if (below(10) == 0) {
       ids.push_back(shadow_.complete(*q));
       expect(store_testing::recall(store_, q->s, ids), status::out_of_range);
@@ -213,13 +273,7 @@ class player {
     }
     fm::recall_report r;
     expect(store_testing::recall(store_, q->s, ids, &r), status::ok);
-    const fm::recall_report e = shadow_.recall(*q, ids);
-    REQUIRE(r.selected == e.selected);
-    REQUIRE(r.hits == e.hits);
-    REQUIRE(r.recalled == e.recalled);
-    REQUIRE(r.refused == e.refused);
-    REQUIRE(r.evicted == e.evicted);
-    REQUIRE(r.bytes == e.bytes);
+    same(r, shadow_.recall(*q, ids));
   }
 
   void append_chunk() {

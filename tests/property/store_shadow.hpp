@@ -24,6 +24,13 @@ struct shadow_sequence {
   std::int64_t span_tokens = 0;
   std::int32_t next_layer = 0;
   std::vector<std::uint64_t> span_tags;
+
+  bool pending = false;     ///< a recall is under way
+  std::vector<int> coming;  ///< what it brings, by importance
+  std::set<int> brought;    ///< of that, what was copied
+  int coming_extra = 0;     ///< of that, what was not resident at the start
+  int coming_complete = 0;
+  fm::recall_report coming_report;
 };
 
 class shadow_store {
@@ -55,19 +62,37 @@ class shadow_store {
     std::set<int> records;
     for (const auto& [key, q] : open)
       for (int id : q.resident) records.insert(q.chunks[std::size_t(id)]);
+    for (const auto& [key, q] : open)
+      for (int id : q.coming) records.insert(q.chunks[std::size_t(id)]);
     return records;
   }
-  std::int64_t slots() const {
-    std::int64_t total = 0, transition = 0;
+  std::int64_t in_transit() const {
+    std::int64_t n = 0;
+    for (const auto& [key, q] : open) n += q.coming_extra;
+    return n;
+  }
+  std::int64_t transition_slots() const {
+    std::int64_t transition = 0;
     for (const auto& [key, q] : open) {
-      total += q.quota;
       if (q.whole) continue;
       transition = std::max(
           transition, options.transition_chunks == 0
                           ? q.quota
                           : std::max<std::int64_t>(options.transition_chunks, q.options.recent_chunks + 1));
     }
-    return total + transition;
+    return transition;
+  }
+  std::int64_t slots() const {
+    std::int64_t total = std::max(transition_slots(), in_transit());
+    for (const auto& [key, q] : open) total += q.quota;
+    return total;
+  }
+  void cancel(shadow_sequence& q) {
+    if (q.pending) ++counters.recalls_cancelled;
+    q.pending = false;
+    q.coming.clear();
+    q.brought.clear();
+    q.coming_extra = 0;
   }
   void forget_unused() {
     std::set<int> used;
@@ -126,7 +151,9 @@ class shadow_store {
   }
   void append_layer(shadow_sequence& q, std::int64_t tokens, const std::vector<std::uint64_t>& tags) {
     if (q.next_layer == 0) {
-      for (int id : giving_way(q, tokens)) {
+      const auto gone = giving_way(q, tokens);
+      if (!gone.empty()) cancel(q);
+      for (int id : gone) {
         q.resident.erase(id);
         q.imported.erase(id);
       }
@@ -145,7 +172,75 @@ class shadow_store {
     q.span_tags.clear();
   }
 
+  fm::recall_report start(shadow_sequence& q, const std::vector<fm::chunk_id>& wanted) {
+    fm::recall_report r;
+    const int done = complete(q);
+    const std::set<int> had_slot = slotted();
+    std::set<int> records = had_slot, all(wanted.begin(), wanted.end());
+    std::int64_t held = 0, room = transition_slots() - in_transit();
+    const std::int64_t free = slots();
+    for (int id : q.resident)
+      if (forced(q, id, done)) {
+        ++held;
+        if (id < done) {
+          all.insert(id);
+          ++r.hits;
+        }
+      }
+    r.selected = std::int64_t(all.size());
+    for (int id : wanted) {
+      const int record = q.chunks[std::size_t(id)];
+      const bool own = q.resident.count(id) > 0, present = had_slot.count(record) > 0;
+      if (!forced(q, id, done)) {
+        if (held == q.quota || (!own && room <= 0) || (!present && std::int64_t(records.size()) >= free)) {
+          ++r.refused;
+          continue;
+        }
+        ++held;
+        room -= !own;
+        ++(present ? r.hits : r.recalled);
+      }
+      q.coming.push_back(id);
+      records.insert(record);
+      if (!present) q.brought.insert(id);
+      q.coming_extra += !own;
+    }
+    q.pending = true;
+    q.coming_complete = done;
+    q.coming_report = r;
+    r.bytes = r.recalled * std::int64_t(fm::chunk_layout(g).chunk_bytes());
+    return r;
+  }
+
+  fm::recall_report finish(shadow_sequence& q) {
+    fm::recall_report r = q.coming_report;
+    const int done = complete(q);
+    std::set<int> next;
+    for (int id : q.resident)
+      if (id >= q.coming_complete || forced(q, id, done)) next.insert(id);
+    for (int id : q.coming) {
+      if (next.count(id)) continue;
+      if (std::int64_t(next.size()) < q.quota) {
+        next.insert(id);
+        continue;
+      }
+      --(q.brought.count(id) ? r.recalled : r.hits);
+      ++r.refused;
+    }
+    for (int id : q.resident) r.evicted += next.count(id) == 0;
+    r.bytes = r.recalled * std::int64_t(fm::chunk_layout(g).chunk_bytes());
+    q.resident = next;
+    q.recalled = q.coming_complete;
+    q.imported.clear();
+    const std::int64_t cancelled = counters.recalls_cancelled;
+    cancel(q);
+    counters.recalls_cancelled = cancelled;
+    count(r);
+    return r;
+  }
+
   fm::recall_report recall(shadow_sequence& q, const std::vector<fm::chunk_id>& wanted) {
+    cancel(q);
     fm::recall_report r;
     const int done = complete(q);
     const std::set<int> old = q.resident;
@@ -181,13 +276,17 @@ class shadow_store {
     q.resident = next;
     q.recalled = done;
     q.imported.clear();
+    count(r);
+    return r;
+  }
+
+  void count(const fm::recall_report& r) {
     ++counters.recalls;
     counters.selected += r.selected;
     counters.hits += r.hits;
     counters.recalled += r.recalled;
     counters.refused += r.refused;
     counters.bytes_recalled += r.bytes;
-    return r;
   }
 
   /// Of `candidates`, what stays beside what must: the newest, as far as the quota goes.
@@ -204,6 +303,7 @@ class shadow_store {
   void truncate(shadow_sequence& q, std::int64_t tokens) {
     const int chunks = existing(tokens);
     const int done = int(g.entries_for(tokens) / g.entries_per_chunk);
+    give_up_for_rollback(q, chunks, done);
     if (chunks > done) {
       int& record = q.chunks[std::size_t(done)];
       if (sealed.count(record)) {
@@ -221,6 +321,7 @@ class shadow_store {
     q.chunks.resize(std::size_t(chunks));
     q.s.tokens = tokens;
     q.recalled = std::min(q.recalled, done);
+    q.coming_complete = std::min(q.coming_complete, done);
     q.s.tags.resize(std::size_t(g.entries_for(tokens)));
     q.span_tokens = 0;
     q.next_layer = 0;
@@ -230,6 +331,32 @@ class shadow_store {
       if (stream.size() > most) stream.resize(most);
     }
     forget_unused();
+  }
+
+  /// A rollback ends the sequence's recall if it has asked for what goes, and others as it needs their slots.
+  void give_up_for_rollback(shadow_sequence& q, int chunks, int done) {
+    std::int64_t kept = 0;
+    std::vector<int> missing;
+    for (int id : q.resident) kept += id < chunks;
+    for (int id = 0; id < chunks; ++id)
+      if (forced(q, id, done) && q.resident.count(id) == 0) missing.push_back(id);
+    if (q.whole) missing.clear();
+    bool concerned = !q.coming.empty() && kept + std::int64_t(missing.size()) > q.quota;
+    for (int id : q.coming) concerned = concerned || id >= done;
+    if (concerned) cancel(q);
+    const bool copies = chunks > done && sealed.count(q.chunks[std::size_t(done)]) &&
+                        references(q.chunks[std::size_t(done)]) > 1;
+    const auto short_of_slots = [&] {
+      const std::set<int> used = slotted();
+      std::int64_t wanted = copies;
+      for (int id : missing) wanted += used.count(q.chunks[std::size_t(id)]) == 0;
+      return slots() - std::int64_t(used.size()) < wanted;
+    };
+    if (short_of_slots()) cancel(q);
+    std::map<std::uint32_t, shadow_sequence*, std::greater<>> by_place;
+    for (auto& [key, other] : open) by_place[other.s.handle.index] = &other;
+    for (auto& [place, other] : by_place)
+      if (short_of_slots()) cancel(*other);
   }
 
   shadow_sequence fork(const shadow_sequence& parent, const fm::sequence_options& o) {
@@ -270,6 +397,7 @@ class shadow_store {
     q.s.tokens += tokens;
     if (tags.empty()) return;
     const int id = int(q.chunks.size()), done = id + (tokens == g.tokens_per_chunk());
+    cancel(q);
     q.resident = after_import(q, done);
     q.chunks.push_back(next_record++);
     if (done > id) seal(q.chunks.back());

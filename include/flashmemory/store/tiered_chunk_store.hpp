@@ -53,8 +53,9 @@ class FLASHMEMORY_API tiered_chunk_store final : public chunk_store {
   /// With a backing store of the engine's own, which must have room for backing_bytes / chunk bytes records.
   tiered_chunk_store(const store_options& options, std::unique_ptr<backing_store> backing);
 
-  /// For backends: with a fast tier of theirs.
-  tiered_chunk_store(std::unique_ptr<detail::fast_tier> tier, const store_options& options);
+  /// For backends: with a fast tier of theirs, and perhaps a backing store of the engine's.
+  tiered_chunk_store(std::unique_ptr<detail::fast_tier> tier, const store_options& options,
+                     std::unique_ptr<backing_store> backing);
 
   ~tiered_chunk_store() override;
 

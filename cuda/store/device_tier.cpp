@@ -1,0 +1,289 @@
+// SPDX-License-Identifier: MIT
+#include "store/device_tier.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <flashmemory/error.hpp>
+
+#include "core/device_guard.hpp"
+
+namespace flashmemory {
+inline namespace v0 {
+namespace cuda {
+namespace detail {
+
+using flashmemory::detail::make_fault;
+
+namespace {
+
+constexpr std::size_t alignment = 256;
+constexpr std::size_t piece_memory = std::size_t{4} << 20, staging_memory = std::size_t{64} << 20;
+
+std::int64_t buffers_in(std::size_t bytes, std::size_t each) noexcept {
+  return std::clamp<std::int64_t>(static_cast<std::int64_t>(bytes / each), 2, 64);
+}
+
+void require(cudaError_t code, const char* what) {
+  if (code != cudaSuccess)
+    throw error(status::cuda_error, fmt::format("{}: {}", what, cudaGetErrorString(code)));
+}
+
+const device_options& checked(const device_options& options) {
+  const auto refuse = [](const char* field, std::int64_t value, const char* rule) {
+    throw argument_error(status::bad_argument,
+                         fmt::format("device_options::{} is {}; {}", field, value, rule));
+  };
+  int count = 0;
+  if (cudaGetDeviceCount(&count) != cudaSuccess) count = 0;
+  if (options.device < 0 || options.device >= count)
+    throw error(
+        status::unsupported,
+        fmt::format("device_options::device is {}, but {} CUDA devices are there", options.device, count));
+  if (options.num_sms < 1) refuse("num_sms", options.num_sms, "it must be at least 1");
+  if (options.touch_threads < 1) refuse("touch_threads", options.touch_threads, "it must be at least 1");
+  if (options.initial_slots < 0) refuse("initial_slots", options.initial_slots, "it must not be negative");
+  if (options.pinned_slab_bytes < 1) refuse("pinned_slab_bytes", 0, "it must be at least 1");
+  if (options.deadline.count() < 1) refuse("deadline", options.deadline.count(), "it must be at least 1 ms");
+  if (options.on_demand != recall_method::kernel && options.on_demand != recall_method::copy_engine)
+    refuse("on_demand", static_cast<int>(options.on_demand), "it must be kernel or copy_engine");
+  if (!options.device_memory.allocate != !options.device_memory.deallocate)
+    throw argument_error(status::null_data, "device_options::device_memory lacks a function");
+  if (!options.pinned_memory.allocate != !options.pinned_memory.deallocate)
+    throw argument_error(status::null_data, "device_options::pinned_memory lacks a function");
+  return options;
+}
+
+}  // namespace
+
+device_tier::device_tier(const kv_geometry& geometry, const device_options& options)
+    : options_(checked(options)),
+      layout_(geometry),
+      chunk_bytes_(layout_.chunk_bytes()),
+      layer_bytes_(layout_.layer_bytes()),
+      raw_layer_bytes_(std::size_t(geometry.kv_heads) *
+                       (layout_.key_block_bytes() + layout_.value_block_bytes())),
+      num_pieces_(buffers_in(piece_memory, layer_bytes_)),
+      pinned_(pinned_memory(), chunk_bytes_, options_.pinned_slab_bytes) {
+  const device_guard guard(options_.device);
+  require(in_.open(), "making the stream for copies to the device");
+  require(out_.open(), "making the stream for copies from the device");
+  require(cudaEventCreateWithFlags(&compute_event_, cudaEventDisableTiming), "making an event");
+  compute_ = in_.stream();
+}
+
+/// The engine's, or the default: registering is faster where the device can use the host's pointers to what was
+/// registered.
+memory_resource device_tier::pinned_memory() {
+  if (options_.pinned_memory.allocate) return options_.pinned_memory;
+  int same_pointer = 0;
+  require(
+      cudaDeviceGetAttribute(&same_pointer, cudaDevAttrCanUseHostPointerForRegisteredMem, options_.device),
+      "asking for a device attribute");
+  options_.pinned_memory =
+      same_pointer ? touched_pinned_memory(&options_.touch_threads) : allocated_pinned_memory();
+  return options_.pinned_memory;
+}
+
+device_tier::~device_tier() {
+  const device_guard guard(options_.device);
+  if (compute_event_) cudaEventDestroy(compute_event_);
+  in_.close();
+  out_.close();
+}
+
+fault device_tier::check(cudaError_t code, const char* what) const noexcept {
+  if (code == cudaSuccess) return {};
+  if (code == cudaErrorNotReady) return make_fault(status::timed_out, what);
+  cudaGetLastError();
+  fault f = make_fault(status::cuda_error, what);
+  f.os_error = static_cast<std::int32_t>(code);
+  return f;
+}
+
+memory_resource device_tier::memory() const noexcept {
+  memory_resource resource;
+  resource.context = const_cast<device_tier*>(this);
+  resource.allocate = [](void* context, std::size_t bytes, std::size_t wanted) -> void* {
+    auto& self = *static_cast<device_tier*>(context);
+    const device_guard guard(self.options_.device);
+    const memory_resource& own = self.options_.device_memory;
+    if (own.allocate) return own.allocate(own.context, bytes, std::max(wanted, alignment));
+    void* block = nullptr;
+    const cudaError_t code = cudaMalloc(&block, bytes);  // aligned to 256 bytes
+    if (code == cudaSuccess) return block;
+    cudaGetLastError();
+    std::snprintf(self.failure_, sizeof self.failure_, " (cudaMalloc: %s)", cudaGetErrorString(code));
+    return nullptr;
+  };
+  resource.deallocate = [](void* context, void* block, std::size_t bytes, std::size_t wanted) {
+    auto& self = *static_cast<device_tier*>(context);
+    const device_guard guard(self.options_.device);
+    const memory_resource& own = self.options_.device_memory;
+    if (own.allocate)
+      own.deallocate(own.context, block, bytes, std::max(wanted, alignment));
+    else
+      cudaFree(block);
+  };
+  return resource;
+}
+
+void device_tier::open_backing(const store_options& options, std::int64_t records,
+                               std::unique_ptr<backing_store> own) {
+  if (own)
+    backing_ = std::move(own);
+  else if (!options.backing_path.empty())
+    backing_ = make_file_backing(options.backing_path, records, chunk_bytes_);
+  else if (options.verify_ram)
+    backing_ = make_ram_backing(records, chunk_bytes_, options.memory);
+  verify_ = backing_ && (options.verify_ram || backing_->needs_verification());
+  if (!backing_) pinned_.set_limit(records);
+}
+
+bool device_tier::set_up(fast_memory& memory) noexcept {
+  const device_guard guard(options_.device);
+  pieces_ = static_cast<std::byte*>(memory.allocate_data(workspace_bytes(), alignment));
+  if (!pieces_) return false;
+  bool made = cudaMemset(pieces_, 0, workspace_bytes()) == cudaSuccess &&  // the padding stays zero
+              cudaDeviceSynchronize() == cudaSuccess;
+  if (made && staged()) {
+    num_staging_ = buffers_in(staging_memory, chunk_bytes_);
+    staging_ = static_cast<std::byte*>(options_.pinned_memory.allocate(
+        options_.pinned_memory.context, std::size_t(num_staging_) * chunk_bytes_, 4096));
+    made = staging_ != nullptr;
+    if (!made) std::snprintf(failure_, sizeof failure_, " (no pinned memory for staging)");
+  }
+  if (!made) tear_down(memory);
+  return made;
+}
+
+void device_tier::tear_down(fast_memory& memory) noexcept {
+  const device_guard guard(options_.device);
+  cudaStreamSynchronize(in_.stream());
+  cudaStreamSynchronize(out_.stream());
+  memory.release_data(pieces_, workspace_bytes(), alignment);
+  if (staging_)
+    options_.pinned_memory.deallocate(options_.pinned_memory.context, staging_,
+                                      std::size_t(num_staging_) * chunk_bytes_, 4096);
+  pieces_ = staging_ = nullptr;
+}
+
+bool device_tier::reserve_records(std::int64_t records) noexcept {
+  if (staged()) return true;
+  const device_guard guard(options_.device);
+  if (pinned_.reserve(records)) return true;
+  std::snprintf(failure_, sizeof failure_, " (no pinned memory for %lld chunks)",
+                static_cast<long long>(records));
+  return false;
+}
+
+bool device_tier::idle() noexcept {
+  const device_guard guard(options_.device);
+  return cudaEventRecord(compute_event_, compute_) == cudaSuccess &&
+         wait_for(compute_event_, options_.deadline) == cudaSuccess &&
+         in_.wait(in_.issued(), options_.deadline) == cudaSuccess &&
+         out_.wait(out_.issued(), options_.deadline) == cudaSuccess;
+}
+
+void device_tier::shut_down() noexcept {
+  const device_guard guard(options_.device);
+  cudaDeviceSynchronize();
+  compute_ = in_.stream();
+}
+
+fault device_tier::enter(stream_ref stream) noexcept {
+  if (stream.is_host()) return make_fault(status::unsupported, "the host stream on the CUDA backend");
+  num_targets_ = 0;
+  num_outgoing_ = num_saves_ = 0;
+  if (stream.cuda() == compute_) return {};
+  const device_guard guard(options_.device);
+  const cudaError_t code = follow_compute(stream.cuda());
+  if (code == cudaSuccess) compute_ = stream.cuda();
+  return check(code, "ordering the stream behind the one before");
+}
+
+fault device_tier::leave(stream_ref) noexcept { return flush_saves(); }
+
+/// What is enqueued on `lane` from now on comes after everything that is on the caller's stream now.
+cudaError_t device_tier::follow_compute(cudaStream_t lane) const noexcept {
+  const cudaError_t code = cudaEventRecord(compute_event_, compute_);
+  return code == cudaSuccess ? cudaStreamWaitEvent(lane, compute_event_, 0) : code;
+}
+
+/// What is enqueued on the caller's stream from now on comes after the copies into the slot and out of it.
+cudaError_t device_tier::fence(const fast_slot& slot) noexcept {
+  const cudaError_t code = in_.hold_back(compute_, slot.loads, &compute_saw_in_);
+  return code == cudaSuccess ? out_.hold_back(compute_, slot.saves, &compute_saw_out_) : code;
+}
+
+void device_tier::poison(fast_slot& slot) noexcept {
+  const device_guard guard(options_.device);
+  if (follow_compute(in_.stream()) == cudaSuccess &&
+      out_.hold_back(in_.stream(), slot.saves, &in_saw_out_) == cudaSuccess &&
+      cudaMemsetAsync(slot.data, 0xff, chunk_bytes_, in_.stream()) == cudaSuccess &&
+      in_.mark() == cudaSuccess)
+    slot.loads = in_.issued();
+}
+
+void device_tier::prepare(fast_slot& slot) noexcept {
+  const device_guard guard(options_.device);
+  // An error here is sticky: the launch of the rows reports it.
+  if (fence(slot) == cudaSuccess && raw_layer_bytes_ < layer_bytes_)
+    cudaMemset2DAsync(slot.data + raw_layer_bytes_, layer_bytes_, 0, layer_bytes_ - raw_layer_bytes_,
+                      std::size_t(layout_.geometry.layers), compute_);
+}
+
+fault device_tier::copy_slot(fast_slot& to, const fast_slot& from) noexcept {
+  const device_guard guard(options_.device);
+  cudaError_t code = fence(to);
+  if (code == cudaSuccess) code = fence(from);
+  if (code == cudaSuccess)
+    code = cudaMemcpyAsync(to.data, from.data, chunk_bytes_, cudaMemcpyDeviceToDevice, compute_);
+  return check(code, "copying a slot");
+}
+
+fault device_tier::copy_keys(std::byte* to, const std::byte* from, std::size_t bytes) noexcept {
+  const device_guard guard(options_.device);
+  return check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, compute_), "copying index keys");
+}
+
+fault device_tier::read_slot(const fast_slot& slot, std::byte* chunk) const noexcept {
+  const std::lock_guard<std::mutex> lock(read_mutex_);
+  const device_guard guard(options_.device);
+  cudaError_t code = cudaEventRecord(compute_event_, compute_);
+  if (code == cudaSuccess) code = wait_for(compute_event_, options_.deadline);
+  if (code == cudaSuccess) code = in_.wait(slot.loads, options_.deadline);
+  if (code == cudaSuccess) code = out_.wait(out_.issued(), options_.deadline);
+  if (code == cudaSuccess)
+    code = cudaMemcpyAsync(chunk, slot.data, chunk_bytes_, cudaMemcpyDeviceToHost, out_.stream());
+  if (code == cudaSuccess) code = cudaStreamSynchronize(out_.stream());
+  return check(code, "reading a slot");
+}
+
+fault device_tier::write_slot(fast_slot& slot, const std::byte* chunk) noexcept {
+  const device_guard guard(options_.device);
+  cudaError_t code = cudaEventRecord(compute_event_, compute_);
+  if (code == cudaSuccess) code = wait_for(compute_event_, options_.deadline);
+  if (code == cudaSuccess) code = in_.wait(in_.issued(), options_.deadline);
+  if (code == cudaSuccess) code = out_.wait(slot.saves, options_.deadline);
+  if (code == cudaSuccess)
+    code = cudaMemcpyAsync(slot.data, chunk, chunk_bytes_, cudaMemcpyHostToDevice, in_.stream());
+  if (code == cudaSuccess) code = in_.mark();
+  if (code == cudaSuccess) {
+    slot.loads = in_.issued();
+    code = in_.wait(slot.loads, options_.deadline);
+  }
+  return check(code, "writing a slot");
+}
+
+fault device_tier::append_keys(std::byte* pages, std::int64_t first_key,
+                               const view<const std::byte, 2>& keys) noexcept {
+  const device_guard guard(options_.device);
+  return check(launch_keys(layout_.geometry, pages, first_key, keys, compute_), "writing index keys");
+}
+
+}  // namespace detail
+}  // namespace cuda
+}  // namespace v0
+}  // namespace flashmemory
