@@ -11,6 +11,8 @@
 #include <flashmemory/memory.hpp>
 #include <utility>
 
+#include "core/device_guard.hpp"
+
 namespace flashmemory {
 inline namespace v0 {
 namespace cuda {
@@ -22,25 +24,6 @@ inline void ask(cudaError_t code, const char* purpose) {
   cudaGetLastError();  // or the next launch would report it again
   throw error(status::cuda_error, fmt::format("{}: {}", purpose, cudaGetErrorString(code)));
 }
-
-/// Makes a device current for a scope.
-class device_guard {
- public:
-  explicit device_guard(int device) noexcept {
-    if (cudaGetDevice(&before_) != cudaSuccess) before_ = -1;
-    if (before_ != device) cudaSetDevice(device);
-    changed_ = before_ != device;
-  }
-  device_guard(const device_guard&) = delete;
-  device_guard& operator=(const device_guard&) = delete;
-  ~device_guard() {
-    if (changed_ && before_ >= 0) cudaSetDevice(before_);
-  }
-
- private:
-  int before_ = -1;
-  bool changed_ = false;
-};
 
 enum class block_kind { device, pinned };
 
@@ -54,9 +37,10 @@ class memory_block {
     if (memory_.allocate != nullptr) {
       data_ = memory_.allocate(memory_.context, bytes_, alignment);
     } else {
-      const cudaError_t code = kind == block_kind::device
-                                   ? cudaMalloc(&data_, bytes_)
-                                   : cudaHostAlloc(&data_, bytes_, cudaHostAllocPortable | cudaHostAllocMapped);
+      const cudaError_t code =
+          kind == block_kind::device
+              ? cudaMalloc(&data_, bytes_)
+              : cudaHostAlloc(&data_, bytes_, cudaHostAllocPortable | cudaHostAllocMapped);
       if (code != cudaSuccess) {
         cudaGetLastError();
         data_ = nullptr;

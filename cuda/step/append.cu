@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include "step/convert.cuh"
-#include "step/key_page.cuh"
 #include "step/kernels.hpp"
+#include "step/key_page.cuh"
 
 namespace flashmemory {
 inline namespace v0 {
@@ -11,8 +11,8 @@ namespace {
 
 constexpr int threads = 128;
 
-__device__ __forceinline__ void copy_row(const append_target& target, std::int32_t head, const row_source& from,
-                                         dtype stored) {
+__device__ __forceinline__ void copy_row(const append_target& target, std::int32_t head,
+                                         const row_source& from, dtype stored) {
   std::byte* const block = target.chunk + from.offset + head * from.head_bytes;
   const std::int64_t to = std::int64_t{target.entry} * from.dim;
   const std::int64_t at = target.row * from.row_stride + head * from.head_stride;
@@ -39,9 +39,9 @@ __global__ void __launch_bounds__(threads)
   const int values = page.key_bytes - 4;
   bool nan = false;
   for (int i = static_cast<int>(threadIdx.x); i < values; i += threads)
-    nan = nan || (std::to_integer<int>(row[i]) & 0x7f) == 0x7f;
+    nan = nan || (static_cast<int>(row[i]) & 0x7f) == 0x7f;
   std::uint32_t scale = 0;
-  for (int i = 0; i < 4; ++i) scale |= std::to_integer<std::uint32_t>(row[values + i]) << 8 * i;
+  for (int i = 0; i < 4; ++i) scale |= static_cast<std::uint32_t>(row[values + i]) << 8 * i;
   nan = nan || (scale & 0x7f800000u) == 0x7f800000u;
   nan = __syncthreads_or(nan) != 0;
   if (nan && threadIdx.x == 0) atomicAdd_system(nan_keys, 1ull);
@@ -64,8 +64,8 @@ cudaError_t launch_append(const append_target* targets, std::int64_t count, std:
 cudaError_t launch_append_keys(const append_target* targets, std::int64_t rows, std::int32_t per_row,
                                const std::byte* keys, const key_page& page, unsigned long long* nan_keys,
                                cudaStream_t stream) noexcept {
-  append_keys_kernel<<<static_cast<unsigned>(rows * per_row), threads, 0, stream>>>(targets, per_row, keys, page,
-                                                                                     nan_keys);
+  append_keys_kernel<<<static_cast<unsigned>(rows * per_row), threads, 0, stream>>>(targets, per_row, keys,
+                                                                                    page, nan_keys);
   return cudaGetLastError();
 }
 

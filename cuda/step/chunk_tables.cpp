@@ -23,8 +23,8 @@ bool is_empty(const batch_item& item) noexcept { return item.sequence == sequenc
 const chunk_tables_options& checked(const chunk_tables_options& o) {
   const auto require = [](bool holds, const char* field, const char* wanted, std::int64_t found) {
     if (!holds)
-      throw argument_error(status::bad_argument,
-                           fmt::format("chunk_tables_options::{} must be {}, it is {}", field, wanted, found));
+      throw argument_error(status::bad_argument, fmt::format("chunk_tables_options::{} must be {}, it is {}",
+                                                             field, wanted, found));
   };
   constexpr std::int64_t most = std::int64_t{1} << 31;
   require(o.rows >= 1 && o.rows <= 65536, "rows", "in [1, 65536]", o.rows);
@@ -42,12 +42,13 @@ chunk_tables::chunk_tables(const chunk_tables_options& options) : chunk_tables(o
 chunk_tables::chunk_tables(const chunk_tables_options& options, std::int64_t more_words)
     : options_(checked(options)) {
   const detail::device_guard guard(options_.device);
-  words_ = std::make_unique<detail::table_words>(options_.rows * (row_words + options_.max_chunks) + more_words,
-                                                 options_.memory, options_.pinned, options_.staging_steps,
-                                                 options_.deadline);
+  words_ = std::make_unique<detail::table_words>(
+      options_.rows * (row_words + options_.max_chunks) + more_words, options_.memory, options_.pinned,
+      options_.staging_steps, options_.deadline);
   fault f;
   if (words_->begin(&f) != status::ok) throw error(f.code, describe(f));
-  for (std::int64_t r = 0; r < options_.rows; ++r) words_->set(r * row_words, lists() + r * options_.max_chunks);
+  for (std::int64_t r = 0; r < options_.rows; ++r)
+    words_->set(r * row_words, lists() + r * options_.max_chunks);
   if (words_->send(nullptr, &f) != status::ok) throw error(f.code, describe(f));
   detail::ask(cudaDeviceSynchronize(), "device tables");
 }
@@ -69,7 +70,8 @@ std::size_t chunk_tables::pinned_bytes() const noexcept { return words_->pinned_
 std::int64_t chunk_tables::bytes_sent() const noexcept { return words_->bytes_sent(); }
 
 /// Sets the words of all rows; all or none.
-status chunk_tables::set_rows(const chunk_store& store, batch items, std::int32_t layer, fault* error) noexcept {
+status chunk_tables::set_rows(const chunk_store& store, batch items, std::int32_t layer,
+                              fault* error) noexcept {
   for (std::int64_t i = 0; i < items.shape[0]; ++i) {
     if (is_empty(items(i))) continue;
     resident_set set;
@@ -78,9 +80,10 @@ status chunk_tables::set_rows(const chunk_store& store, batch items, std::int32_
       return code;
     }
     if (set.count <= options_.max_chunks) continue;
-    detail::refuse(status::budget_exceeded, "max_chunks", options_.max_chunks, set.count, error);
+    const status code =
+        detail::refuse(status::budget_exceeded, "max_chunks", options_.max_chunks, set.count, error);
     if (error != nullptr) error->sequence = items(i).sequence.index;
-    return status::budget_exceeded;
+    return code;
   }
   const std::int64_t first_list = options_.rows * row_words;
   const std::int64_t each = store.geometry().entries_per_chunk;
@@ -100,7 +103,8 @@ status chunk_tables::set_rows(const chunk_store& store, batch items, std::int32_
 
 status chunk_tables::update(const chunk_store& store, batch items, std::int32_t layer, stream_ref stream,
                             fault* error) noexcept {
-  if (stream.is_host()) return detail::refuse(status::unsupported, "the host stream on the CUDA backend", -1, -1, error);
+  if (stream.is_host())
+    return detail::refuse(status::unsupported, "the host stream on the CUDA backend", -1, -1, error);
   if (items.shape[0] < 0 || items.shape[0] > options_.rows)
     return detail::refuse(status::bad_shape, "items", options_.rows, items.shape[0], error);
   if (items.shape[0] > 0 && items.data == nullptr)

@@ -27,7 +27,8 @@ struct row_source {
 
 /// Row targets[i].row of both to entry targets[i].entry of its chunk, rounded to `stored` as the host does.
 cudaError_t launch_append(const append_target* targets, std::int64_t count, std::int32_t heads,
-                          const row_source& k, const row_source& v, dtype stored, cudaStream_t stream) noexcept;
+                          const row_source& k, const row_source& v, dtype stored,
+                          cudaStream_t stream) noexcept;
 
 /// Where keys lie in a page.
 struct key_page {

@@ -39,12 +39,12 @@ status table_words::begin(fault* error) noexcept {
 status table_words::send(cudaStream_t stream, fault* error) noexcept {
   if (all_)
     for (changes_ = 0; changes_ < static_cast<std::int64_t>(shadow_.size()); ++changes_)
-      patches_[changes_] = {static_cast<std::uint64_t>(changes_), shadow_[static_cast<std::size_t>(changes_)]};
+      patches_[changes_] = {static_cast<std::uint64_t>(changes_),
+                            shadow_[static_cast<std::size_t>(changes_)]};
   if (changes_ == 0) return status::ok;
   all_ = true;
   status code = check(launch_patches(patches_, changes_, device(), stream), "device tables", error);
-  if (code == status::ok)
-    code = check(fences_[part_].record(stream), "staging of device tables", error);
+  if (code == status::ok) code = check(fences_[part_].record(stream), "staging of device tables", error);
   if (code != status::ok) return code;
   all_ = false;
   bytes_sent_ += changes_ * static_cast<std::int64_t>(sizeof(table_patch));

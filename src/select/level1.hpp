@@ -100,6 +100,9 @@ class level1 {
   virtual void read_row(const served_sequence& s, kept_row row, float* out) = 0;
   virtual void write_row(served_sequence& s, kept_row row, const float* values) = 0;
 
+  /// Keys that were no numbers and that observe() could not yet count.
+  virtual std::int64_t more_nan_keys() const noexcept { return 0; }
+
   /// Starts to score the first flight.chunks chunks of each sequence by its row of token flight.position.
   virtual status start(view<served_sequence* const, 1> due, stream_ref stream, fault* error) noexcept = 0;
 

@@ -383,7 +383,12 @@ bool selector::refreshing(sequence_handle sequence) const noexcept {
   return s != nullptr && s->flight.phase != detail::flight_phase::none;
 }
 
-selector_counters selector::counters() const noexcept { return impl_->counters; }
+selector_counters selector::counters() const noexcept {
+  selector_counters copy = impl_->counters;
+  copy.nan_keys += impl_->scoring->more_nan_keys();
+  return copy;
+}
+
 fault selector::last_fault() const noexcept { return impl_->last_fault; }
 chunk_store& selector::store() const noexcept { return impl_->store; }
 indexer& selector::index() const noexcept { return impl_->index; }

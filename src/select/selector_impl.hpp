@@ -92,5 +92,20 @@ struct selector::impl : detail::level1_context {
   std::int64_t slots_for_recall(const detail::served_sequence& s) const noexcept;
 };
 
+namespace detail {
+
+/// For backends: what a selector keeps of its sequences.
+struct selector_access {
+  static level1& scoring(selector& s) noexcept { return *s.impl_->scoring; }
+  /// Null if the sequence is not attached.
+  static served_sequence* find(selector& s, sequence_handle sequence) noexcept {
+    const selector::impl& im = *s.impl_;
+    if (sequence.index >= im.by_index.size() || im.by_index[sequence.index] < 0) return nullptr;
+    served_sequence* const found = im.pool[static_cast<std::size_t>(im.by_index[sequence.index])].get();
+    return found->handle == sequence ? found : nullptr;
+  }
+};
+
+}  // namespace detail
 }  // namespace v0
 }  // namespace flashmemory

@@ -39,7 +39,12 @@ status tiered_chunk_store::impl::begin_pass(batch items, stream_ref stream) noex
   }
   for (std::int64_t i = 0; i < items.shape[0]; ++i) {
     adopt_span(items(i));
-    places[items(i).sequence.index].state->next_layer = geometry.layers;
+    // The open chunk goes on being written; a rollback may have brought it back only just now.
+    sequence_state& s = *places[items(i).sequence.index].state;
+    const std::int64_t open = s.entries() / geometry.entries_per_chunk;
+    if (s.entries() % geometry.entries_per_chunk != 0 && s.chunks[open].record->slot)
+      tier->prepare(*s.chunks[open].record->slot);
+    s.next_layer = geometry.layers;
   }
   return status::ok;
 }
