@@ -53,6 +53,12 @@ __device__ __forceinline__ void load_quad(const float* scores, std::int64_t at, 
   }
 }
 
+__device__ __forceinline__ select_row load_row(const select_row* rows, unsigned number) {
+  select_row row = rows[number];
+  if (row.device_count != nullptr) row.count = *row.device_count;
+  return row;
+}
+
 __device__ bool needs_maxima(const select_row& row) {
   return row.group_max == nullptr && row.count > direct_elements;
 }
@@ -61,7 +67,7 @@ __device__ bool needs_maxima(const select_row& row) {
 __global__ void __launch_bounds__(max_threads)
     group_max_kernel(const select_row* rows, float* maxima, std::int64_t stride) {
   wait_for_previous_kernel();
-  const select_row& row = rows[blockIdx.y];
+  const select_row row = load_row(rows, blockIdx.y);
   if (!needs_maxima(row) || row.count > stride * score_group) return;
   const float* const scores = row.scores;
   const auto count = static_cast<std::int32_t>(row.count);
@@ -104,13 +110,14 @@ __global__ void __launch_bounds__(select_threads, 1)
   __shared__ select_state state;
   __shared__ std::int32_t groups[max_top_k];
   wait_for_previous_kernel();
-  const select_row row = rows[blockIdx.x];
+  const select_row row = load_row(rows, blockIdx.x);
   const auto count = static_cast<std::int32_t>(row.count > 0 ? row.count : 0);
   const std::int32_t k = min(min(row.k > 0 ? row.k : 0, max_top_k), count);
   if (row.nans != nullptr) count_nans(row, state);
   if (threadIdx.x == 0 && row.selected != nullptr) *row.selected = k;
   if (k == count) {
-    for (std::int32_t i = static_cast<std::int32_t>(threadIdx.x); i < k; i += select_threads) row.ids[i] = i;
+    for (std::int32_t i = static_cast<std::int32_t>(threadIdx.x); i < k; i += select_threads)
+      row.ids[i] = row.first_id + i;
     return;
   }
   if (k == 0) return;
@@ -140,7 +147,7 @@ __global__ void __launch_bounds__(select_threads, 1)
       __syncthreads();
       const narrowed_keys elements(few.keys, few.ids[1], found);
       const cutoff cut = find_cutoff(elements, static_cast<std::uint32_t>(k), state);
-      emit(elements, cut, state, row.ids, k);
+      emit(elements, cut, state, row.ids, k, row.first_id);
       return;
     }
     __syncthreads();
@@ -150,7 +157,7 @@ __global__ void __launch_bounds__(select_threads, 1)
   for (bool last = direct;; last = true) {
     const block_keys elements(list, keys, max_quads);
     const cutoff cut = find_cutoff(elements, static_cast<std::uint32_t>(k), state);
-    emit(elements, cut, state, last ? row.ids : groups, k);
+    emit(elements, cut, state, last ? row.ids : groups, k, last ? row.first_id : 0);
     if (last) return;
     __syncthreads();
     list = {row.scores, count, groups, k * score_group};
@@ -161,13 +168,13 @@ __global__ void __launch_bounds__(select_threads, 1) above_kernel(const select_r
   extern __shared__ uint4 keys[];
   __shared__ select_state state;
   wait_for_previous_kernel();
-  const select_row row = rows[blockIdx.x];
+  const select_row row = load_row(rows, blockIdx.x);
   const auto count = static_cast<std::int32_t>(row.count > 0 ? row.count : 0);
   if (row.nans != nullptr) count_nans(row, state);
   std::uint32_t found = 0;
   if (count > 0 && !isnan(row.threshold)) {
     const block_keys elements({row.scores, count, nullptr, count}, keys, max_quads);
-    found = emit(elements, {ordered_key(row.threshold), ~0u}, state, row.ids, row.capacity);
+    found = emit(elements, {ordered_key(row.threshold), ~0u}, state, row.ids, row.capacity, row.first_id);
   }
   if (threadIdx.x == 0 && row.selected != nullptr) *row.selected = static_cast<std::int32_t>(found);
 }
