@@ -3,6 +3,7 @@ flashmemory_cuda_test(flashmemory_cuda_conformance SOURCES
   ${PROJECT_SOURCE_DIR}/tests/conformance/conformance.cpp
   ${CMAKE_CURRENT_LIST_DIR}/conformance_backend.cpp)
 flashmemory_cuda_test(flashmemory_cuda_step SOURCES
+  ${CMAKE_CURRENT_LIST_DIR}/step_deepseek_v4.cpp
   ${CMAKE_CURRENT_LIST_DIR}/step_example.cpp
   ${CMAKE_CURRENT_LIST_DIR}/step_graph.cpp
   ${CMAKE_CURRENT_LIST_DIR}/step_input.cpp

@@ -12,7 +12,11 @@ namespace {
 struct bench {
   toy::scripted_indexer index;
   fm::kv_geometry geometry = toy::geometry();
-  fm::tiered_chunk_store inner{toy::store_options(geometry, 80)};
+  fm::tiered_chunk_store inner{[&] {
+    auto o = toy::store_options(geometry, 80);
+    o.transition_chunks = 200;  // room for the new chunks of several sequences at a time
+    return o;
+  }()};
   toy::failing_store store{inner};
   fm::selection_policy policy;
   fm::selector_options options;
@@ -281,7 +285,9 @@ TEST_CASE("rollbacks, closing and detaching end a refresh that is under way", "[
     b.policy.interval = 64;
     b.build();
     s = b.open(2);
+    b.store.polls_until_landed = 0;
     REQUIRE(b.engine->step(s, 163) == status::ok);
+    b.store.polls_until_landed = 5;
     fly(s);
     REQUIRE(b.store.truncate(s.handle, 120) == status::ok);
     s.tokens = 120;

@@ -23,7 +23,8 @@ struct decode_step_options {
   std::int32_t rows = 64;        ///< sequences in a step, at most
   std::int32_t tokens = 1;       ///< of every row in every step, [1, 8]
   std::int64_t max_chunks = 0;   ///< resident chunks of a row, at most: the largest quota of its sequences
-  std::int32_t query_heads = 0;  ///< for attend(); 0 = the engine attends with kernels of its own
+  std::int32_t query_heads = 0;  ///< for attend(); 0 = the engine attends with kernels of its own, as it must
+                                 ///< with kv_format::deepseek_v4
   bool index_keys = false;       ///< steps bring index keys of all streams: append_keys(), or a key encoder's
   std::int32_t num_sms = 0;      ///< multiprocessors that attend() fills; 0 = all
   std::int32_t device = 0;       ///< CUDA ordinal
@@ -82,7 +83,8 @@ class FLASHMEMORY_API decode_step {
   ///     On error nothing has changed
   status prepare(batch items, stream_ref stream) noexcept;
 
-  /// Writes this step's K and V of one layer to their chunks.
+  /// Writes this step's K and V of one layer to their chunks. In a store of kv_format::deepseek_v4 they are the entry and
+  /// the index key of the layer's own indexer, both unquantised, in rows of 16 aligned bytes.
   /// \param[in] k  [rows * entries_per_row(), kv_heads, key_dim], f32 or the geometry's dtype, unit last stride, device;
   ///     row r's entries start at r * entries_per_row(), those that are not completed by this step are not read
   /// \param[in] v  [rows * entries_per_row(), kv_heads, value_dim], likewise
