@@ -12,6 +12,7 @@
 
 #include "catch.hpp"
 #include "cuda/gpu.hpp"
+#include "cuda/store_device.hpp"
 
 /// A small engine on the device: its tensors are windows of one block of random numbers, chosen by step, so that two
 /// of them can be fed the same.
@@ -126,6 +127,7 @@ struct world_options {
   bool captured = false;
   fm::selector_options select;
   cu::device_options device;
+  store_testing::transfer_switches* control = nullptr;  ///< for copies that are late or fail
   std::int64_t max_tokens = 600;
   std::int32_t staging_steps = 4;
   std::chrono::milliseconds deadline{1000};
@@ -147,7 +149,8 @@ class world {
     s.fast_bytes = std::size_t{256} << 20;
     s.backing_bytes = std::size_t{256} << 20;
     s.max_sequences = 80;
-    store = cu::make_store(s, o.device);
+    store = o.control != nullptr ? store_testing::make_device_store(s, o.control, o.device)
+                                 : cu::make_store(s, o.device);
     fm::selector_options so = o.select;
     so.max_sequences = 80;
     so.max_tokens = o.max_tokens;
