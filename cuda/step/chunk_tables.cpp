@@ -41,6 +41,7 @@ chunk_tables::chunk_tables(const chunk_tables_options& options) : chunk_tables(o
 
 chunk_tables::chunk_tables(const chunk_tables_options& options, std::int64_t more_words)
     : options_(checked(options)) {
+  sets_.resize(static_cast<std::size_t>(options_.rows));
   const detail::device_guard guard(options_.device);
   words_ = std::make_unique<detail::table_words>(
       options_.rows * (row_words + options_.max_chunks) + more_words, options_.memory, options_.pinned,
@@ -72,9 +73,10 @@ std::int64_t chunk_tables::bytes_sent() const noexcept { return words_->bytes_se
 /// Sets the words of all rows; all or none.
 status chunk_tables::set_rows(const chunk_store& store, batch items, std::int32_t layer,
                               fault* error) noexcept {
-  for (std::int64_t i = 0; i < items.shape[0]; ++i) {
-    if (is_empty(items(i))) continue;
-    resident_set set;
+  for (std::int64_t i = 0; i < options_.rows; ++i) {
+    resident_set& set = sets_[static_cast<std::size_t>(i)];
+    set = {};
+    if (i >= items.shape[0] || is_empty(items(i))) continue;
     if (const status code = store.resident(items(i).sequence, layer, &set); code != status::ok) {
       if (error != nullptr) *error = store.last_fault();
       return code;
@@ -89,9 +91,8 @@ status chunk_tables::set_rows(const chunk_store& store, batch items, std::int32_
   const std::int64_t each = store.geometry().entries_per_chunk;
   for (std::int64_t r = 0; r < options_.rows; ++r) {
     std::int64_t entries = 0;
-    resident_set set;
-    if (r < items.shape[0] && !is_empty(items(r)) &&
-        store.resident(items(r).sequence, layer, &set) == status::ok && set.count > 0) {
+    const resident_set& set = sets_[static_cast<std::size_t>(r)];
+    if (set.count > 0) {
       for (std::int64_t c = 0; c < set.count; ++c)
         words_->set(first_list + r * options_.max_chunks + c, set.chunks[c].data);
       entries = (set.count - 1) * each + set.chunks[set.count - 1].entries;

@@ -137,12 +137,11 @@ void decode_step::impl::set_target(std::int64_t at, const std::byte* chunk, std:
 }
 
 /// Where the new entries of a row go; the resident set already has the chunks that are new.
-void decode_step::impl::set_entry_targets(std::int64_t row, const batch_item* item) noexcept {
+void decode_step::impl::set_entry_targets(std::int64_t row, const batch_item* item,
+                                          const resident_set& set) noexcept {
   const std::int64_t each = geometry.entries_per_chunk;
   const std::int64_t first = item == nullptr ? 0 : geometry.entries_for(item->position);
   const std::int64_t last = item == nullptr ? 0 : geometry.entries_for(item->position + options.tokens);
-  resident_set set;
-  if (item != nullptr && store.resident(item->sequence, 0, &set) != status::ok) set = {};
   for (std::int64_t j = 0; j < entries_per_row; ++j) {
     const std::int64_t index = row * entries_per_row + j, entry = first + j;
     const std::byte* chunk = nullptr;
@@ -233,7 +232,7 @@ status decode_step::prepare(batch items, stream_ref stream) noexcept {
       if (item != nullptr && im.select != nullptr)
         place = flashmemory::detail::selector_access::find(*im.select, item->sequence)->place;
       im.set_row_words(r, place, item == nullptr ? -1 : item->position);
-      im.set_entry_targets(r, item);
+      im.set_entry_targets(r, item, im.tables->sets_[static_cast<std::size_t>(r)]);
       im.set_key_targets(r, item);
     }
     code = im.words->send(stream.cuda(), &im.last_fault);

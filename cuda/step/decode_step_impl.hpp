@@ -66,7 +66,7 @@ struct decode_step::impl {
   status check_items(batch items) noexcept;
   void set_row_words(std::int64_t row, std::int64_t place, std::int64_t position) noexcept;
   void set_target(std::int64_t at, const std::byte* chunk, std::int64_t entry, std::int64_t row) noexcept;
-  void set_entry_targets(std::int64_t row, const batch_item* item) noexcept;
+  void set_entry_targets(std::int64_t row, const batch_item* item, const resident_set& set) noexcept;
   void set_key_targets(std::int64_t row, const batch_item* item) noexcept;
   void advance(flashmemory::detail::served_sequence& s, const batch_item& item) const noexcept;
   status check_layer(std::int32_t layer, stream_ref stream) noexcept;

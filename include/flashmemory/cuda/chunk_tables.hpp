@@ -11,6 +11,7 @@
 #include <flashmemory/store/chunk_store.hpp>
 #include <flashmemory/stream.hpp>
 #include <memory>
+#include <vector>
 
 namespace flashmemory {
 inline namespace v0 {
@@ -77,6 +78,7 @@ class FLASHMEMORY_API chunk_tables {
   chunk_tables(const chunk_tables_options& options, std::int64_t more_words);
   status set_rows(const chunk_store& store, batch items, std::int32_t layer, fault* error) noexcept;
   chunk_tables_options options_;
+  std::vector<resident_set> sets_;  ///< of the rows that set_rows() has set
   std::unique_ptr<detail::table_words> words_;
 };
 
