@@ -3,6 +3,7 @@
 #include "core/error.hpp"
 #include "step/decode_step_impl.hpp"
 #include "step/kernels.hpp"
+#include "v4/append_to.hpp"
 
 namespace flashmemory {
 inline namespace v0 {
@@ -48,6 +49,8 @@ status decode_step::append(std::int32_t layer, const_tensor<3> k, const_tensor<3
   if (const status code = check_rows("v", v, count, g.kv_heads, g.value_dim, g.type, &im.last_fault);
       code != status::ok)
     return code;
+  if (g.format == kv_format::deepseek_v4)
+    return deepseek_v4::launch_append_to(im.device_targets(), count, g, layer, k, v, stream, &im.last_fault);
   const auto source = [](const const_tensor<3>& rows, std::int32_t dim, std::size_t offset,
                          std::size_t head_bytes) {
     detail::row_source s;
