@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
 flashmemory_cuda_test(flashmemory_cuda_conformance SOURCES
-  ${PROJECT_SOURCE_DIR}/tests/conformance/conformance.cpp
+  ${PROJECT_SOURCE_DIR}/tests/conformance/conformance.cpp ${PROJECT_SOURCE_DIR}/tests/conformance/deepseek_v4.cpp
   ${CMAKE_CURRENT_LIST_DIR}/conformance_backend.cpp)
 flashmemory_cuda_test(flashmemory_cuda_step SOURCES
   ${CMAKE_CURRENT_LIST_DIR}/step_deepseek_v4.cpp

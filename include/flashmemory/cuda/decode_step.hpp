@@ -88,7 +88,8 @@ class FLASHMEMORY_API decode_step {
   /// \param[in] k  [rows * entries_per_row(), kv_heads, key_dim], f32 or the geometry's dtype, unit last stride, device;
   ///     row r's entries start at r * entries_per_row(), those that are not completed by this step are not read
   /// \param[in] v  [rows * entries_per_row(), kv_heads, value_dim], likewise
-  /// \returns out_of_range, bad_shape, bad_dtype, null_data, cuda_error
+  /// With kv_format::deepseek_v4 rows start at multiples of 16 bytes, and both are of one type.
+  /// \returns out_of_range, bad_shape, bad_dtype, bad_argument (alignment), null_data, cuda_error
   status append(std::int32_t layer, const_tensor<3> k, const_tensor<3> v, stream_ref stream) noexcept;
 
   /// Writes this step's index keys of one stream, of an engine with keys of its own; for every stream in every step if
