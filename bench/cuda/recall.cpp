@@ -103,7 +103,7 @@ void on_demand(benchmark::State& state) {
   const std::int64_t kilobytes = state.range(0), count = state.range(1), sms = state.range(2);
   cuda::device_options device;
   device.on_demand = sms > 0 ? cuda::recall_method::kernel : cuda::recall_method::copy_engine;
-  device.num_sms = static_cast<std::int32_t>(std::max<std::int64_t>(sms, 1));
+  if (sms > 0) device.num_sms = static_cast<std::int32_t>(sms);
   setting s(kilobytes, count * 6, count, device);
   std::shuffle(s.ids.begin(), s.ids.end(), std::mt19937(3));
   std::vector<double> seconds;

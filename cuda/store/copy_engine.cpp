@@ -13,25 +13,26 @@ namespace cuda {
 namespace detail {
 namespace {
 
-/// From this size on a copy of its own costs the copy engine less than it costs the host to enqueue it.
-constexpr std::size_t single_copy_bytes = std::size_t{1} << 20;
+/// The kernel costs 4 us more than the engine to get going, and moves small chunks faster (measured on an H100 with
+/// 37 KB to 1 MB).
+constexpr std::int64_t kernel_chunks = 8;
+constexpr std::size_t kernel_bytes = std::size_t{256} << 10;
 
 class copy_engine final : public transfer {
  public:
   explicit copy_engine(const device_options& options) noexcept
-      : kernel_(options.on_demand == recall_method::kernel),
-        bulk_(kernel_ && has_bulk_gather()),
+      : method_(options.on_demand),
+        bulk_(method_ != recall_method::copy_engine && has_bulk_gather()),
         num_sms_(options.num_sms) {}
 
   cudaError_t copy(const copy_group& group, cudaStream_t stream) noexcept override {
     if (group.count < 1) return cudaSuccess;
-    if (group.urgent && group.to_device && kernel_)
+    if (group.to_device && group.urgent && takes_kernel(group))
       return launch_gather(group.spans, group.count, group.bytes, num_sms_, bulk_, stream);
     const std::size_t count = merge(group);
     const cudaMemcpyKind kind = group.to_device ? cudaMemcpyHostToDevice : cudaMemcpyDeviceToHost;
-    const std::size_t total = std::size_t(group.count) * group.bytes;
 #if CUDART_VERSION >= 12080
-    if (count > 1 && total / count < single_copy_bytes) {
+    if (count > 1) {  // each copy by itself would cost the host 2.5 us, in a batch 0.5
       cudaMemcpyAttributes attributes{};
       attributes.srcAccessOrder = cudaMemcpySrcAccessOrderStream;
       attributes.flags = cudaMemcpyFlagPreferOverlapWithCompute;
@@ -56,6 +57,12 @@ class copy_engine final : public transfer {
   cudaError_t outcome(std::uint64_t) noexcept override { return cudaSuccess; }
 
  private:
+  bool takes_kernel(const copy_group& group) const noexcept {
+    return method_ == recall_method::kernel ||
+           (method_ == recall_method::automatic && group.whole_count > kernel_chunks &&
+            group.bytes < kernel_bytes);
+  }
+
   /// Fills the three arrays, joining spans that are neighbours on both sides. \returns how many there are
   std::size_t merge(const copy_group& group) noexcept {
     std::sort(group.spans, group.spans + group.count,
@@ -78,7 +85,8 @@ class copy_engine final : public transfer {
     return count;
   }
 
-  bool kernel_, bulk_;
+  recall_method method_;
+  bool bulk_;
   int num_sms_;
   std::array<void*, max_group_spans> to_{};
   std::array<const void*, max_group_spans> from_{};

@@ -47,8 +47,8 @@ const device_options& checked(const device_options& options) {
   if (options.initial_slots < 0) refuse("initial_slots", options.initial_slots, "it must not be negative");
   if (options.pinned_slab_bytes < 1) refuse("pinned_slab_bytes", 0, "it must be at least 1");
   if (options.deadline.count() < 1) refuse("deadline", options.deadline.count(), "it must be at least 1 ms");
-  if (options.on_demand != recall_method::kernel && options.on_demand != recall_method::copy_engine)
-    refuse("on_demand", static_cast<int>(options.on_demand), "it must be kernel or copy_engine");
+  if (options.on_demand < recall_method::automatic || options.on_demand > recall_method::copy_engine)
+    refuse("on_demand", static_cast<int>(options.on_demand), "it must be automatic, kernel or copy_engine");
   if (!options.device_memory.allocate != !options.device_memory.deallocate)
     throw argument_error(status::null_data, "device_options::device_memory lacks a function");
   if (!options.pinned_memory.allocate != !options.pinned_memory.deallocate)

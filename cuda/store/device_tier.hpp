@@ -133,6 +133,8 @@ class device_tier final : public flashmemory::detail::fast_tier {
 
   std::array<copy_span, max_group_spans> loads_{};
   std::int64_t num_loads_ = 0;
+  std::int64_t loads_begun_ = 0,
+               start_at_ = 0;  ///< enqueued in this group; collected before more are enqueued
   bool urgent_ = false;
   bool loads_started_ = false;  ///< in this group, without a mark behind them yet
   std::array<copy_span, max_group_spans> saves_{};

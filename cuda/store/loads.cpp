@@ -11,9 +11,15 @@ namespace detail {
 
 using flashmemory::detail::make_fault;
 
+namespace {
+constexpr std::int64_t first_start = 32;
+}
+
 void device_tier::begin_loads(bool urgent) noexcept {
   urgent_ = urgent;
   num_loads_ = 0;
+  loads_begun_ = 0;
+  start_at_ = first_start;
   loads_started_ = false;
 }
 
@@ -36,9 +42,13 @@ fault device_tier::load(const chunk_record& from, fast_slot& slot) noexcept {
     source = staging;
   } else {
     source = pinned_[from.backing];
-    if (num_loads_ == max_group_spans)
+    // The first copies begin while the books of the rest are still being kept, which takes a large request about as
+    // long as small chunks take to copy.
+    if (num_loads_ == start_at_) {
       if (const fault f = check(start_loads(), "copying chunks to the device"); f.code != status::ok)
         return f;
+      start_at_ = std::min(2 * start_at_, max_group_spans);
+    }
   }
   slot.loads = in_.next();
   loads_[std::size_t(num_loads_++)] = {slot.data, source};
@@ -61,6 +71,8 @@ cudaError_t device_tier::start_loads() noexcept {
   group.bytes = chunk_bytes_;
   group.urgent = urgent_;
   group.ticket = in_.next();
+  loads_begun_ += num_loads_;
+  group.whole_count = loads_begun_;
   num_loads_ = 0;
   return copies_->copy(group, in_.stream());
 }

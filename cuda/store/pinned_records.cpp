@@ -15,6 +15,8 @@ namespace cuda {
 namespace detail {
 namespace {
 
+/// Behind a block's records: no copy may cover records of two blocks, even if these are neighbours.
+constexpr std::size_t slab_gap = 64;
 constexpr std::size_t page_bytes = 4096, alignment = 4096, huge_page_bytes = std::size_t{2} << 20;
 
 /// A write to each page of the part; pages are zero already.
@@ -108,7 +110,7 @@ pinned_records::~pinned_records() {
 
 std::size_t pinned_records::slab_bytes(std::size_t slab) const noexcept {
   const std::int64_t first = static_cast<std::int64_t>(slab) * per_slab_;
-  return std::size_t(std::min(per_slab_, limit_ - first)) * record_bytes_;
+  return std::size_t(std::min(per_slab_, limit_ - first)) * record_bytes_ + slab_gap;
 }
 
 bool pinned_records::reserve(std::int64_t records) noexcept {

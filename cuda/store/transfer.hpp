@@ -28,8 +28,9 @@ struct copy_group {
   std::int64_t count = 0;      ///< at most max_group_spans
   std::size_t bytes = 0;       ///< of each; a multiple of 16
   bool to_device = true;
-  bool urgent = false;       ///< somebody waits
-  std::uint64_t ticket = 0;  ///< that the event behind these copies will have
+  bool urgent = false;           ///< somebody waits
+  std::int64_t whole_count = 0;  ///< spans of the whole request so far, of which this may be a part
+  std::uint64_t ticket = 0;      ///< that the event behind these copies will have
 };
 
 /// How a device tier's bytes get between the host and the device: all copies of chunks go through one of these,

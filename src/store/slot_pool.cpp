@@ -21,6 +21,14 @@ struct alignas(64) slot_slab {
 
 namespace {
 
+/// Behind a slab's slots, so that slots of two slabs are never neighbours that a single copy could cover: a copy must
+/// stay within one allocation.
+constexpr std::size_t slab_gap = 64;
+
+std::size_t slab_data_bytes(std::int64_t slots, std::size_t chunk_bytes) noexcept {
+  return std::size_t(slots) * chunk_bytes + slab_gap;
+}
+
 std::size_t slab_table_bytes(std::int64_t slots) noexcept {
   return sizeof(slot_slab) + std::size_t(slots) * sizeof(fast_slot);
 }
@@ -43,7 +51,7 @@ slot_pool::~slot_pool() {
 
 std::size_t slot_pool::bytes_for(std::int64_t slots) const noexcept {
   const std::size_t bytes = saturating_multiply(std::size_t(slots), slot_bytes());
-  return slow_ && slots > 0 ? saturating_add(bytes, sizeof(slot_slab)) : bytes;
+  return slow_ && slots > 0 ? saturating_add(bytes, sizeof(slot_slab) + slab_gap) : bytes;
 }
 
 bool slot_pool::grow_to(std::int64_t slots) noexcept {
@@ -69,10 +77,10 @@ bool slot_pool::add_first_slab(std::int64_t slots) noexcept {
 bool slot_pool::add_slab(std::int64_t slots) noexcept {
   void* const table = memory_.allocate(slab_table_bytes(slots), alignof(slot_slab));
   auto* const data =
-      static_cast<std::byte*>(memory_.allocate_data(std::size_t(slots) * chunk_bytes_, alignment_));
+      static_cast<std::byte*>(memory_.allocate_data(slab_data_bytes(slots, chunk_bytes_), alignment_));
   if (!table || !data) {
     memory_.release(table, slab_table_bytes(slots), alignof(slot_slab));
-    memory_.release_data(data, std::size_t(slots) * chunk_bytes_, alignment_);
+    memory_.release_data(data, slab_data_bytes(slots, chunk_bytes_), alignment_);
     return false;
   }
   auto* const slab = new (table) slot_slab;
@@ -123,7 +131,7 @@ void slot_pool::reclaim(std::int64_t slots) noexcept {
     *link = slab->next;
     total_ -= slab->count;
     available_ -= slab->count;
-    memory_.release_data(slab->data, std::size_t(slab->count) * chunk_bytes_, alignment_);
+    memory_.release_data(slab->data, slab_data_bytes(slab->count, chunk_bytes_), alignment_);
     memory_.release(slab, slab_table_bytes(slab->count), alignof(slot_slab));
   }
 }

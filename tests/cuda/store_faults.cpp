@@ -334,7 +334,7 @@ TEST_CASE("memory comes from the engine's resources, all of it, and goes back th
       engine_sequence s = open(*store, tokens(100 + round, 8));
       REQUIRE(grow_on_device(*store, s, 90, std::uint64_t(round), ring, stream.ref()) == status::ok);
       CHECK(store->usage().fast_bytes == device_pool.bytes() + tables.in_use);
-      CHECK(pinned_pool.bytes() <= o.backing_bytes);
+      CHECK(pinned_pool.bytes() <= o.backing_bytes + 64 * pinned_pool.blocks.size());
       CHECK(all_device_chunks_right(*store, s));
       REQUIRE(store->close(s.handle) == status::ok);
     }

@@ -363,7 +363,7 @@ TEST_CASE("after any calls a store on the device holds byte for byte what one in
     if (medium == 2) there.backing_path = path.string();
     fm::cuda::device_options device;
     device.num_sms = 1 + round % 5;
-    device.on_demand = round % 2 ? fm::cuda::recall_method::kernel : fm::cuda::recall_method::copy_engine;
+    device.on_demand = fm::cuda::recall_method(round % 3);
     device.pinned_slab_bytes = std::size_t{1} << (10 + round);
     device.initial_slots = round % 3 == 0 ? 40 : 0;
     CAPTURE(round, o.geometry.layers, o.geometry.kv_heads, o.geometry.key_dim, o.geometry.value_dim,

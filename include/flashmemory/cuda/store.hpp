@@ -16,7 +16,8 @@ namespace cuda {
 /// How recall(), which somebody waits for, brings chunks to the device. start_recall() always uses the copy
 /// engines, which leave the multiprocessors alone.
 enum class recall_method : std::int32_t {
-  kernel,       ///< a kernel that reads pinned host memory and writes the slots: low latency
+  automatic,    ///< the kernel where it was measured to be faster: more than 8 chunks of less than 256 KB
+  kernel,       ///< a kernel that reads pinned host memory and writes the slots
   copy_engine,  ///< as start_recall() does
 };
 
@@ -38,7 +39,7 @@ struct device_options {
   /// all sequences need (their quotas and the transition pool) no other block ever exists; see slots_of().
   std::int64_t initial_slots = 0;
 
-  recall_method on_demand = recall_method::kernel;
+  recall_method on_demand = recall_method::automatic;
   std::int32_t num_sms = 4;  ///< multiprocessors that the recall kernel occupies
 
   /// The longest that any call waits for the device.
@@ -59,7 +60,7 @@ struct device_options {
 /// a stream that move chunks between the tiers (fork(), truncate(), read_chunk(), append_chunk()) wait,
 /// device_options::deadline at most: then timed_out. Index keys are not checked for NaN.
 ///
-/// The backing store is pinned memory, options.backing_bytes at most, of which blocks are allocated as sequences
+/// The backing store is pinned memory, options.backing_bytes and 64 bytes a block at most, of which blocks are allocated as sequences
 /// are opened. With options.backing_path, options.verify_ram or a backing store of the engine's own, chunks go
 /// there through a pinned staging buffer, and the calls that seal or start to recall chunks wait for that
 /// buffer's copies and for the medium.
