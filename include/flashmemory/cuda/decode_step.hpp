@@ -84,11 +84,10 @@ class FLASHMEMORY_API decode_step {
   status prepare(batch items, stream_ref stream) noexcept;
 
   /// Writes this step's K and V of one layer to their chunks. In a store of kv_format::deepseek_v4 they are the entry and
-  /// the index key of the layer's own indexer, both unquantised, in rows of 16 aligned bytes.
+  /// the index key of the layer's own indexer, both unquantised, of one type, rows at multiples of 16 bytes.
   /// \param[in] k  [rows * entries_per_row(), kv_heads, key_dim], f32 or the geometry's dtype, unit last stride, device;
   ///     row r's entries start at r * entries_per_row(), those that are not completed by this step are not read
   /// \param[in] v  [rows * entries_per_row(), kv_heads, value_dim], likewise
-  /// With kv_format::deepseek_v4 rows start at multiples of 16 bytes, and both are of one type.
   /// \returns out_of_range, bad_shape, bad_dtype, bad_argument (alignment), null_data, cuda_error
   status append(std::int32_t layer, const_tensor<3> k, const_tensor<3> v, stream_ref stream) noexcept;
 
