@@ -71,6 +71,8 @@ struct engine::impl {
     topic_plan plan;
     topic_schedule schedule;
     std::int64_t refreshes = 0;
+    std::vector<fm::chunk_id> last_set{};  ///< what the last step attended to, and its topic
+    std::int32_t last_topic = 0;
   };
 
   impl(const engine_options& o, const fm::dual_encoder_config& indexer, const planted_directions& d)
@@ -158,6 +160,7 @@ struct engine::impl {
   void make_inputs(std::uint64_t number);
   void look_at_refreshes();
   double planted_resident() const;
+  void remember_set(row& s) const;
   double planted_picked() const;
 
   engine_options options;
@@ -339,21 +342,27 @@ double engine::impl::planted_resident() const {
   return double(there) / (double(options.topics.planted) * options.rows);
 }
 
+void engine::impl::remember_set(row& s) const {
+  fm::resident_set set;
+  must(store->resident(s.sequence, 0, &set), store->last_fault());
+  s.last_topic = s.schedule.queries(s.position);
+  s.last_set.clear();
+  for (std::int64_t i = 0; i < set.count; ++i) s.last_set.push_back(set.chunks[i].id);
+}
+
 double engine::impl::planted_picked() const {
-  std::int64_t found = 0;
+  std::int64_t found = 0, there = 0;
   for (std::int32_t r = 0; r < options.rows; ++r) {
     const row& s = rows[std::size_t(r)];
-    fm::resident_set set;
-    must(store->resident(s.sequence, 0, &set), store->last_fault());
-    const std::int32_t topic = s.schedule.queries(s.position - 1);
+    for (const fm::chunk_id chunk : s.last_set) there += s.plan.has(s.last_topic, chunk) ? 1 : 0;
     for (const std::int32_t number : second->picked(r)) {
-      const std::int64_t chunk = set.chunks[number / model::chunk_entries].id;
-      if (chunk < static_cast<std::int64_t>(s.plan.places().size()))
-        found += options.topics.topic_of(s.plan.places()[std::size_t(chunk)],
-                                         number % model::chunk_entries) == topic;
+      const fm::chunk_id chunk = s.last_set.at(std::size_t(number / model::chunk_entries));
+      if (!s.plan.has(s.last_topic, chunk)) continue;
+      const std::int32_t place = s.plan.places()[std::size_t(chunk)];
+      found += options.topics.topic_of(place, number % model::chunk_entries) == s.last_topic ? 1 : 0;
     }
   }
-  return double(found) / (double(options.topics.planted) * options.rows);
+  return there == 0 ? 0 : double(found) / double(there);
 }
 
 engine::engine(const engine_options& options, const fm::dual_encoder_config& indexer,
@@ -389,6 +398,8 @@ std::vector<step_times> engine::run(std::int64_t count, std::int64_t warmup,
     e.launch();
     must(e.step->finish(e.stream.ref()), e.step->last_fault());
     m.graph.record(e.stream);
+    if (i + 1 == count)
+      for (impl::row& s : e.rows) e.remember_set(s);
     if (e.select) must(fm::select_chunks(*e.select, batch, e.stream.ref()), e.select->last_fault());
     m.end.record(e.stream);
     t.host = 1e6 * seconds_since(begin);

@@ -82,7 +82,7 @@ class engine {
   std::vector<step_times> run(std::int64_t count, std::int64_t warmup,
                               const std::function<void(std::int64_t)>& progress);
 
-  /// Share of the planted entries that level 2 picked in the last CSA layer of the last step.
+  /// Share of the planted entries in resident chunks that level 2 picked in the last CSA layer of the last step.
   double planted_picked();
 
   device_bytes bytes() const;

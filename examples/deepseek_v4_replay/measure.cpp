@@ -112,6 +112,7 @@ mode_result measure(const engine_options& options, const fm::dual_encoder_config
   if (!planted.empty()) r.least_planted_resident = *std::min_element(planted.begin(), planted.end());
   r.planted_picked = e.planted_picked();
   r.bytes = e.bytes();
+  r.times = times;
   return r;
 }
 

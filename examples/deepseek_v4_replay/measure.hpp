@@ -20,6 +20,7 @@ struct mode_result {
   std::int32_t rows = 0;
   std::int64_t context = 0, steps = 0;
   spread step, graph, host;
+  std::vector<step_times> times;  ///< of each step
   double level1_us = 0;  ///< device time of the step's last part where a refresh was due, less where none was
   double score_us = 0;   ///< until the host had level 1's scores
   double stall_us = 0;   ///< per step: attention's stream waiting for copies, see stalls_of()

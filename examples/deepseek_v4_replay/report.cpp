@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <functional>
 #include <nlohmann/json.hpp>
 
@@ -99,6 +100,14 @@ json mode_json(const mode_result& r) {
                     {"fixed_transition_pool", b.transition},
                     {"fixed_level1", b.level1}};
   j["sequences_in_budget"] = r.sequences;
+  json& series = j["series_us"];  // of each step, to a tenth
+  const auto list = [&](const char* name, const std::function<double(const step_times&)>& value) {
+    for (const step_times& t : r.times) series[name].push_back(std::round(10 * value(t)) / 10);
+  };
+  list("prepare", [](const step_times& t) { return t.prepare; });
+  list("graph", [](const step_times& t) { return t.graph; });
+  list("selection", [](const step_times& t) { return t.selection; });
+  list("host", [](const step_times& t) { return t.host; });
   return j;
 }
 
@@ -150,7 +159,7 @@ std::string table_text(const std::vector<comparison>& results, const circumstanc
   t.line(
       "planted chunks resident, mean (%)", "{:.2f}",
       [](const mode_result& r) { return 100 * r.planted_resident; }, false);
-  t.line("planted entries that level 2 picked (%)", "{:.1f}",
+  t.line("of theirs, entries that level 2 picked (%)", "{:.1f}",
          [](const mode_result& r) { return 100 * r.planted_picked; });
   t.line("GPU memory per sequence (MB)", "{:.1f}",
          [&](const mode_result& r) { return mb(double(r.bytes.per_sequence())); });
@@ -193,7 +202,7 @@ std::string json_text(const std::vector<comparison>& results, const circumstance
     j["results"].push_back(mode_json(c.all_resident));
     j["results"].push_back(mode_json(c.flashmemory));
   }
-  return j.dump(2) + "\n";
+  return j.dump() + "\n";
 }
 
 }  // namespace replay
