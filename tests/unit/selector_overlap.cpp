@@ -236,7 +236,7 @@ TEST_CASE("recalls under way are no more than concurrent_recalls, and none is re
   for (std::uint64_t i = 0; i < 7; ++i) sequences.push_back(b.open(i));
   std::vector<toy::sequence*> batch;
   for (auto& s : sequences) batch.push_back(&s);
-  b.store.polls_until_landed = 1;
+  b.store.polls_until_landed = 2;
   REQUIRE(b.engine->step(batch, std::vector<std::int64_t>(7, 150)) == status::ok);
   std::int64_t largest = 0;
   for (int step = 0; step < 100; ++step) {
