@@ -136,8 +136,10 @@ void device_level1::set_up(const level1_context& context) {
   const std::size_t score_bytes = std::size_t(places * context.max_chunks) * sizeof(float);
   device_scores_ = block(block_kind::device, score_bytes, "chunk scores");
   pinned_scores_ = block(block_kind::pinned, score_bytes, "chunk scores");
-  nan_keys_ = block(block_kind::pinned, sizeof(unsigned long long), "counter of keys");
-  *nan_keys_.as<unsigned long long>() = 0;
+  nan_keys_ = block(block_kind::device, sizeof(unsigned long long), "counter of keys");
+  nan_copy_ = block(block_kind::pinned, sizeof(unsigned long long), "counter of keys");
+  *nan_copy_.as<unsigned long long>() = 0;
+  ask(cudaMemset(nan_keys_.as<void>(), 0, nan_keys_.bytes()), "counter of keys");
   ask(cudaMemset(rows_.as<void>(), 0, rows_.bytes()), "hidden states of sequences");
   ask(cudaDeviceSynchronize(), "level 1");
   fences_ = std::vector<event>(staging_parts);
@@ -145,6 +147,35 @@ void device_level1::set_up(const level1_context& context) {
   scored_.resize(static_cast<std::size_t>(places));
   good_.reserve(static_cast<std::size_t>(places));
   hidden_.resize(static_cast<std::size_t>(retrievers));
+  load_kernels();
+}
+
+/// The products of different numbers of sequences have kernels of their own, and the first launch of a kernel may wait
+/// for the device. Better now than in a step.
+void device_level1::load_kernels() {
+  ask(cudaMemset(scratch_.as<void>(), 0, scratch_.bytes()), "level-1 scratch");
+  ask(cudaMemset(lists_.as<void>(), 0, lists_.bytes()), "scoring jobs");
+  ask(cudaDeviceSynchronize(), "level 1");
+  cudaStream_t stream = nullptr;
+  ask(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "level 1");
+  const launch_list device = list_at(lists_.as<std::byte>());
+  status code = status::ok;
+  fault why;
+  for (std::int64_t rows = 1; code == status::ok; rows *= 2) {
+    rows = std::min<std::int64_t>(rows, context_->options.max_sequences);
+    for (std::size_t r = 0; r < hidden_.size(); ++r) {
+      const auto source = static_cast<std::size_t>(
+          context_->source_of_tap[static_cast<std::size_t>(taps_.tap_of(static_cast<std::int32_t>(r)))]);
+      hidden_[r] = const_tensor<2>(gathered_[source], options_.rows, rows, query_rows_[source].width);
+    }
+    code = encoder_->encode(hidden_.data(), device.positions, rows, encoded_, encode_scratch_,
+                            stream_ref(stream), &why);
+    if (rows == context_->options.max_sequences) break;
+  }
+  const cudaError_t done = cudaStreamSynchronize(stream);
+  cudaStreamDestroy(stream);
+  ask(done, "level 1");
+  if (code != status::ok) throw error(code, describe(why));
 }
 
 std::size_t device_level1::row_bytes() const noexcept {
@@ -269,9 +300,10 @@ status device_level1::observe(view<const observed_rows, 1> rows_of, std::int32_t
   return status::ok;
 }
 
-/// As far as the device has got.
+/// As of the newest scores that have arrived.
 std::int64_t device_level1::more_nan_keys() const noexcept {
-  return static_cast<std::int64_t>(*static_cast<volatile unsigned long long*>(nan_counter()));
+  return static_cast<std::int64_t>(
+      *static_cast<volatile unsigned long long*>(nan_copy_.as<unsigned long long>()));
 }
 
 status device_level1::observe_step(const step_rows& step, std::int32_t layer, const_tensor<2> rows,

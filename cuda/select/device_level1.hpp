@@ -124,6 +124,7 @@ class device_level1 final : public level1 {
   };
   std::size_t list_bytes() const noexcept;
   launch_list list_at(std::byte* base) const noexcept;
+  void load_kernels();
   key_encoder encoder_of(std::int32_t key_stream) const noexcept;
   status check_rows(const const_tensor<2>& rows, fault* error) const noexcept;
   status keep(view<const observed_rows, 1> rows_of, const kept_rows& kept, const hidden_tensor& from,
@@ -142,7 +143,8 @@ class device_level1 final : public level1 {
   const level1_context* context_ = nullptr;
   bool fused_ = true;  ///< scoring itself makes chunk scores
 
-  memory_block rows_, weights_, scratch_, lists_, staging_, device_scores_, pinned_scores_, nan_keys_;
+  memory_block rows_, weights_, scratch_, lists_, staging_, device_scores_, pinned_scores_, nan_keys_,
+      nan_copy_;  ///< the device's counter of keys that were no numbers, and what start() last saw of it
   std::vector<kept_rows> query_rows_, key_rows_;
   std::vector<std::byte*> gathered_;       ///< per query source [max_sequences, width]
   std::vector<const float*> key_weights_;  ///< per key stream

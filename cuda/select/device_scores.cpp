@@ -127,6 +127,10 @@ status device_level1::start(view<served_sequence* const, 1> due, stream_ref stre
       check(cudaMemcpyAsync(lists_.as<void>(), staged, list_bytes(), cudaMemcpyHostToDevice, stream.cuda()),
             "scoring jobs", error);
   if (code == status::ok) code = enqueue_scores(host, device, count, stream, error);
+  if (code == status::ok)
+    code = check(cudaMemcpyAsync(nan_copy_.as<void>(), nan_keys_.as<void>(), sizeof(unsigned long long),
+                                 cudaMemcpyDeviceToHost, stream.cuda()),
+                 "counter of keys", error);
   // Recorded in any case, since what was enqueued reads the staging memory.
   const status fenced = check(fences_[part].record(stream.cuda()), "scoring jobs", error);
   return code == status::ok ? fenced : code;

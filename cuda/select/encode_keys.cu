@@ -120,7 +120,7 @@ __global__ void __launch_bounds__(dim)
     row[threadIdx.x] = static_cast<std::byte>(code[k]);
     if (threadIdx.x != 0) continue;
     store_scale(row, 0, rows, __float_as_uint(scale[k]));
-    if (nan[k]) atomicAdd_system(encoder.nan_keys, 1ull);
+    if (nan[k]) atomicAdd(encoder.nan_keys, 1ull);
   }
 }
 
@@ -144,7 +144,7 @@ __global__ void __launch_bounds__(dim)
   key_values(target.chunk, target.entry, page)[threadIdx.x] = static_cast<std::byte>(code[0]);
   if (threadIdx.x != 0) return;
   store_scale(target.chunk, target.entry, page, __float_as_uint(scale[0]));
-  if (nan[0]) atomicAdd_system(encoder.nan_keys, 1ull);
+  if (nan[0]) atomicAdd(encoder.nan_keys, 1ull);
 }
 
 }  // namespace

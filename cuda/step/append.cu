@@ -44,7 +44,7 @@ __global__ void __launch_bounds__(threads)
   for (int i = 0; i < 4; ++i) scale |= static_cast<std::uint32_t>(row[values + i]) << 8 * i;
   nan = nan || (scale & 0x7f800000u) == 0x7f800000u;
   nan = __syncthreads_or(nan) != 0;
-  if (nan && threadIdx.x == 0) atomicAdd_system(nan_keys, 1ull);
+  if (nan && threadIdx.x == 0) atomicAdd(nan_keys, 1ull);
   clear_new_page<threads>(targets, static_cast<int>(blockIdx.x), per_row, page);
   std::byte* const out = key_values(target.chunk, target.entry, page);
   for (int i = static_cast<int>(threadIdx.x); i < values; i += threads) out[i] = nan ? std::byte{0} : row[i];

@@ -102,9 +102,9 @@ decode_step::decode_step(tiered_chunk_store& store, selector* select, const deco
         detail::memory_block(detail::block_kind::device, im.options.memory, bytes, "attention scratch");
     detail::ask(cudaMemset(im.scratch.as<void>(), 0, im.scratch.bytes()), "attention scratch");
   }
-  im.nan_keys = detail::memory_block(detail::block_kind::pinned, im.options.pinned,
+  im.nan_keys = detail::memory_block(detail::block_kind::device, im.options.memory,
                                      sizeof(unsigned long long), "counter of keys");
-  std::memset(im.nan_keys.as<void>(), 0, im.nan_keys.bytes());
+  detail::ask(cudaMemset(im.nan_keys.as<void>(), 0, im.nan_keys.bytes()), "counter of keys");
   // Rows start empty.
   fault f;
   if (im.words->begin(&f) != status::ok) throw error(f.code, describe(f));

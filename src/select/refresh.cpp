@@ -32,8 +32,13 @@ fallback_stage before(fallback_stage stage) noexcept {
 std::int64_t selector::impl::slots_for_recall(const served_sequence& s) const noexcept {
   if (s.quota >= geometry.chunks_for(s.max_tokens)) return s.quota;
   const std::int64_t forced = std::int64_t{s.policy.sink_chunks} + s.policy.recent_chunks;
+  // A set that comes into force late has to last for longer, and finds more chunks completed.
+  const std::int64_t late =
+      options.apply == apply_mode::at_once
+          ? 0
+          : std::min<std::int64_t>(std::int64_t{options.max_staleness} * s.step_tokens, s.policy.interval);
   const std::int64_t growth =
-      std::max<std::int64_t>(geometry.chunks_for(s.policy.interval), s.policy.recent_chunks);
+      std::max<std::int64_t>(geometry.chunks_for(s.policy.interval + late), s.policy.recent_chunks);
   return std::max(s.quota - 1 - growth, forced);
 }
 

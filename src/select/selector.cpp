@@ -236,6 +236,7 @@ served_sequence& selector::impl::prepare(sequence_handle sequence, const sequenc
   free->started = free->requested = false;
   free->processed = free->refreshed = free->next_due = 0;
   free->last_call = 0;
+  free->step_tokens = 1;
   free->stage = fallback_stage::normal;
   free->calls = free->calm = 0;
   free->mass = std::numeric_limits<float>::infinity();

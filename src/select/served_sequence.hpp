@@ -55,12 +55,13 @@ struct served_sequence {
   std::int64_t max_tokens = 0;
   std::int64_t quota = 0;  ///< slots it may pin, never 0
 
-  bool started = false;         ///< its warm start was tried
-  bool requested = false;       ///< request_refresh()
-  std::int64_t processed = 0;   ///< tokens at the last select_chunks()
-  std::int64_t refreshed = 0;   ///< tokens at the last try
-  std::int64_t next_due = 0;    ///< tokens from which on it is due
-  std::uint64_t last_call = 0;  ///< finds duplicates in a batch
+  bool started = false;          ///< its warm start was tried
+  bool requested = false;        ///< request_refresh()
+  std::int64_t processed = 0;    ///< tokens at the last select_chunks()
+  std::int64_t refreshed = 0;    ///< tokens at the last try
+  std::int64_t next_due = 0;     ///< tokens from which on it is due
+  std::int32_t step_tokens = 1;  ///< of the newest step, unless it was a prompt's
+  std::uint64_t last_call = 0;   ///< finds duplicates in a batch
 
   fallback_stage stage = fallback_stage::normal;
   std::int32_t calls = 0;                               ///< refreshes in a row that called for more

@@ -43,7 +43,8 @@ struct bench {
     engine = std::make_unique<toy::engine>(store, *select);
   }
   toy::sequence open(std::uint64_t tag, std::int64_t tokens = 2048) {
-    return engine->open(fm::sequence_options_for(policy, geometry, tokens), tag);
+    const auto late = std::min(options.max_staleness, policy.interval);
+    return engine->open(fm::sequence_options_for(policy, geometry, tokens, late), tag);
   }
   fm::selection_report report(const toy::sequence& s) const {
     fm::selection_report r;
@@ -231,12 +232,13 @@ TEST_CASE("recalls under way are no more than concurrent_recalls, and none is re
   b.options.concurrent_recalls = most;
   b.options.stagger = false;
   b.options.max_staleness = 1000;
+  b.policy.interval = 40;  // longer than all of them take one after another
   b.build();
   std::vector<toy::sequence> sequences;
   for (std::uint64_t i = 0; i < 7; ++i) sequences.push_back(b.open(i));
   std::vector<toy::sequence*> batch;
   for (auto& s : sequences) batch.push_back(&s);
-  b.store.polls_until_landed = 1;
+  b.store.polls_until_landed = 2;
   REQUIRE(b.engine->step(batch, std::vector<std::int64_t>(7, 150)) == status::ok);
   std::int64_t largest = 0;
   for (int step = 0; step < 100; ++step) {
@@ -246,7 +248,7 @@ TEST_CASE("recalls under way are no more than concurrent_recalls, and none is re
   }
   CHECK(largest == most);
   for (auto& s : sequences) {
-    CHECK(b.report(s).refreshes >= 5);
+    CHECK(b.report(s).refreshes >= 3);
     CHECK(b.report(s).recall.refused == 0);
   }
 }
