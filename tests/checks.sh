@@ -32,6 +32,11 @@ lines='/\[embed\]/ { inside = !inside; next } inside && !/^```/'
 diff <(awk "$lines" examples/minimal/main.cpp | sed 's/^  //') <(awk "$lines" README.md) ||
   complain "README.md: differs from examples/minimal/main.cpp"
 
+# docs/cuda.md shows a test's own lines.
+step='/(\/\/|<!--) \[step\]/ { inside = !inside; next } inside && !/^```/'
+diff <(awk "$step" tests/cuda/step_example.cpp | sed 's/^  //') <(awk "$step" docs/cuda.md) ||
+  complain "docs/cuda.md: differs from tests/cuda/step_example.cpp"
+
 # doxygen sees stale and misspelt names itself. Undocumented functions and types are ours to find: fields may speak for
 # themselves, and what overrides or inherits a documented function is documented there.
 mkdir -p build

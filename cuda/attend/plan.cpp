@@ -71,6 +71,8 @@ attend_plan plan_attend(const attend_shape& shape, std::int32_t num_sms) {
                            fmt::format("attend_shape::{} must be {}, it is {}", field, wanted, found));
   };
   const auto& g = shape.geometry;
+  require(g.format == kv_format::separate, "geometry.format", "separate",
+          static_cast<std::int64_t>(g.format));
   require(g.key_dim <= 256, "geometry.key_dim", "at most 256", g.key_dim);
   require(g.value_dim <= 256, "geometry.value_dim", "at most 256", g.value_dim);
   require(shape.query_heads >= 1 && shape.query_heads % g.kv_heads == 0 && shape.query_heads <= 65535,

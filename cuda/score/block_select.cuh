@@ -165,7 +165,8 @@ struct cutoff {
 /// Writes the ids of the selected elements, ascending, as far as there is room. Returns how many there are.
 template <class Elements>
 __device__ __forceinline__ std::uint32_t emit(const Elements& elements, const cutoff& cut,
-                                              select_state& state, std::int32_t* ids, std::int64_t capacity) {
+                                              select_state& state, std::int32_t* ids, std::int64_t capacity,
+                                              std::int32_t first_id = 0) {
   std::uint32_t larger_before = 0, equal_before = 0;
 #pragma unroll 1
   for (std::int32_t batch = 0; batch < elements.batches(); ++batch) {
@@ -192,7 +193,7 @@ __device__ __forceinline__ std::uint32_t emit(const Elements& elements, const cu
           if (key >= cut.least) {
             const std::uint32_t at = larger + (equal > cut.skipped ? equal - cut.skipped : 0);
             const bool tie = key == cut.least;
-            if ((!tie || equal >= cut.skipped) && at < capacity) ids[at] = elements.id(e);
+            if ((!tie || equal >= cut.skipped) && at < capacity) ids[at] = first_id + elements.id(e);
             tie ? ++equal : ++larger;
           }
           ++e;

@@ -12,6 +12,10 @@ namespace detail {
 /// Keys of one unit of work.
 inline constexpr std::int32_t tile_keys = 64;
 
+__device__ __forceinline__ std::int64_t count_of(const score_job& job) {
+  return job.device_count != nullptr ? *job.device_count : job.count;
+}
+
 /// The tiles of all jobs one after another, split into as many even ranges as there are blocks. A warp walks
 /// them: every lane holds the end of one of 32 consecutive jobs. All members are called by whole warps.
 class job_cursor {
@@ -60,7 +64,7 @@ class job_cursor {
 
  private:
   __device__ std::int32_t tiles_of(std::int32_t i) const {
-    const std::int64_t count = i < num_jobs_ ? jobs_[i].count : 0;
+    const std::int64_t count = i < num_jobs_ ? count_of(jobs_[i]) : 0;
     return count > 0 ? static_cast<std::int32_t>((count + tile_keys - 1) / tile_keys) : 0;
   }
 

@@ -40,7 +40,7 @@ struct job_outputs {
 __device__ __forceinline__ job_outputs outputs_of(const score_job& job, bool above) {
   const float nothing = __uint_as_float(0x7fc00000u);  // no logit is larger than NaN
   return {job.logits, job.group_max, job.chunk_max, above ? job.threshold : nothing,
-          static_cast<std::int32_t>(job.count)};
+          static_cast<std::int32_t>(count_of(job))};
 }
 
 /// The larger of a score and what is there. The bits of floats >= 0 order like ints, those of floats < 0 the
@@ -184,7 +184,7 @@ __device__ __forceinline__ void write_survivors(const score_job* jobs, std::int3
   const std::int32_t last = cursor.first_of(block + 1, blocks);
   if (block == 0) {
     for (std::int32_t j = thread; j < num_jobs; j += kThreads) {
-      if (jobs[j].count <= 0 && jobs[j].above_count != nullptr) *jobs[j].above_count = 0;
+      if (count_of(jobs[j]) <= 0 && jobs[j].above_count != nullptr) *jobs[j].above_count = 0;
     }
   }
   if (first == last) {

@@ -123,10 +123,10 @@ __device__ __forceinline__ void produce(const score_arguments& in, shared_layout
     const score_job& job = in.jobs[cursor.job];
     const std::byte* const keys = job.keys;
     const std::byte* const* const pages = job.pages;
-    const std::int64_t count = job.count;
+    const std::int64_t count = count_of(job), offset = job.pages_offset;
     const std::int32_t begin = cursor.begin, end = min(cursor.end, last);
     const auto page_at = [&](std::int64_t page) {
-      return pages != nullptr ? pages[page] : keys + page * page_bytes;
+      return pages != nullptr ? pages[page] + offset : keys + page * page_bytes;
     };
     if (page_keys % tile_keys == 0) {  // a tile is in one page; each lane finds one of 32 tiles
       const auto page_of = [&](std::int32_t which) {

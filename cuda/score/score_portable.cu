@@ -94,10 +94,10 @@ __global__ void __launch_bounds__(tile_keys) portable_kernel(const score_argumen
     const score_job& job = in.jobs[cursor.job];
     const std::int32_t key = (tile - cursor.begin) * tile_keys + static_cast<std::int32_t>(threadIdx.x);
     float logit = 0;
-    if (key < job.count) {
+    if (key < count_of(job)) {
       const std::int64_t page = key / in.page_keys, at = key % in.page_keys;
       const std::byte* const base =
-          job.pages != nullptr ? job.pages[page] : job.keys + page * in.page_keys * 132;
+          job.pages != nullptr ? job.pages[page] + job.pages_offset : job.keys + page * in.page_keys * 132;
       const std::byte* const values = base + at * (in.interleaved ? 132 : 128);
       const std::byte* const scales =
           in.interleaved ? values + 128 : base + std::int64_t{in.page_keys} * 128 + at * 4;
@@ -119,7 +119,7 @@ __global__ void clear_chunks_kernel(const score_arguments in) {
        j += static_cast<std::int32_t>(gridDim.x)) {
     float* const chunks = in.jobs[j].chunk_max;
     if (chunks == nullptr) continue;
-    const std::int64_t count = (in.jobs[j].count + in.page_keys - 1) / in.page_keys;
+    const std::int64_t count = (count_of(in.jobs[j]) + in.page_keys - 1) / in.page_keys;
     for (std::int64_t i = threadIdx.x; i < count; i += blockDim.x) chunks[i] = __uint_as_float(0xff800000u);
   }
 }

@@ -52,6 +52,12 @@ __device__ __forceinline__ void load_quad(const float* scores, std::int64_t at, 
   }
 }
 
+__device__ __forceinline__ select_row load_row(const select_row* rows, unsigned number) {
+  select_row row = rows[number];
+  if (row.device_count != nullptr) row.count = *row.device_count;
+  return row;
+}
+
 __device__ bool needs_maxima(const select_row& row) {
   return row.group_max == nullptr && row.count > direct_elements;
 }
@@ -60,7 +66,7 @@ __device__ bool needs_maxima(const select_row& row) {
 __global__ void __launch_bounds__(max_threads)
     group_max_kernel(const select_row* rows, float* maxima, std::int64_t stride) {
   wait_for_previous_kernel();
-  const select_row& row = rows[blockIdx.y];
+  const select_row row = load_row(rows, blockIdx.y);
   if (!needs_maxima(row) || row.count > stride * score_group) return;
   const float* const scores = row.scores;
   const auto count = static_cast<std::int32_t>(row.count);
@@ -112,7 +118,7 @@ __global__ void __launch_bounds__(select_threads)
     using cluster = block_cluster<kBlocks>;
     cluster::arrive();
     wait_for_previous_kernel();
-    const select_row row = rows[blockIdx.x / kBlocks];
+    const select_row row = load_row(rows, blockIdx.x / kBlocks);
     const bool leads = cluster::rank() == 0;
     const auto count = static_cast<std::int32_t>(row.count > 0 ? row.count : 0);
     const std::int32_t k = min(min(row.k > 0 ? row.k : 0, max_top_k), count);
@@ -121,7 +127,7 @@ __global__ void __launch_bounds__(select_threads)
     if (k == count) {
       cluster::wait();
       for (std::int32_t i = static_cast<std::int32_t>(threadIdx.x); leads && i < k; i += select_threads)
-        row.ids[i] = i;
+        row.ids[i] = row.first_id + i;
       return;
     }
     if (k == 0) {
@@ -140,7 +146,8 @@ __global__ void __launch_bounds__(select_threads)
     if (!leads) return;
     if (part > 0) {
       const listed_keys elements(memory, part, counts);
-      elements.emit(find_cutoff(elements, static_cast<std::uint32_t>(k), state), state, row.ids);
+      elements.emit(find_cutoff(elements, static_cast<std::uint32_t>(k), state), state, row.ids,
+                    row.first_id);
       return;
     }
     __syncthreads();
@@ -151,7 +158,7 @@ __global__ void __launch_bounds__(select_threads)
     for (bool last = direct;; last = true) {
       const block_keys elements(list, keys, most_quads);
       const cutoff cut = find_cutoff(elements, static_cast<std::uint32_t>(k), state);
-      emit(elements, cut, state, last ? row.ids : groups, k);
+      emit(elements, cut, state, last ? row.ids : groups, k, last ? row.first_id : 0);
       if (last) return;
       __syncthreads();
       list = {row.scores, count, groups, k * score_group};
@@ -163,13 +170,13 @@ __global__ void __launch_bounds__(select_threads) above_kernel(const select_row*
   extern __shared__ uint4 keys[];
   __shared__ select_state state;
   wait_for_previous_kernel();
-  const select_row row = rows[blockIdx.x];
+  const select_row row = load_row(rows, blockIdx.x);
   const auto count = static_cast<std::int32_t>(row.count > 0 ? row.count : 0);
   if (row.nans != nullptr) count_nans(row, state);
   std::uint32_t found = 0;
   if (count > 0 && !isnan(row.threshold)) {
     const block_keys elements({row.scores, count, nullptr, count}, keys, most_quads);
-    found = emit(elements, {ordered_key(row.threshold), ~0u}, state, row.ids, row.capacity);
+    found = emit(elements, {ordered_key(row.threshold), ~0u}, state, row.ids, row.capacity, row.first_id);
   }
   if (threadIdx.x == 0 && row.selected != nullptr) *row.selected = static_cast<std::int32_t>(found);
 }

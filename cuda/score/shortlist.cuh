@@ -64,7 +64,8 @@ class listed_keys {
   }
 
   /// As emit() of block_select.cuh.
-  __device__ __forceinline__ void emit(const cutoff& cut, select_state& state, std::int32_t* ids) const {
+  __device__ __forceinline__ void emit(const cutoff& cut, select_state& state, std::int32_t* ids,
+                                       std::int32_t first_id) const {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const std::uint32_t before_me = (1u << lane) - 1;
     std::uint32_t counts = 0;  // larger in the upper half, equal in the lower
@@ -87,7 +88,7 @@ class listed_keys {
       const std::uint32_t equal_before = equal + __popc(equal_here & before_me);
       if (key > cut.least || (key == cut.least && equal_before >= cut.skipped)) {
         ids[larger + __popc(larger_here & before_me) +
-            (equal_before > cut.skipped ? equal_before - cut.skipped : 0)] = ids_[i];
+            (equal_before > cut.skipped ? equal_before - cut.skipped : 0)] = first_id + ids_[i];
       }
       larger += __popc(larger_here);
       equal += __popc(equal_here);

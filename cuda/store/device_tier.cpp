@@ -8,6 +8,7 @@
 #include <flashmemory/error.hpp>
 
 #include "core/device_guard.hpp"
+#include "store/rows.hpp"
 
 namespace flashmemory {
 inline namespace v0 {
@@ -62,8 +63,6 @@ device_tier::device_tier(const kv_geometry& geometry, const device_options& opti
       layout_(geometry),
       chunk_bytes_(layout_.chunk_bytes()),
       layer_bytes_(layout_.layer_bytes()),
-      raw_layer_bytes_(std::size_t(geometry.kv_heads) *
-                       (layout_.key_block_bytes() + layout_.value_block_bytes())),
       num_pieces_(buffers_in(piece_memory, layer_bytes_)),
       pinned_(pinned_memory(), chunk_bytes_, options_.pinned_slab_bytes) {
   const device_guard guard(options_.device);
@@ -229,9 +228,11 @@ void device_tier::poison(fast_slot& slot) noexcept {
 void device_tier::prepare(fast_slot& slot) noexcept {
   const device_guard guard(options_.device);
   // An error here is sticky: the launch of the rows reports it.
-  if (fence(slot) == cudaSuccess && raw_layer_bytes_ < layer_bytes_)
-    cudaMemset2DAsync(slot.data + raw_layer_bytes_, layer_bytes_, 0, layer_bytes_ - raw_layer_bytes_,
-                      std::size_t(layout_.geometry.layers), compute_);
+  if (fence(slot) != cudaSuccess) return;
+  flashmemory::detail::for_each_padding(layout_, [&](std::size_t offset, std::size_t bytes) {
+    cudaMemset2DAsync(slot.data + offset, layer_bytes_, 0, bytes, std::size_t(layout_.geometry.layers),
+                      compute_);
+  });
 }
 
 fault device_tier::copy_slot(fast_slot& to, const fast_slot& from) noexcept {

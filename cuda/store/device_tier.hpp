@@ -105,7 +105,6 @@ class device_tier final : public flashmemory::detail::fast_tier {
   device_options options_;
   chunk_layout layout_;
   std::size_t chunk_bytes_, layer_bytes_;
-  std::size_t raw_layer_bytes_;
   std::int64_t num_pieces_;
   std::unique_ptr<transfer> copies_;
 

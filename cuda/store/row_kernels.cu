@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "store/row_kernels.hpp"
+#include "v4/append_rows.hpp"
 
 namespace flashmemory {
 inline namespace v0 {
@@ -118,6 +119,8 @@ __global__ void __launch_bounds__(threads)
 cudaError_t launch_rows(const kv_geometry& g, const row_target* targets, int count, const const_tensor<3>& k,
                         const const_tensor<3>& v, cudaStream_t stream) noexcept {
   if (count < 1) return cudaSuccess;
+  if (g.format == kv_format::deepseek_v4)
+    return deepseek_v4::launch_entry_rows(g, targets, count, k, v, stream);
   const chunk_layout layout(g);
   const auto make_side = [](const const_tensor<3>& t, std::size_t block, std::int32_t dim) {
     return side{static_cast<const std::byte*>(t.data), t.stride[0], t.stride[1],

@@ -4,6 +4,8 @@
 /// \file
 /// Everything an engine needs on the CPU backend.
 
+#include <flashmemory/attend/deepseek_v4.hpp>
+#include <flashmemory/attend/deepseek_v4_resident.hpp>
 #include <flashmemory/attend/sparse_attend.hpp>
 #include <flashmemory/batch.hpp>
 #include <flashmemory/error.hpp>

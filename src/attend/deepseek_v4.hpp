@@ -14,7 +14,10 @@ struct place {
 };
 
 inline place find(const page_pool& pool, std::int64_t entry) noexcept {
-  std::byte* page = pool.pages + entry / pool.entries_per_page * pool.page_stride;
+  const std::int64_t number = entry / pool.entries_per_page;
+  // What comes from a table is only read: append_entries() refuses it.
+  std::byte* page = pool.table != nullptr ? const_cast<std::byte*>(pool.table[number]) + pool.table_offset
+                                          : pool.pages + number * pool.page_stride;
   const auto slot = static_cast<std::int32_t>(entry % pool.entries_per_page);
   return {page + row_offset(slot), page + scale_offset(pool.entries_per_page, slot)};
 }

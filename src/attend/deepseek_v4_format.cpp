@@ -68,6 +68,10 @@ status check_pool(const page_pool& pool, fault* error) noexcept {
   const std::int32_t n = pool.entries_per_page;
   if (n < 1 || (n & (n - 1)) != 0) return refuse(status::bad_argument, "entries_per_page", 64, n, error);
   if (pool.num_pages < 0) return refuse(status::bad_argument, "num_pages", 0, pool.num_pages, error);
+  if (pool.table != nullptr) {
+    return pool.table_offset < 0 ? refuse(status::bad_argument, "table_offset", 0, pool.table_offset, error)
+                                 : status::ok;
+  }
   if (pool.page_stride < page_bytes(n)) {
     return refuse(status::bad_argument, "page_stride", page_bytes(n), pool.page_stride, error);
   }
@@ -89,6 +93,7 @@ status append_entries(const page_pool& pool, const_tensor<2> values, view<const 
     return refuse(status::bad_dtype, "values", -1, -1, error);
   }
   if (const status bad = check_pool(pool, error); bad != status::ok) return bad;
+  if (pool.table != nullptr) return refuse(status::bad_argument, "table: a store's pages", -1, -1, error);
   if (rows == 0) return status::ok;
   if (values.data == nullptr) return refuse(status::null_data, "values", -1, -1, error);
   if (locations.data == nullptr) return refuse(status::null_data, "locations", -1, -1, error);

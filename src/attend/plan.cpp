@@ -48,6 +48,10 @@ status check_call(const chunk_store& store, std::int32_t layer, const const_tens
     f.expected = g.layers;
     return refuse(options, f);
   }
+  if (g.format != kv_format::separate) {
+    return refuse(options, status::unsupported, "kv_format: see deepseek_v4::sparse_attend()",
+                  static_cast<std::int64_t>(kv_format::separate), static_cast<std::int64_t>(g.format));
+  }
   if (!dim_supported(g.key_dim)) {
     return refuse(options, status::unsupported, "key_dim", attend_max_dim, g.key_dim);
   }

@@ -67,6 +67,7 @@ quest_indexer::quest_indexer(const kv_geometry& geometry, std::int32_t query_hea
     if (!holds)
       throw argument_error(status::bad_argument, fmt::format("quest_indexer: {} cannot be {}", what, value));
   };
+  require(geometry.format == kv_format::separate, "kv_format", static_cast<double>(geometry.format));
   require(query_heads >= 1 && query_heads % geometry.kv_heads == 0, "query_heads", query_heads);
   require(std::int64_t{query_heads} * geometry.key_dim <= std::numeric_limits<std::int32_t>::max(),
           "query_heads", query_heads);

@@ -2,7 +2,10 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <flashmemory/memory.hpp>
+#include <limits>
+#include <string>
 #include <utility>
 
 namespace flashmemory {
@@ -46,6 +49,28 @@ class buffer {
   static constexpr std::size_t alignment = 64;
   memory_resource memory_;
   void* data_ = nullptr;
+  std::size_t bytes_ = 0;
+};
+
+/// Throws argument_error.
+[[noreturn]] void refuse(const std::string& message);
+
+/// Lays out arrays in one block; every array starts on 64 bytes.
+class block_layout {
+ public:
+  /// \throws argument_error if that is more than can be addressed
+  template <class T>
+  std::size_t add(std::int64_t count) {
+    constexpr std::size_t limit = std::numeric_limits<std::size_t>::max() / 4;
+    const auto n = static_cast<std::size_t>(count);
+    if (n > (limit - bytes_) / sizeof(T)) refuse("max_tokens needs more memory than can be addressed");
+    const std::size_t at = bytes_;
+    bytes_ += (n * sizeof(T) + 63) / 64 * 64;
+    return at;
+  }
+  std::size_t bytes() const noexcept { return bytes_; }
+
+ private:
   std::size_t bytes_ = 0;
 };
 

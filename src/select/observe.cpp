@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: MIT
 #include <algorithm>
-#include <cmath>
-#include <cstring>
 
 #include "select/selector_impl.hpp"
 
@@ -18,17 +16,6 @@ namespace {
 /// First token that the key after `tokens` tokens sees; negative ones are the zeros before the start.
 std::int64_t first_needed(std::int64_t tokens, std::int64_t tokens_per_key, std::int64_t window) noexcept {
   return (tokens / tokens_per_key + 1) * tokens_per_key - window;
-}
-
-/// Stores refuse keys that are not numbers. A key that NaN or Inf went into says nothing about its tokens:
-/// all zero, it scores what an unrelated key scores.
-bool neutralise(std::byte* key, std::int32_t key_bytes) noexcept {
-  float scale;
-  std::memcpy(&scale, key + key_bytes - 4, sizeof scale);
-  const auto is_nan = [](std::byte b) { return (b & std::byte{0x7f}) == std::byte{0x7f}; };
-  if (std::isfinite(scale) && std::none_of(key, key + key_bytes - 4, is_nan)) return false;
-  std::memset(key, 0, static_cast<std::size_t>(key_bytes));
-  return true;
 }
 
 }  // namespace
@@ -70,62 +57,8 @@ status selector::impl::check_key_order(const served_sequence& s, std::size_t sou
   return status::ok;
 }
 
-status selector::impl::encode(served_sequence& s, std::size_t source, const batch_item& item,
-                              const_tensor<2> rows, std::int64_t from) noexcept {
-  key_input& input = s.keys[source];
-  const std::int64_t tokens_per_key = geometry.tokens_per_key, width = rows.shape[1];
-  const std::int64_t end = (item.position + item.num_tokens) / tokens_per_key;
-  input.torn = true;
-  for (const std::int32_t stream : key_sources[source].streams) {
-    const std::int64_t window = index.key_taps()(stream).window;
-    key_pages pages;
-    if (const status code = store.keys(item.sequence, stream, &pages); code != status::ok)
-      return store_failed(code, item.sequence, "keys");
-    for (std::int64_t key = pages.keys; key < end;) {
-      const std::int64_t count = std::min(key_block, end - key);
-      const std::int64_t first = (key + 1) * tokens_per_key - window;
-      const std::int64_t seen = (count - 1) * tokens_per_key + window;
-      view<const float, 2> seen_rows(key_rows, seen, width);
-      if (first >= item.position && rows.type == dtype::f32 && rows.stride[1] == 1 &&
-          rows.stride[0] == width) {
-        seen_rows.data = static_cast<const float*>(rows.data) + (from + first - item.position) * width;
-      } else {
-        for (std::int64_t r = 0; r < seen; ++r) {
-          const std::int64_t token = first + r;
-          float* const out = key_rows + r * width;
-          if (token >= item.position)
-            detail::load_row(rows, from + token - item.position, out);
-          else if (token < 0)
-            std::fill_n(out, width, 0.0f);
-          else
-            std::copy_n(input.ring.row(token), width, out);
-        }
-      }
-      const view<std::byte, 2> out(key_out, count, geometry.key_bytes);
-      if (const status code = index.encode_keys(stream, seen_rows, out, scratch, options.threads);
-          code != status::ok) {
-        fault f;
-        f.code = code;
-        f.sequence = item.sequence.index;
-        f.stream = stream;
-        f.what = "encode_keys";
-        return fail(f);
-      }
-      for (std::int64_t k = 0; k < count; ++k)
-        counters.nan_keys += neutralise(key_out + k * geometry.key_bytes, geometry.key_bytes);
-      if (const status code = store.append_keys(item.sequence, stream, key, out, stream_ref::host());
-          code != status::ok)
-        return store_failed(code, item.sequence, "append_keys");
-      key += count;
-    }
-  }
-  input.torn = false;
-  input.ring.push(item.position, item.num_tokens, rows, from);
-  return status::ok;
-}
-
-status selector::impl::observe(batch items, std::int32_t layer, tap_kind kind,
-                               const_tensor<2> rows) noexcept {
+status selector::impl::observe(batch items, std::int32_t layer, tap_kind kind, const_tensor<2> rows,
+                               stream_ref stream) noexcept {
   std::int64_t width = -1;
   for (const auto& source : query_sources)
     if (source.layer == layer && source.kind == kind) width = source.width;
@@ -164,27 +97,26 @@ status selector::impl::observe(batch items, std::int32_t layer, tap_kind kind,
         if (const status code = check_key_order(s, k, items(i)); code != status::ok) return code;
   }
 
-  std::int64_t from = 0;
+  std::int64_t from = 0, count = 0;
   for (std::int64_t i = 0; i < items.shape[0]; from += items(i).num_tokens, ++i) {
     served_sequence& s = *find(items(i).sequence);
     if (s.policy.mode == selection_mode::everything) continue;
-    for (std::size_t k = 0; k < key_sources.size(); ++k)
-      if (is_key_source(k))
-        if (const status code = encode(s, k, items(i), rows, from); code != status::ok) return code;
-    for (std::size_t q = 0; q < query_sources.size(); ++q)
-      if (query_sources[q].layer == layer && query_sources[q].kind == kind)
-        s.queries[q].push(items(i).position, items(i).num_tokens, rows, from);
+    observed[static_cast<std::size_t>(count++)] = {&s, items(i).position, items(i).num_tokens, from};
   }
-  return status::ok;
+  if (count == 0) return status::ok;
+  const status code = scoring->observe(view<const detail::observed_rows, 1>(observed.data(), count), layer,
+                                       kind, rows, stream, &counters.nan_keys, &f);
+  return code == status::ok ? code : fail(f);
 }
 
-status selector::observe(batch items, std::int32_t layer, const_tensor<2> hidden, stream_ref) noexcept {
-  return impl_->observe(items, layer, tap_kind::hidden, hidden);
+status selector::observe(batch items, std::int32_t layer, const_tensor<2> hidden,
+                         stream_ref stream) noexcept {
+  return impl_->observe(items, layer, tap_kind::hidden, hidden, stream);
 }
 
 status selector::observe_queries(batch items, std::int32_t layer, const_tensor<2> queries,
-                                 stream_ref) noexcept {
-  return impl_->observe(items, layer, tap_kind::queries, queries);
+                                 stream_ref stream) noexcept {
+  return impl_->observe(items, layer, tap_kind::queries, queries, stream);
 }
 
 }  // namespace v0

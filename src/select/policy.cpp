@@ -94,8 +94,12 @@ std::int64_t budget_chunks(const selection_policy& policy, const kv_geometry& ge
 }
 
 sequence_options sequence_options_for(const selection_policy& policy, const kv_geometry& geometry,
-                                      std::int64_t max_tokens) {
+                                      std::int64_t max_tokens, std::int64_t late_tokens) {
   validate(policy, geometry);
+  if (late_tokens < 0)
+    throw argument_error(
+        status::bad_argument,
+        fmt::format("sequence_options_for: late_tokens must not be negative, it is {}", late_tokens));
   if (max_tokens < 1)
     throw argument_error(
         status::bad_argument,
@@ -113,7 +117,10 @@ sequence_options sequence_options_for(const selection_policy& policy, const kv_g
     // Before the next refresh come one interval of decoding or, when a prompt comes in pieces, the newest
     // chunks of a piece, while those of the piece before are still there.
     const std::int64_t growth =
-        std::max<std::int64_t>(geometry.chunks_for(policy.interval), policy.recent_chunks) + 1;
+        std::max<std::int64_t>(
+            geometry.chunks_for(policy.interval + std::min<std::int64_t>(late_tokens, max_tokens)),
+            policy.recent_chunks) +
+        1;
     const std::int64_t forced = std::int64_t{policy.sink_chunks} + policy.recent_chunks;
     const std::int64_t budget = std::max(budget_chunks(policy, geometry, all), forced);
     options.max_resident_chunks = std::min(all, budget + 1 + growth);

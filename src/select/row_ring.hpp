@@ -23,7 +23,8 @@ inline void load_row(const_tensor<2> source, std::int64_t row, float* out) noexc
     out[i] = load_float(source.data, source.type, start + i * source.stride[1]);
 }
 
-/// The rows of the newest `capacity` tokens of one tap; the memory is the owner's.
+/// The rows of the newest `capacity` tokens of one tap; the memory is the owner's. Of a level 1 that keeps its rows
+/// elsewhere only the books, with `rows` null.
 struct row_ring {
   float* rows = nullptr;  ///< [capacity, width], token t at t % capacity
   std::int64_t width = 0;
@@ -35,12 +36,17 @@ struct row_ring {
   bool has(std::int64_t token) const noexcept { return token >= first() && token < end; }
   float* row(std::int64_t token) const noexcept { return rows + token % capacity * width; }
 
-  /// Rows [from, from + tokens) of `source` become tokens [position, position + tokens). Going back forgets
-  /// what followed; going forward over a gap forgets what was before it.
-  void push(std::int64_t position, std::int64_t tokens, const_tensor<2> source, std::int64_t from) noexcept {
+  /// Tokens [position, position + tokens) are seen now. Going back forgets what followed; going forward over a gap
+  /// forgets what was before it.
+  void advance(std::int64_t position, std::int64_t tokens) noexcept {
     // Rows older than first() are overwritten; after a rollback they must not be taken for present again.
     begin = position > end || position < first() ? position : first();
     end = position + tokens;
+  }
+
+  /// Rows [from, from + tokens) of `source` become tokens [position, position + tokens).
+  void push(std::int64_t position, std::int64_t tokens, const_tensor<2> source, std::int64_t from) noexcept {
+    advance(position, tokens);
     for (std::int64_t i = std::max<std::int64_t>(0, tokens - capacity); i < tokens; ++i)
       load_row(source, from + i, row(position + i));
   }

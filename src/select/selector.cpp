@@ -6,6 +6,7 @@
 #include <flashmemory/indexer/dual_encoder.hpp>
 #include <flashmemory/select/selector.hpp>
 
+#include "select/host_level1.hpp"
 #include "select/selector_impl.hpp"
 
 namespace flashmemory {
@@ -21,38 +22,18 @@ buffer::buffer(const memory_resource& memory, std::size_t bytes, const char* pur
                           fmt::format("{}: the memory resource has no block of {} bytes", purpose, bytes_));
 }
 
-namespace {
-
 [[noreturn]] void refuse(const std::string& message) {
   throw argument_error(status::bad_argument, "selector: " + message);
 }
 
-/// Lays out arrays in one block; every array starts on 64 bytes.
-class layout {
- public:
-  template <class T>
-  std::size_t add(std::int64_t count) {
-    constexpr std::size_t limit = std::numeric_limits<std::size_t>::max() / 4;
-    const auto n = static_cast<std::size_t>(count);
-    if (n > (limit - bytes_) / sizeof(T)) refuse("max_tokens needs more memory than can be addressed");
-    const std::size_t at = bytes_;
-    bytes_ += (n * sizeof(T) + 63) / 64 * 64;
-    return at;
-  }
-  std::size_t bytes() const noexcept { return bytes_; }
-
- private:
-  std::size_t bytes_ = 0;
-};
-
-}  // namespace
 }  // namespace detail
 
 using detail::refuse;
 using detail::served_sequence;
 
-selector::impl::impl(chunk_store& s, indexer& i, const selection_policy& p, const selector_options& o)
-    : store(s), index(i), policy(p), options(o), geometry(s.geometry()) {
+selector::impl::impl(std::unique_ptr<detail::level1> level1, chunk_store& s, const selection_policy& p,
+                     const selector_options& o)
+    : level1_context(s, o), scoring(std::move(level1)), index(scoring->index()), policy(p) {
   validate(policy, geometry);
   if (options.max_sequences < 1)
     refuse(fmt::format("max_sequences must be at least 1, it is {}", options.max_sequences));
@@ -60,6 +41,17 @@ selector::impl::impl(chunk_store& s, indexer& i, const selection_policy& p, cons
     refuse(fmt::format("max_tokens must be at least 1, it is {}", options.max_tokens));
   if (options.max_rollback_tokens < 0)
     refuse(fmt::format("max_rollback_tokens must be at least 0, it is {}", options.max_rollback_tokens));
+  if (options.apply != apply_mode::at_once && options.apply != apply_mode::overlapped)
+    refuse(fmt::format("apply is {}", static_cast<int>(options.apply)));
+  if (options.late != late_policy::keep && options.late != late_policy::wait &&
+      options.late != late_policy::fail)
+    refuse(fmt::format("late is {}", static_cast<int>(options.late)));
+  if (options.max_staleness < 0)
+    refuse(fmt::format("max_staleness must be at least 0, it is {}", options.max_staleness));
+  if (options.concurrent_recalls < 1)
+    refuse(fmt::format("concurrent_recalls must be at least 1, it is {}", options.concurrent_recalls));
+  if (options.deadline.count() < 1)
+    refuse(fmt::format("deadline must be positive, it is {} ms", options.deadline.count()));
   if (options.memory.allocate == nullptr || options.memory.deallocate == nullptr)
     refuse("memory needs both functions");
   check_compatible(index, geometry);
@@ -80,13 +72,11 @@ selector::impl::impl(chunk_store& s, indexer& i, const selection_policy& p, cons
                          index.name(), query_sources[at].width, tap.width));
     source_of_tap.push_back(static_cast<std::int32_t>(at));
   }
-  tap_rows.resize(source_of_tap.size());
 
   const auto key_taps = index.key_taps();
   if (key_taps.shape[0] > geometry.key_streams)
     refuse(fmt::format("indexer {} encodes {} key streams, the store keeps {}", index.name(),
                        key_taps.shape[0], geometry.key_streams));
-  std::int64_t block_floats = 0;
   for (std::int64_t t = 0; t < key_taps.shape[0]; ++t) {
     const key_tap& tap = key_taps(t);
     if (tap.width < 1 || tap.layer < 0 || tap.tokens_per_key != geometry.tokens_per_key ||
@@ -102,7 +92,6 @@ selector::impl::impl(chunk_store& s, indexer& i, const selection_policy& p, cons
                          key_sources[at].width, tap.width));
     key_sources[at].window = std::max<std::int64_t>(key_sources[at].window, tap.window);
     key_sources[at].streams.push_back(static_cast<std::int32_t>(t));
-    block_floats = std::max(block_floats, ((key_block - 1) * tap.tokens_per_key + tap.window) * tap.width);
   }
   for (const auto& q : query_sources)
     for (const auto& k : key_sources)
@@ -111,31 +100,21 @@ selector::impl::impl(chunk_store& s, indexer& i, const selection_policy& p, cons
                            index.name(), q.width, k.width));
 
   max_chunks = geometry.chunks_for(options.max_tokens);
-  detail::layout plan;
-  const std::size_t scores_at = plan.add<float>(max_chunks), resident_at = plan.add<std::uint8_t>(max_chunks),
-                    kept_at = plan.add<chunk_id>(max_chunks), order_at = plan.add<chunk_id>(max_chunks),
-                    rows_at = plan.add<float>(block_floats),
-                    keys_at = plan.add<std::byte>(key_taps.shape[0] > 0 ? key_block * geometry.key_bytes : 0);
-  scratch.bytes = index.workspace_bytes(geometry, max_chunks, key_taps.shape[0] > 0 ? key_block : 0);
-  const std::size_t scratch_at = plan.add<std::byte>(static_cast<std::int64_t>(scratch.bytes));
-  memory = detail::buffer(options.memory, plan.bytes(), "selector scratch");
+  detail::block_layout plan;
+  const std::size_t resident_at = plan.add<std::uint8_t>(max_chunks),
+                    kept_at = plan.add<chunk_id>(max_chunks), order_at = plan.add<chunk_id>(max_chunks);
+  memory = detail::buffer(options.memory, plan.bytes(), "selector lists");
   std::byte* const base = memory.as<std::byte>();
-  scores = view<float, 1>(reinterpret_cast<float*>(base + scores_at), max_chunks);
   resident = view<std::uint8_t, 1>(reinterpret_cast<std::uint8_t*>(base + resident_at), max_chunks);
   kept = view<chunk_id, 1>(reinterpret_cast<chunk_id*>(base + kept_at), max_chunks);
   order = view<chunk_id, 1>(reinterpret_cast<chunk_id*>(base + order_at), max_chunks);
-  key_rows = reinterpret_cast<float*>(base + rows_at);
-  key_out = base + keys_at;
-  scratch.data = base + scratch_at;
-  pool.reserve(static_cast<std::size_t>(options.max_sequences));
-}
-
-std::size_t selector::impl::row_floats() const noexcept {
-  std::int64_t floats = 0;
-  for (const auto& source : query_sources) floats += query_rows * source.width;
-  for (const auto& source : key_sources)
-    floats += (source.window + options.max_rollback_tokens) * source.width;
-  return static_cast<std::size_t>(floats);
+  scoring->set_up(*this);
+  const auto places = static_cast<std::size_t>(options.max_sequences);
+  pool.reserve(places);
+  observed.resize(places);
+  due.reserve(places);
+  to_score.reserve(places);
+  under_way.reserve(places);
 }
 
 status selector::impl::fail(status code, sequence_handle sequence, const char* what) const noexcept {
@@ -147,12 +126,7 @@ status selector::impl::fail(status code, sequence_handle sequence, const char* w
 }
 
 status selector::impl::store_failed(status code, sequence_handle sequence, const char* what) const noexcept {
-  fault f = store.last_fault();
-  if (f.code != code) f = fault{};
-  f.code = code;
-  f.sequence = sequence.index;
-  if (f.what == nullptr || *f.what == 0) f.what = what;
-  return fail(f);
+  return fail(detail::fault_of_store(store, code, sequence, what));
 }
 
 served_sequence* selector::impl::find(sequence_handle sequence) const noexcept {
@@ -238,20 +212,17 @@ served_sequence& selector::impl::prepare(sequence_handle sequence, const sequenc
           status::budget_exceeded,
           fmt::format("selector: all max_sequences = {} places are taken", options.max_sequences));
     auto made = std::make_unique<served_sequence>();
-    made->memory =
-        detail::buffer(options.memory, row_floats() * sizeof(float), "selector rows of a sequence");
-    float* rows = made->memory.as<float>();
-    const auto ring = [&](std::int64_t width, std::int64_t capacity) {
+    made->place = static_cast<std::int32_t>(pool.size());
+    const auto ring = [](std::int64_t width, std::int64_t capacity) {
       detail::row_ring r;
-      r.rows = rows;
       r.width = width;
       r.capacity = capacity;
-      rows += width * capacity;
       return r;
     };
     for (const auto& source : query_sources) made->queries.push_back(ring(source.width, query_rows));
     for (const auto& source : key_sources)
-      made->keys.push_back({ring(source.width, source.window + options.max_rollback_tokens), false});
+      made->keys.push_back({ring(source.width, key_rows(source)), false});
+    scoring->open_place(*made);
     pool.push_back(std::move(made));
     free = pool.back().get();
   }
@@ -265,10 +236,12 @@ served_sequence& selector::impl::prepare(sequence_handle sequence, const sequenc
   free->started = free->requested = false;
   free->processed = free->refreshed = free->next_due = 0;
   free->last_call = 0;
+  free->step_tokens = 1;
   free->stage = fallback_stage::normal;
   free->calls = free->calm = 0;
   free->mass = std::numeric_limits<float>::infinity();
   free->report = selection_report{};
+  free->flight = detail::refresh_flight{};
   for (auto& ring : free->queries) ring.begin = ring.end = 0;
   for (auto& input : free->keys) {
     input.ring.begin = input.ring.end = 0;
@@ -279,19 +252,25 @@ served_sequence& selector::impl::prepare(sequence_handle sequence, const sequenc
 
 void selector::impl::activate(served_sequence& s) noexcept {
   s.active = true;
-  for (std::size_t i = 0; i < pool.size(); ++i)
-    if (pool[i].get() == &s) by_index[s.handle.index] = static_cast<std::int32_t>(i);
+  by_index[s.handle.index] = s.place;
 }
 
 void selector::impl::deactivate(served_sequence& s) noexcept {
   if (!s.active) return;
+  abandon(s, false);
   s.active = false;
   by_index[s.handle.index] = -1;
 }
 
 selector::selector(chunk_store& store, indexer& index, const selection_policy& policy,
                    const selector_options& options)
-    : impl_(std::make_unique<impl>(store, index, policy, options)) {}
+    : impl_(std::make_unique<impl>(std::make_unique<detail::host_level1>(index), store, policy, options)) {}
+
+selector::selector(std::unique_ptr<detail::level1> scoring, chunk_store& store,
+                   const selection_policy& policy, const selector_options& options) {
+  if (scoring == nullptr) throw argument_error(status::null_data, "selector: the level 1 is null");
+  impl_ = std::make_unique<impl>(std::move(scoring), store, policy, options);
+}
 
 selector::~selector() = default;
 
@@ -345,7 +324,8 @@ void selector::attach_fork(sequence_handle parent, sequence_handle child, const 
     throw error(status::stale_sequence, fmt::format("selector: sequence {} is closed", parent.index));
   s.own_policy = policy != nullptr || from->own_policy;
   s.started = from->started;
-  s.requested = from->requested;
+  // A refresh of the parent that is under way serves the parent alone.
+  s.requested = from->requested || from->flight.phase != detail::flight_phase::none;
   s.processed = from->processed;
   s.refreshed = from->refreshed;
   s.next_due = from->next_due;
@@ -354,14 +334,14 @@ void selector::attach_fork(sequence_handle parent, sequence_handle child, const 
   s.calm = from->calm;
   s.mass = from->mass;
   s.report = from->report;
-  const auto copy = [](const detail::row_ring& a, detail::row_ring& b) {
-    std::copy_n(a.rows, a.width * a.capacity, b.rows);
-    b.begin = a.begin;
-    b.end = a.end;
-  };
-  for (std::size_t q = 0; q < s.queries.size(); ++q) copy(from->queries[q], s.queries[q]);
+  impl_->scoring->copy_rows(*from, s);
+  for (std::size_t q = 0; q < s.queries.size(); ++q) {
+    s.queries[q].begin = from->queries[q].begin;
+    s.queries[q].end = from->queries[q].end;
+  }
   for (std::size_t k = 0; k < s.keys.size(); ++k) {
-    copy(from->keys[k].ring, s.keys[k].ring);
+    s.keys[k].ring.begin = from->keys[k].ring.begin;
+    s.keys[k].ring.end = from->keys[k].ring.end;
     s.keys[k].torn = from->keys[k].torn;
   }
   impl_->activate(s);
@@ -397,17 +377,25 @@ status selector::report(sequence_handle sequence, selection_report* out) const n
   return status::ok;
 }
 
-view<const float, 1> selector::last_scores() const noexcept {
-  return view<const float, 1>(impl_->scores.data, impl_->scored_chunks);
+view<const float, 1> selector::last_scores() const noexcept { return impl_->last_scores; }
+
+bool selector::refreshing(sequence_handle sequence) const noexcept {
+  const served_sequence* s = impl_->find(sequence);
+  return s != nullptr && s->flight.phase != detail::flight_phase::none;
 }
 
-selector_counters selector::counters() const noexcept { return impl_->counters; }
+selector_counters selector::counters() const noexcept {
+  selector_counters copy = impl_->counters;
+  copy.nan_keys += impl_->scoring->more_nan_keys();
+  return copy;
+}
+
 fault selector::last_fault() const noexcept { return impl_->last_fault; }
 chunk_store& selector::store() const noexcept { return impl_->store; }
 indexer& selector::index() const noexcept { return impl_->index; }
 
 std::size_t selector::bytes_per_sequence() const noexcept {
-  return sizeof(served_sequence) + impl_->row_floats() * sizeof(float) +
+  return sizeof(served_sequence) + impl_->scoring->row_bytes() +
          impl_->query_sources.size() * sizeof(detail::row_ring) +
          impl_->key_sources.size() * sizeof(detail::key_input);
 }

@@ -4,103 +4,36 @@
 #include <cstdint>
 #include <flashmemory/error.hpp>
 #include <flashmemory/select/selector.hpp>
-#include <limits>
 #include <memory>
 #include <vector>
 
 #include "select/buffer.hpp"
-#include "select/row_ring.hpp"
+#include "select/level1.hpp"
+#include "select/served_sequence.hpp"
 
 namespace flashmemory {
 inline namespace v0 {
-namespace detail {
 
-/// Distinct vectors that the indexer's query side reads; several taps may name the same one.
-struct query_source {
-  std::int32_t layer = 0;
-  tap_kind kind = tap_kind::hidden;
-  std::int64_t width = 0;
-};
+struct selector::impl : detail::level1_context {
+  impl(std::unique_ptr<detail::level1> level1, chunk_store& store, const selection_policy& policy,
+       const selector_options& options);
 
-/// Hidden states that one or more key streams are made from.
-struct key_source {
-  std::int32_t layer = 0;
-  std::int64_t width = 0;
-  std::int64_t window = 0;  ///< of the stream that sees most
-  std::vector<std::int32_t> streams;
-};
-
-/// The key encoder's input: one ring per key_source. `torn` says that an append failed between streams, so
-/// that some hold keys of tokens that the ring does not.
-struct key_input {
-  row_ring ring;
-  bool torn = false;
-};
-
-/// All that is kept for one sequence.
-struct served_sequence {
-  sequence_handle handle;
-  bool active = false;
-  bool own_policy = false;
-  selection_policy policy;
-  std::int64_t max_tokens = 0;
-  std::int64_t quota = 0;  ///< slots it may pin, never 0
-
-  bool started = false;         ///< its warm start was tried
-  bool requested = false;       ///< request_refresh()
-  std::int64_t processed = 0;   ///< tokens at the last select_chunks()
-  std::int64_t refreshed = 0;   ///< tokens at the last try
-  std::int64_t next_due = 0;    ///< tokens from which on it is due
-  std::uint64_t last_call = 0;  ///< finds duplicates in a batch
-
-  fallback_stage stage = fallback_stage::normal;
-  std::int32_t calls = 0;                               ///< refreshes in a row that called for more
-  std::int32_t calm = 0;                                ///< refreshes in a row that did not
-  float mass = std::numeric_limits<float>::infinity();  ///< smallest reported since the last refresh
-  selection_report report;
-
-  buffer memory;
-  std::vector<row_ring> queries;  ///< per query_source
-  std::vector<key_input> keys;    ///< per key_source
-};
-
-}  // namespace detail
-
-struct selector::impl {
-  impl(chunk_store& store, indexer& index, const selection_policy& policy, const selector_options& options);
-
-  /// Tokens of a query source that are kept: the newest token is only known after speculative ones were
-  /// rejected.
-  static constexpr std::int64_t query_rows = 8;
-
-  /// Keys that are encoded at a time, which bounds the scratch memory of a long prompt.
-  static constexpr std::int64_t key_block = 64;
-
-  chunk_store& store;
+  std::unique_ptr<detail::level1> scoring;
   indexer& index;
   selection_policy policy;
-  selector_options options;
-  kv_geometry geometry;
-  std::int64_t max_chunks = 0;
-
-  std::vector<detail::query_source> query_sources;
-  std::vector<std::int32_t> source_of_tap;  ///< query tap -> query source
-  std::vector<detail::key_source> key_sources;
 
   std::vector<std::unique_ptr<detail::served_sequence>> pool;
   std::vector<std::int32_t> by_index;  ///< sequence_handle::index -> place in pool, -1 = not attached
 
   detail::buffer memory;
-  view<float, 1> scores;
   view<std::uint8_t, 1> resident;
   view<chunk_id, 1> kept;
   view<chunk_id, 1> order;
-  float* key_rows = nullptr;     ///< a block's hidden states, gathered
-  std::byte* key_out = nullptr;  ///< a block's keys
-  workspace scratch;
-  std::vector<const float*> tap_rows;
+  std::vector<detail::observed_rows> observed;          ///< [max_sequences]
+  std::vector<detail::served_sequence*> due, to_score;  ///< room for max_sequences
+  std::vector<detail::served_sequence*> under_way;      ///< refreshes in flight; room for max_sequences
+  view<const float, 1> last_scores;
 
-  std::int64_t scored_chunks = 0;
   std::uint64_t call = 0;
   selector_counters counters;
   mutable fault last_fault;
@@ -113,7 +46,6 @@ struct selector::impl {
   /// After a call to the store that returned `code`.
   status store_failed(status code, sequence_handle sequence, const char* what) const noexcept;
 
-  std::size_t row_floats() const noexcept;
   detail::served_sequence* find(sequence_handle sequence) const noexcept;
   status check_handle(sequence_handle sequence, detail::served_sequence** out) const noexcept;
   /// Handles, positions, lengths and duplicates of a batch; sums its tokens.
@@ -126,23 +58,54 @@ struct selector::impl {
   void deactivate(detail::served_sequence& s) noexcept;
   sequence_info open_info(sequence_handle sequence) const;
 
-  status observe(batch items, std::int32_t layer, tap_kind kind, const_tensor<2> rows) noexcept;
+  // observe.cpp
+  status observe(batch items, std::int32_t layer, tap_kind kind, const_tensor<2> rows,
+                 stream_ref stream) noexcept;
   status check_key_order(const detail::served_sequence& s, std::size_t source,
                          const batch_item& item) const noexcept;
-  status encode(detail::served_sequence& s, std::size_t source, const batch_item& item, const_tensor<2> rows,
-                std::int64_t from) noexcept;
 
-  status step(batch items) noexcept;
-  status refresh(detail::served_sequence& s, refresh_reason reason) noexcept;
-  status score(detail::served_sequence& s, std::int64_t chunks) noexcept;
+  // step.cpp
+  status step(batch items, stream_ref stream) noexcept;
+  bool is_due(const detail::served_sequence& s) const noexcept;
+  void schedule_next(detail::served_sequence& s) noexcept;
+  std::int64_t steps_to_first_refresh(const detail::served_sequence& s) const noexcept;
+
+  // flight.cpp
+  status launch(detail::served_sequence& s, refresh_reason reason) noexcept;
+  status advance(detail::served_sequence& s, bool at_once, stream_ref stream) noexcept;
+  status advance_all(stream_ref stream) noexcept;
+  status start_recall(detail::served_sequence& s, bool at_once, stream_ref stream) noexcept;
+  status finish_recall(detail::served_sequence& s, late_policy how, stream_ref stream) noexcept;
+  status finish_others(const detail::served_sequence& s, stream_ref stream) noexcept;
+  void land(detail::served_sequence& s) noexcept;
+  status crash(detail::served_sequence& s, status code) noexcept;
+  void abandon(detail::served_sequence& s, bool again) noexcept;
+  std::int32_t recalls_under_way() const noexcept;
+
+  // refresh.cpp
+  status make_plan(detail::served_sequence& s, const sequence_info& info, std::int64_t* asked) noexcept;
   status mark_resident(const detail::served_sequence& s, std::int64_t chunks) noexcept;
   selection_plan plan_with_fallback(detail::served_sequence& s, std::int64_t chunks,
                                     std::int64_t* budget) noexcept;
   std::int64_t stage_budget(const detail::served_sequence& s, fallback_stage stage,
                             std::int64_t chunks) const noexcept;
   std::int64_t slots_for_recall(const detail::served_sequence& s) const noexcept;
-  std::int64_t steps_to_first_refresh(const detail::served_sequence& s) const noexcept;
 };
 
+namespace detail {
+
+/// For backends: what a selector keeps of its sequences.
+struct selector_access {
+  static level1& scoring(selector& s) noexcept { return *s.impl_->scoring; }
+  /// Null if the sequence is not attached.
+  static served_sequence* find(selector& s, sequence_handle sequence) noexcept {
+    const selector::impl& im = *s.impl_;
+    if (sequence.index >= im.by_index.size() || im.by_index[sequence.index] < 0) return nullptr;
+    served_sequence* const found = im.pool[static_cast<std::size_t>(im.by_index[sequence.index])].get();
+    return found->handle == sequence ? found : nullptr;
+  }
+};
+
+}  // namespace detail
 }  // namespace v0
 }  // namespace flashmemory

@@ -151,15 +151,9 @@ selection_report get_report(reader& in) {
   return r;
 }
 
-void put_ring(writer& out, const detail::row_ring& ring) {
-  out.put(ring.first());
-  out.put(ring.end);
-  for (std::int64_t t = ring.first(); t < ring.end; ++t)
-    out.put(ring.row(t), std::size_t(ring.width) * sizeof(float));
-}
-
-/// Checks the ring's extents; fills it only in the second pass.
-void get_ring(reader& in, const detail::row_ring& shape, detail::row_ring* out) {
+/// Checks the ring's extents; `put_row` takes the rows in the second pass.
+template <class PutRow>
+void get_ring(reader& in, const detail::row_ring& shape, detail::row_ring* out, const PutRow& put_row) {
   detail::row_ring ring = shape;
   ring.begin = in.get<std::int64_t>("begin of rows");
   ring.end = in.get<std::int64_t>("end of rows");
@@ -168,9 +162,13 @@ void get_ring(reader& in, const detail::row_ring& shape, detail::row_ring* out) 
   const std::size_t bytes = std::size_t(ring.width) * sizeof(float);
   for (std::int64_t t = ring.begin; t < ring.end; ++t) {
     const std::byte* row = in.take(bytes, "rows");
-    if (out != nullptr) std::memcpy(ring.row(t), row, bytes);
+    if (out != nullptr) put_row(t, row);
   }
   if (out != nullptr) *out = ring;
+}
+
+void check_ring(reader& in, const detail::row_ring& shape) {
+  get_ring(in, shape, nullptr, [](std::int64_t, const std::byte*) {});
 }
 
 /// The body's part between header and rings.
@@ -240,7 +238,8 @@ std::vector<std::byte> selector::save_state(sequence_handle sequence) const {
     out.put(source.window);
   }
   out.put(static_cast<std::uint8_t>(s->started));
-  out.put(static_cast<std::uint8_t>(s->requested));
+  // A refresh under way does not travel along; it is made anew.
+  out.put(static_cast<std::uint8_t>(s->requested || s->flight.phase != detail::flight_phase::none));
   out.put(s->processed);
   out.put(s->refreshed);
   out.put(s->next_due);
@@ -251,8 +250,18 @@ std::vector<std::byte> selector::save_state(sequence_handle sequence) const {
   put_report(out, s->report);
   out.put(static_cast<std::uint8_t>(s->own_policy));
   if (s->own_policy) put_policy(out, s->policy);
-  for (const auto& ring : s->queries) put_ring(out, ring);
-  for (const auto& input : s->keys) put_ring(out, input.ring);
+  std::vector<float> row;
+  const auto put_ring = [&](const detail::row_ring& ring, detail::kept_row which) {
+    out.put(ring.first());
+    out.put(ring.end);
+    row.resize(std::size_t(ring.width));
+    for (which.token = ring.first(); which.token < ring.end; ++which.token) {
+      im.scoring->read_row(*s, which, row.data());
+      out.put(row.data(), row.size() * sizeof(float));
+    }
+  };
+  for (std::size_t q = 0; q < s->queries.size(); ++q) put_ring(s->queries[q], {false, q, 0});
+  for (std::size_t k = 0; k < s->keys.size(); ++k) put_ring(s->keys[k].ring, {true, k, 0});
   return out.finish();
 }
 
@@ -293,7 +302,7 @@ void selector::load_state(sequence_handle sequence, const std::byte* data, std::
     detail::row_ring shape;
     shape.width = source.width;
     shape.capacity = impl::query_rows;
-    get_ring(in, shape, nullptr);
+    check_ring(in, shape);
   }
   const selection_policy& use = found.own_policy ? found.policy : im.policy;
   for (const auto& source : im.key_sources) {
@@ -303,7 +312,7 @@ void selector::load_state(sequence_handle sequence, const std::byte* data, std::
     reader peek = in;
     peek.get<std::int64_t>("begin of rows");
     const auto end = peek.get<std::int64_t>("end of rows");
-    get_ring(in, shape, nullptr);
+    check_ring(in, shape);
     if (use.mode == selection_mode::everything) continue;
     if (info.tokens > end || info.tokens < end - im.options.max_rollback_tokens)
       reject(fmt::format("its key window ends at {} tokens, the sequence holds {}", end, info.tokens));
@@ -336,8 +345,17 @@ void selector::load_state(sequence_handle sequence, const std::byte* data, std::
   s->mass = found.mass;
   s->report = found.report;
   reader again = rings;
-  for (auto& ring : s->queries) get_ring(again, ring, &ring);
-  for (auto& input : s->keys) get_ring(again, input.ring, &input.ring);
+  std::vector<float> row;
+  const auto fill_ring = [&](detail::row_ring& ring, detail::kept_row which) {
+    row.resize(std::size_t(ring.width));
+    get_ring(again, ring, &ring, [&](std::int64_t token, const std::byte* from) {
+      std::memcpy(row.data(), from, row.size() * sizeof(float));
+      which.token = token;
+      im.scoring->write_row(*s, which, row.data());
+    });
+  };
+  for (std::size_t q = 0; q < s->queries.size(); ++q) fill_ring(s->queries[q], {false, q, 0});
+  for (std::size_t k = 0; k < s->keys.size(); ++k) fill_ring(s->keys[k].ring, {true, k, 0});
   im.activate(*s);
 }
 

@@ -17,6 +17,7 @@ namespace {
 constexpr std::uint64_t session_magic = 0x315353454d4c46;  // "FLMESS1", then a zero byte
 constexpr std::uint32_t session_version = 1;
 constexpr std::uint64_t checksum_bytes = sizeof(std::uint64_t);
+constexpr int format_shift = 8;  // `type` holds the dtype and above it the kv_format, which once was only one
 
 /// The fixed part as it lies in the file: naturally aligned, without holes.
 struct fixed_part {
@@ -84,7 +85,7 @@ std::vector<std::byte> encode_header(const session_header& h) {
   fixed.kv_heads = g.kv_heads;
   fixed.key_dim = g.key_dim;
   fixed.value_dim = g.value_dim;
-  fixed.type = static_cast<std::int32_t>(g.type);
+  fixed.type = static_cast<std::int32_t>(g.type) | static_cast<std::int32_t>(g.format) << format_shift;
   fixed.entries_per_chunk = g.entries_per_chunk;
   fixed.tokens_per_entry = g.tokens_per_entry;
   fixed.key_streams = g.key_streams;
@@ -139,7 +140,8 @@ session_header read_header(byte_source& in, const kv_geometry& geometry) {
   same("kv_heads", fixed.kv_heads, geometry.kv_heads);
   same("key_dim", fixed.key_dim, geometry.key_dim);
   same("value_dim", fixed.value_dim, geometry.value_dim);
-  same("type", fixed.type, static_cast<std::int32_t>(geometry.type));
+  same("format", fixed.type >> format_shift, static_cast<std::int32_t>(geometry.format));
+  same("type", fixed.type & ((1 << format_shift) - 1), static_cast<std::int32_t>(geometry.type));
   same("entries_per_chunk", fixed.entries_per_chunk, geometry.entries_per_chunk);
   same("tokens_per_entry", fixed.tokens_per_entry, geometry.tokens_per_entry);
   same("key_streams", fixed.key_streams, geometry.key_streams);

@@ -101,18 +101,17 @@ std::int64_t tiered_chunk_store::impl::give_way(sequence_state& s, std::int64_t 
 
 /// Only for layer 0: what a span adds, and whether the quota has room for what of it must be resident.
 fault tiered_chunk_store::impl::check_growth(const batch_item& item, sequence_state& s,
-                                             std::int64_t* slots_needed,
-                                             std::int64_t* records_needed) noexcept {
+                                             span_needs* needs) noexcept {
   const span_chunks c = chunks_of(geometry, s.entries(), geometry.entries_for(s.tokens + item.num_tokens));
   std::int64_t kept = c.end - c.first_new;
-  *records_needed += kept;
+  needs->records += kept;
   if (!s.whole) {
     const std::int64_t from = std::max<std::int64_t>(c.first_new, s.options.sink_chunks);
     const std::int64_t to = std::min(c.end, c.complete - s.options.recent_chunks);
     kept -= std::max<std::int64_t>(to - from, 0);
   }
   kept -= give_way(s, item.num_tokens, false);
-  *slots_needed += kept;
+  needs->slots += kept;
   if (s.num_pinned + kept > s.quota)
     return make_fault(status::budget_exceeded, "max_resident_chunks", item.sequence.index, s.quota,
                       s.num_pinned + kept);
@@ -187,29 +186,76 @@ fault tiered_chunk_store::impl::seal(const batch_item& item) noexcept {
   return no_fault;
 }
 
-void tiered_chunk_store::impl::commit_rows(const batch_item& item, std::int32_t layer) noexcept {
+/// Makes what begin_span() took a part of the sequence: layers with the span see the longer resident set.
+void tiered_chunk_store::impl::adopt_span(const batch_item& item) noexcept {
   sequence_state& s = *places[item.sequence.index].state;
   const std::int64_t last = geometry.entries_for(s.tokens + item.num_tokens);
   const span_chunks c = chunks_of(geometry, s.entries(), last);
-  if (layer == 0) {
-    for (std::int64_t id = c.first_new; id < c.end; ++id) {
-      chunk_record* const record = s.chunks[id].record;
-      if (!record->slot) continue;
-      ++record->pins;
-      s.pinned[s.num_pinned++] = {record, static_cast<chunk_id>(id), false, false};
-    }
-    s.num_chunks = s.pending_chunks;
-    s.span_tokens = item.num_tokens;
-    s.build_view(1, last);
+  for (std::int64_t id = c.first_new; id < c.end; ++id) {
+    chunk_record* const record = s.chunks[id].record;
+    if (!record->slot) continue;
+    ++record->pins;
+    s.pinned[s.num_pinned++] = {record, static_cast<chunk_id>(id), false, false};
   }
-  s.next_layer = layer + 1;
-  if (s.next_layer < geometry.layers) return;
+  s.num_chunks = s.pending_chunks;
+  s.span_tokens = item.num_tokens;
+  s.build_view(1, last);
+}
+
+/// After the last layer: the span's chunks that are complete are sealed, and the sequence is longer.
+void tiered_chunk_store::impl::end_span(const batch_item& item) noexcept {
+  sequence_state& s = *places[item.sequence.index].state;
+  const span_chunks c = chunks_of(geometry, s.entries(), geometry.entries_for(s.tokens + item.num_tokens));
   for (std::int64_t id = c.first; id < c.complete; ++id) mark_sealed(*s.chunks[id].record);
   s.tokens += item.num_tokens;
   s.span_tokens = 0;
   s.next_layer = 0;
   std::swap(s.views[0], s.views[1]);
   std::swap(s.num_view[0], s.num_view[1]);
+}
+
+/// Whether every item may go on with `layer`, and what they need for it.
+fault tiered_chunk_store::impl::check_items(batch items, std::int32_t layer, span_needs* needs) noexcept {
+  const std::int64_t count = items.shape[0];
+  if (count < 0) return make_fault(status::bad_shape, "items", -1, 0, count);
+  if (count > 0 && !items.data) return make_fault(status::null_data, "items");
+  ++batch_mark;
+  for (std::int64_t i = 0; i < count; ++i) {
+    const batch_item& item = items(i);
+    fault f = check_item(item, layer);
+    if (f.code != status::ok) return f;
+    sequence_state& s = *places[item.sequence.index].state;
+    needs->rows += geometry.entries_for(s.tokens + item.num_tokens) - s.entries();
+    if (layer == 0) f = check_growth(item, s, needs);
+    if (f.code != status::ok) return f;
+  }
+  return no_fault;
+}
+
+/// Admission has made sure of both; a store that is out of step with itself must not go on.
+fault tiered_chunk_store::impl::check_pools(const span_needs& needs) const noexcept {
+  if (needs.slots > slots.available())
+    return make_fault(status::budget_exceeded, "fast slots", -1, needs.slots, slots.available());
+  if (needs.records > records.available())
+    return make_fault(status::budget_exceeded, "chunk records", -1, needs.records, records.available());
+  return no_fault;
+}
+
+/// Takes the records and slots of all spans; on failure abandon_spans() gives them back.
+fault tiered_chunk_store::impl::begin_spans(batch items) noexcept {
+  for (std::int64_t i = 0; i < items.shape[0]; ++i) {
+    sequence_state& s = *places[items(i).sequence.index].state;
+    give_way(s, items(i).num_tokens, true);
+    s.pending_chunks = s.num_chunks;
+  }
+  for (std::int64_t i = 0; i < items.shape[0]; ++i)
+    if (!begin_span(*places[items(i).sequence.index].state, items(i).num_tokens))
+      return make_fault(status::budget_exceeded, "fast slots");
+  return no_fault;
+}
+
+void tiered_chunk_store::impl::abandon_spans(batch items) noexcept {
+  for (std::int64_t i = 0; i < items.shape[0]; ++i) abandon_span(*places[items(i).sequence.index].state);
 }
 
 status tiered_chunk_store::impl::append(batch items, std::int32_t layer, const_tensor<3> k, const_tensor<3> v,
@@ -226,42 +272,19 @@ status tiered_chunk_store::impl::append(batch items, std::int32_t layer, const_t
   if (f.code != status::ok) return refuse(f);
   f = check_rows("v", v, geometry.value_dim);
   if (f.code != status::ok) return refuse(f);
-  const std::int64_t count = items.shape[0];
-  if (count < 0) return refuse(make_fault(status::bad_shape, "items", -1, 0, count));
-  if (count > 0 && !items.data) return refuse(make_fault(status::null_data, "items"));
-
-  ++batch_mark;
-  std::int64_t rows = 0, slots_needed = 0, records_needed = 0;
-  for (std::int64_t i = 0; i < count; ++i) {
-    const batch_item& item = items(i);
-    f = check_item(item, layer);
-    if (f.code != status::ok) return refuse(f);
-    sequence_state& s = *places[item.sequence.index].state;
-    rows += geometry.entries_for(s.tokens + item.num_tokens) - s.entries();
-    if (layer == 0) f = check_growth(item, s, &slots_needed, &records_needed);
-    if (f.code != status::ok) return refuse(f);
-  }
+  span_needs needs;
+  f = check_items(items, layer, &needs);
+  if (f.code != status::ok) return refuse(f);
+  const std::int64_t rows = needs.rows;
   if (k.shape[0] != rows) return refuse(make_fault(status::bad_shape, "k.shape[0]", -1, rows, k.shape[0]));
   if (v.shape[0] != rows) return refuse(make_fault(status::bad_shape, "v.shape[0]", -1, rows, v.shape[0]));
   if (rows > 0 && !k.data) return refuse(make_fault(status::null_data, "k"));
   if (rows > 0 && !v.data) return refuse(make_fault(status::null_data, "v"));
-  // Admission has made sure of both; a store that is out of step with itself must not go on.
-  if (slots_needed > slots.available())
-    return refuse(make_fault(status::budget_exceeded, "fast slots", -1, slots_needed, slots.available()));
-  if (records_needed > records.available())
-    return refuse(
-        make_fault(status::budget_exceeded, "chunk records", -1, records_needed, records.available()));
+  f = check_pools(needs);
+  if (f.code != status::ok) return refuse(f);
 
-  bool begun = true;
-  if (layer == 0)
-    for (std::int64_t i = 0; i < count; ++i) {
-      sequence_state& s = *places[items(i).sequence.index].state;
-      give_way(s, items(i).num_tokens, true);
-      s.pending_chunks = s.num_chunks;
-    }
-  for (std::int64_t i = 0; layer == 0 && begun && i < count; ++i)
-    begun = begin_span(*places[items(i).sequence.index].state, items(i).num_tokens);
-  if (!begun) f = make_fault(status::budget_exceeded, "fast slots");
+  const std::int64_t count = items.shape[0];
+  if (layer == 0) f = begin_spans(items);
   std::int64_t row = 0;
   tier->begin_rows();
   for (std::int64_t i = 0; f.code == status::ok && i < count; ++i) {
@@ -274,11 +297,14 @@ status tiered_chunk_store::impl::append(batch items, std::int32_t layer, const_t
     f = seal(items(i));
   if (f.code == status::ok) f = tier->leave(stream);
   if (f.code != status::ok) {
-    if (layer == 0)
-      for (std::int64_t i = 0; i < count; ++i) abandon_span(*places[items(i).sequence.index].state);
+    if (layer == 0) abandon_spans(items);
     return refuse(f);
   }
-  for (std::int64_t i = 0; i < count; ++i) commit_rows(items(i), layer);
+  for (std::int64_t i = 0; i < count; ++i) {
+    if (layer == 0) adopt_span(items(i));
+    places[items(i).sequence.index].state->next_layer = layer + 1;
+    if (layer == geometry.layers - 1) end_span(items(i));
+  }
   return status::ok;
 }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <flashmemory/error.hpp>
 #include <flashmemory/store/geometry.hpp>
@@ -18,6 +19,23 @@ constexpr std::int64_t max_chunk_bytes = std::int64_t{1} << 31;
 
 void require_positive(const char* field, std::int64_t value) {
   if (value < 1) refuse(field, value, "it must be at least 1");
+}
+
+void require_deepseek_v4(const kv_geometry& g) {
+  const auto require = [](const char* field, std::int64_t value, std::int64_t wanted) {
+    if (value != wanted)
+      throw argument_error(
+          status::bad_argument,
+          fmt::format("kv_geometry::{} is {}; kv_format::deepseek_v4 has {}", field, value, wanted));
+  };
+  require("kv_heads", g.kv_heads, 1);
+  require("key_dim", g.key_dim, deepseek_v4::entry_dim);
+  require("value_dim", g.value_dim, deepseek_v4::index_dim);
+  if (g.type != dtype::bf16)
+    refuse("type", static_cast<std::int64_t>(g.type),
+           "kv_format::deepseek_v4 takes bf16 and f32 and is stated as bf16");
+  if ((g.entries_per_chunk & (g.entries_per_chunk - 1)) != 0)
+    refuse("entries_per_chunk", g.entries_per_chunk, "kv_format::deepseek_v4 needs a power of two");
 }
 
 /// a * b, or one more than the limit when the product passes it; a and b are not negative.
@@ -41,6 +59,9 @@ void validate(const kv_geometry& g) {
     refuse("type", static_cast<std::int64_t>(g.type), "it must be f32, bf16 or f16");
   if (g.keys != key_layout::interleaved && g.keys != key_layout::planar)
     refuse("keys", static_cast<std::int64_t>(g.keys), "it must be interleaved or planar");
+  if (g.format != kv_format::separate && g.format != kv_format::deepseek_v4)
+    refuse("format", static_cast<std::int64_t>(g.format), "it must be separate or deepseek_v4");
+  if (g.format == kv_format::deepseek_v4) require_deepseek_v4(g);
   if (g.key_streams < 0) refuse("key_streams", g.key_streams, "it must not be negative");
 
   constexpr std::int64_t limit = max_chunk_bytes;
@@ -66,6 +87,10 @@ void validate(const kv_geometry& g) {
   std::int64_t bytes = bounded_product(dims, g.entries_per_chunk);
   bytes = bounded_product(bytes, static_cast<std::int64_t>(size_of(g.type)));
   bytes = bounded_product(bytes, g.kv_heads);
+  if (g.format == kv_format::deepseek_v4)
+    bytes = std::min(
+        deepseek_v4::page_bytes(g.entries_per_chunk) + deepseek_v4::index_key_bytes * g.entries_per_chunk,
+        limit + 1);
   bytes = bounded_product((bytes + 63) / 64 * 64, g.layers);
   if (bytes > limit)
     throw argument_error(

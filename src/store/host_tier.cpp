@@ -39,8 +39,6 @@ host_tier::host_tier(const kv_geometry& geometry, memory_resource memory) noexce
     : layout_(geometry),
       chunk_bytes_(layout_.chunk_bytes()),
       layer_bytes_(layout_.layer_bytes()),
-      raw_layer_bytes_(std::size_t(geometry.kv_heads) *
-                       (layout_.key_block_bytes() + layout_.value_block_bytes())),
       memory_(memory) {}
 
 void host_tier::open_backing(const store_options& options, std::int64_t records,
@@ -70,24 +68,25 @@ fault host_tier::enter(stream_ref stream) noexcept {
 
 void host_tier::poison(fast_slot& slot) noexcept { std::memset(slot.data, 0xff, chunk_bytes_); }
 
+void host_tier::zero_piece_padding(std::byte* piece) const noexcept {
+  for_each_padding(layout_,
+                   [piece](std::size_t offset, std::size_t bytes) { std::memset(piece + offset, 0, bytes); });
+}
+
 void host_tier::prepare(fast_slot& slot) noexcept {
   for (std::int32_t layer = 0; layer < layout_.geometry.layers; ++layer)
-    std::memset(slot.data + std::size_t(layer) * layer_bytes_ + raw_layer_bytes_, 0,
-                layer_bytes_ - raw_layer_bytes_);
+    zero_piece_padding(slot.data + std::size_t(layer) * layer_bytes_);
 }
 
 fault host_tier::write_rows(const row_span& span, const const_tensor<3>& k,
                             const const_tensor<3>& v) noexcept {
   chunk_record& record = *span.record;
-  const kv_geometry& g = layout_.geometry;
   const std::size_t offset = layout_.key_offset(span.layer, 0);
   std::byte* const piece = record.slot ? record.slot->data + offset : staging_;
-  std::byte* const values = piece + (layout_.value_offset(0, 0) - layout_.key_offset(0, 0));
-  copy_rows(k, span.first_row, span.count, g.type, g.entries_per_chunk, span.first_entry, piece);
-  copy_rows(v, span.first_row, span.count, g.type, g.entries_per_chunk, span.first_entry, values);
+  write_entries(layout_.geometry, k, v, span.first_row, span.count, span.first_entry, piece);
   if (record.slot) return {};
   // A whole chunk that need not be resident: its piece goes to the backing store without a slot.
-  std::memset(piece + raw_layer_bytes_, 0, layer_bytes_ - raw_layer_bytes_);
+  zero_piece_padding(piece);
   record.checksums[span.layer] = checksum(piece, layer_bytes_);
   int os_error = 0;
   const status code = backing_->write(record.backing, offset, piece, layer_bytes_, &os_error);

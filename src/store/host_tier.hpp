@@ -57,9 +57,10 @@ class host_tier final : public fast_tier {
                     const view<const std::byte, 2>& keys) noexcept override;
 
  private:
+  void zero_piece_padding(std::byte* piece) const noexcept;
+
   chunk_layout layout_;
   std::size_t chunk_bytes_, layer_bytes_;
-  std::size_t raw_layer_bytes_;  ///< without the padding
   memory_resource memory_;
   std::unique_ptr<backing_store> backing_;
   bool verify_ = false;

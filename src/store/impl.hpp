@@ -74,15 +74,28 @@ struct tiered_chunk_store::impl {
                 stream_ref stream) noexcept;
   fault check_rows(const char* name, const const_tensor<3>& rows, std::int64_t dim) const noexcept;
   fault check_item(const batch_item& item, std::int32_t layer) const noexcept;
-  fault check_growth(const batch_item& item, detail::sequence_state& s, std::int64_t* slots_needed,
-                     std::int64_t* records_needed) noexcept;
+  /// What a batch brings: rows of K and V and, with layer 0, new chunks.
+  struct span_needs {
+    std::int64_t rows = 0, slots = 0, records = 0;
+  };
+  fault check_growth(const batch_item& item, detail::sequence_state& s, span_needs* needs) noexcept;
   std::int64_t give_way(detail::sequence_state& s, std::int64_t num_tokens, bool apply) noexcept;
   bool begin_span(detail::sequence_state& s, std::int64_t num_tokens) noexcept;
   void abandon_span(detail::sequence_state& s) noexcept;
   fault write_rows(const batch_item& item, std::int32_t layer, const const_tensor<3>& k,
                    const const_tensor<3>& v, std::int64_t first_row) noexcept;
   fault seal(const batch_item& item) noexcept;
-  void commit_rows(const batch_item& item, std::int32_t layer) noexcept;
+  void adopt_span(const batch_item& item) noexcept;
+  void end_span(const batch_item& item) noexcept;
+  fault check_items(batch items, std::int32_t layer, span_needs* needs) noexcept;
+  fault check_pools(const span_needs& needs) const noexcept;
+  fault begin_spans(batch items) noexcept;
+  void abandon_spans(batch items) noexcept;
+
+  // pass.cpp
+  status begin_pass(batch items, stream_ref stream) noexcept;
+  status commit_pass(batch items, bool index_keys, stream_ref stream) noexcept;
+  fault check_open_pass(const batch_item& item, bool index_keys) noexcept;
 
   // index_keys.cpp
   status append_keys(sequence_handle sequence, std::int32_t stream_index, std::int64_t first_key,

@@ -10,6 +10,27 @@ namespace flashmemory {
 inline namespace v0 {
 namespace detail {
 
+/// Writes rows [first_row, first_row + count) of k [entries, kv_heads, key_dim] and v likewise to entries [first_entry,
+/// ...) of one layer's piece of a chunk, in the geometry's format.
+void write_entries(const kv_geometry& geometry, const const_tensor<3>& k, const const_tensor<3>& v,
+                   std::int64_t first_row, std::int64_t count, std::int64_t first_entry,
+                   std::byte* piece) noexcept;
+
+/// Zeroes entries [first_entry, entries_per_chunk) of one layer's piece.
+void zero_entries(const kv_geometry& geometry, std::int64_t first_entry, std::byte* piece) noexcept;
+
+/// Calls f(offset, bytes) for the parts of a layer's piece that no entry covers.
+template <class F>
+void for_each_padding(const chunk_layout& layout, const F& f) noexcept {
+  const kv_geometry& g = layout.geometry;
+  if (g.format == kv_format::deepseek_v4) {
+    const std::size_t entries = std::size_t(g.entries_per_chunk) * std::size_t(deepseek_v4::entry_bytes);
+    if (layout.key_block_bytes() > entries) f(entries, layout.key_block_bytes() - entries);
+  }
+  const std::size_t raw = std::size_t(g.kv_heads) * (layout.key_block_bytes() + layout.value_block_bytes());
+  if (layout.layer_bytes() > raw) f(raw, layout.layer_bytes() - raw);
+}
+
 /// Copies rows [first_row, first_row + count) of `rows` [entries, heads, dim] to entries [first_entry, ...)
 /// of one layer's K or V block [heads, entries_per_chunk, dim] at `block`, rounding f32 to `stored` if that
 /// is narrower.

@@ -184,6 +184,14 @@ status tiered_chunk_store::append(batch items, std::int32_t layer, const_tensor<
   return impl_->append(items, layer, k, v, stream);
 }
 
+status tiered_chunk_store::begin_pass(batch items, stream_ref stream) noexcept {
+  return impl_->begin_pass(items, stream);
+}
+
+status tiered_chunk_store::commit_pass(batch items, bool index_keys, stream_ref stream) noexcept {
+  return impl_->commit_pass(items, index_keys, stream);
+}
+
 status tiered_chunk_store::append_keys(sequence_handle sequence, std::int32_t stream_index,
                                        std::int64_t first_key, view<const std::byte, 2> keys,
                                        stream_ref stream) noexcept {

@@ -20,10 +20,7 @@ void tiered_chunk_store::impl::zero_missing(const sequence_state& s, std::int64_
     const std::int64_t present =
         std::clamp<std::int64_t>(geometry.entries_for(s.tokens_of(layer)) - chunk * each, 0, each);
     if (present == each) continue;
-    detail::zero_rows(geometry.kv_heads, geometry.key_dim, geometry.type, each, present,
-                      out + layout.key_offset(layer, 0));
-    detail::zero_rows(geometry.kv_heads, geometry.value_dim, geometry.type, each, present,
-                      out + layout.value_offset(layer, 0));
+    detail::zero_entries(geometry, present, out + layout.key_offset(layer, 0));
   }
 }
 

@@ -17,6 +17,11 @@ class conformance_backend {
   virtual std::unique_ptr<flashmemory::chunk_store> make_store(
       const flashmemory::store_options& options) const = 0;
 
+  /// A selector over such a store whose level 1 is the indexer's, on the host or elsewhere.
+  virtual std::unique_ptr<flashmemory::selector> make_selector(
+      flashmemory::chunk_store& store, flashmemory::dual_encoder_indexer& index,
+      const flashmemory::selection_policy& policy, const flashmemory::selector_options& options) const = 0;
+
   virtual flashmemory::stream_ref stream() const = 0;
 
   virtual flashmemory::status append(flashmemory::chunk_store& store, flashmemory::batch items,

@@ -90,6 +90,35 @@ TEST_CASE("decoding attends to the resident entries exactly as the double-precis
   });
 }
 
+TEST_CASE("while refreshes are under way decoding attends to whatever set is in force", "[conformance]") {
+  const auto late = GENERATE(fm::late_policy::keep, fm::late_policy::wait);
+  CAPTURE(int(late));
+  on_every_backend([&](const conformance_backend& backend, std::uint32_t seed) {
+    auto index = random_indexer_of(seed);
+    fm::selector_options options;
+    options.apply = fm::apply_mode::overlapped;
+    options.max_staleness = 2;
+    options.late = late;
+    shadow_engine engine(backend, small_store(fm::dtype::bf16, 4), index, small_policy(0.3), 4, seed,
+                         options);
+    std::vector<std::unique_ptr<shadow_engine::sequence>> live;
+    for (int i = 0; i < 4; ++i) live.push_back(std::make_unique<shadow_engine::sequence>(engine.open(400)));
+    for (auto& s : live) engine.forward({s.get()}, {100}, false);
+    std::vector<shadow_engine::sequence*> batch;
+    for (auto& s : live) batch.push_back(s.get());
+    for (int step = 0; step < 150; ++step) engine.forward(batch, {1, 1, 1, 1}, true);
+    for (auto& s : live) {
+      engine.check_contents(*s);
+      fm::selection_report report;
+      REQUIRE(engine.selector().report(s->handle, &report) == fm::status::ok);
+      REQUIRE(report.refreshes >= 8);
+    }
+    const auto counters = engine.selector().counters();
+    REQUIRE(counters.refreshes_failed == 0);
+    REQUIRE(engine.store().counters().faults == 0);
+  });
+}
+
 TEST_CASE("with a budget at or above the context every output bit is that of full residency",
           "[conformance]") {
   on_every_backend([](const conformance_backend& backend, std::uint32_t seed) {

@@ -27,6 +27,12 @@ class cpu_backend final : public conformance_backend {
     return std::make_unique<fm::tiered_chunk_store>(mine);
   }
 
+  std::unique_ptr<fm::selector> make_selector(fm::chunk_store& store, fm::dual_encoder_indexer& index,
+                                              const fm::selection_policy& policy,
+                                              const fm::selector_options& options) const override {
+    return std::make_unique<fm::selector>(store, index, policy, options);
+  }
+
   fm::stream_ref stream() const override { return fm::stream_ref::host(); }
 
   fm::status append(fm::chunk_store& store, fm::batch items, std::int32_t layer, const std::vector<float>& k,

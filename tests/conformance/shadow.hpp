@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <memory>
 #include <random>
 #include <set>
 #include <vector>
@@ -25,24 +26,25 @@ class shadow_engine {
   static constexpr std::int32_t hidden_size = 16;
 
   shadow_engine(const conformance_backend& backend, const flashmemory::store_options& options,
-                flashmemory::indexer& index, const flashmemory::selection_policy& policy,
-                std::int32_t query_heads, std::uint32_t seed)
+                flashmemory::dual_encoder_indexer& index, const flashmemory::selection_policy& policy,
+                std::int32_t query_heads, std::uint32_t seed,
+                const flashmemory::selector_options& select_options = {})
       : backend_(backend),
         geometry_(options.geometry),
         policy_(policy),
         query_heads_(query_heads),
         random_(seed),
         store_(backend.make_store(options)),
-        selector_(*store_, index, policy) {}
+        selector_(backend.make_selector(*store_, index, policy, select_options)) {}
 
   flashmemory::chunk_store& store() { return *store_; }
-  flashmemory::selector& selector() { return selector_; }
+  flashmemory::selector& selector() { return *selector_; }
   std::mt19937& random() { return random_; }
 
   sequence open(std::int64_t max_tokens) {
     sequence s;
     s.handle = store_->open(flashmemory::sequence_options_for(policy_, geometry_, max_tokens));
-    selector_.attach(s.handle);
+    selector_->attach(s.handle);
     s.k.resize(std::size_t(geometry_.layers));
     s.v.resize(std::size_t(geometry_.layers));
     return s;
@@ -52,12 +54,12 @@ class shadow_engine {
     sequence child = parent;
     child.handle =
         store_->fork(parent.handle, flashmemory::sequence_options_for(policy_, geometry_, max_tokens));
-    selector_.attach_fork(parent.handle, child.handle);
+    selector_->attach_fork(parent.handle, child.handle);
     return child;
   }
 
   void close(sequence& s) {
-    selector_.detach(s.handle);
+    selector_->detach(s.handle);
     REQUIRE(store_->close(s.handle) == flashmemory::status::ok);
   }
 
@@ -84,10 +86,11 @@ class shadow_engine {
     std::vector<float> outputs;
     for (std::int32_t layer = 0; layer < geometry_.layers; ++layer) {
       const auto hidden = noise(rows * hidden_size);
-      const auto q = noise(rows * query_heads_ * geometry_.key_dim);
+      auto q = noise(rows * query_heads_ * geometry_.key_dim);
+      for (float& x : q) x = rounded(x);  // a backend may want queries in the store's dtype
       const auto k = noise(rows * geometry_.kv_heads * geometry_.key_dim);
       const auto v = noise(rows * geometry_.kv_heads * geometry_.value_dim);
-      REQUIRE(backend_.observe(selector_, batch, layer, hidden) == flashmemory::status::ok);
+      REQUIRE(backend_.observe(*selector_, batch, layer, hidden) == flashmemory::status::ok);
       REQUIRE(backend_.append(*store_, batch, layer, k, v) == flashmemory::status::ok);
       remember(sequences, counts, layer, k, v);
       if (*std::max_element(counts.begin(), counts.end()) > flashmemory::max_query_tokens) continue;
@@ -98,7 +101,7 @@ class shadow_engine {
       if (check) compare(sequences, counts, layer, q, out);
     }
     for (std::size_t i = 0; i < sequences.size(); ++i) sequences[i]->tokens += counts[i];
-    REQUIRE(flashmemory::select_chunks(selector_, batch, backend_.stream()) == flashmemory::status::ok);
+    REQUIRE(flashmemory::select_chunks(*selector_, batch, backend_.stream()) == flashmemory::status::ok);
     for (sequence* s : sequences) check_forced(*s);
     return outputs;
   }
@@ -238,5 +241,5 @@ class shadow_engine {
   std::int32_t query_heads_;
   std::mt19937 random_;
   std::unique_ptr<flashmemory::chunk_store> store_;
-  flashmemory::selector selector_;
+  std::unique_ptr<flashmemory::selector> selector_;
 };

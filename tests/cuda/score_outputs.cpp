@@ -164,7 +164,11 @@ TEST_CASE("a captured score() sees new lengths and gives the bytes of a direct c
   must(cudaGraphInstantiate(&executable, graph, 0));
   for (const int divide : {1, 3, 1000, 2}) {
     std::vector<score_job> jobs = full;
-    for (score_job& job : jobs) job.count /= divide;
+    for (std::size_t i = 0; i < jobs.size(); ++i) {
+      const auto keys = static_cast<std::int64_t>(p.cases[i].count()) / divide;
+      jobs[i].count = keys;
+      if (jobs[i].device_count != nullptr) p.cases[i].device_count.put({keys});
+    }
     p.jobs.put(jobs);
     const auto clear = [&] {
       for (score_case& c : p.cases) {

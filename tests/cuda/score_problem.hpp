@@ -41,6 +41,7 @@ struct score_case {
   device_array<std::uint8_t> device_queries, device_keys;
   device_array<float> device_weights, logits, group_max, chunk_max;
   device_array<const std::byte*> pages;
+  device_array<std::int64_t> device_count;
   device_array<std::int32_t> above, above_count;
 
   std::size_t count() const { return scales.size(); }
@@ -83,9 +84,11 @@ struct score_case {
     job.queries = reinterpret_cast<const std::byte*>(device_queries.data());
     job.weights = device_weights.data();
     if (scattered) {
+      const auto lead = static_cast<std::int64_t>(random() % 100 * 16);
+      job.pages_offset = lead;
       std::vector<const std::byte*> table;
       for (const std::size_t p : place) {
-        table.push_back(reinterpret_cast<const std::byte*>(device_keys.data()) + p * step);
+        table.push_back(reinterpret_cast<const std::byte*>(device_keys.data()) + p * step - lead);
       }
       pages = device_array<const std::byte*>(table);
       job.pages = pages.data();
@@ -93,6 +96,11 @@ struct score_case {
       job.keys = reinterpret_cast<const std::byte*>(device_keys.data());
     }
     job.count = static_cast<std::int64_t>(count());
+    if (random() % 2 == 0) {  // the length is in device memory, and the host's is another
+      device_count = device_array<std::int64_t>(std::vector<std::int64_t>{job.count});
+      job.device_count = device_count.data();
+      job.count = static_cast<std::int64_t>(random() % 1000);
+    }
     job.offset = offset;
     job.threshold = threshold;
     job.logits = logits.data();

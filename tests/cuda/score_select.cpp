@@ -32,6 +32,7 @@ struct select_problem {
   std::vector<device_array<float>> device_scores, device_maxima;
   std::vector<device_array<std::int32_t>> ids;
   device_array<std::int32_t> selected, nans;
+  device_array<std::int64_t> device_counts;
   device_array<select_row> rows;
   device_array<std::uint8_t> scratch;
   device_stream stream;
@@ -47,6 +48,9 @@ struct select_problem {
     std::vector<select_row> host;
     selected = device_array<std::int32_t>(scores.size());
     nans = device_array<std::int32_t>(scores.size());
+    std::vector<std::int64_t> lengths;
+    for (const auto& row : scores) lengths.push_back(static_cast<std::int64_t>(row.size()));
+    device_counts = device_array<std::int64_t>(lengths);
     for (std::size_t i = 0; i < scores.size(); ++i) {
       std::vector<float> padded(lead, inf);
       padded.insert(padded.end(), scores[i].begin(), scores[i].end());
@@ -65,6 +69,11 @@ struct select_problem {
       device_maxima.emplace_back(reference::group_maxima(scores[i], 16, false));
       if (with_maxima) row.group_max = device_maxima.back().data();
       if (!with_maxima) longest = std::max(longest, row.count);
+      row.first_id = first_id(i);
+      if (i % 2 == 1) {  // the length is in device memory, and the host's is another
+        row.device_count = device_counts.data() + i;
+        row.count = 3;
+      }
       host.push_back(row);
     }
     rows = device_array<select_row>(host);
@@ -72,12 +81,15 @@ struct select_problem {
         cuda::top_k_workspace_bytes(static_cast<std::int32_t>(host.size()), longest));
   }
 
+  static std::int32_t first_id(std::size_t i) { return static_cast<std::int32_t>(i % 3 * 100000); }
+
   std::vector<std::int32_t> got(std::size_t i) {
     std::vector<std::int32_t> list = ids[i].get();
     const auto count = static_cast<std::size_t>(selected.get()[i]);
     REQUIRE(count < list.size());
     CHECK(list[count] == -1);  // nothing behind the end
     list.resize(count);
+    for (std::int32_t& id : list) id -= first_id(i);
     return list;
   }
 
@@ -220,11 +232,14 @@ TEST_CASE("a captured select_top_k() sees new lengths", "[select][cuda]") {
   must(cudaGraphInstantiate(&executable, graph, 0));
   for (const std::size_t divide : {1, 2, 9, 1000}) {
     std::vector<select_row> rows = p.rows.get();
+    std::vector<std::int64_t> lengths(2);
     for (std::size_t i = 0; i < 2; ++i) {
       rows[i].count = static_cast<std::int64_t>(p.scores[i].size() / divide);
+      lengths[i] = rows[i].count;
       must(cudaMemset(p.ids[i].data(), 0xff, p.ids[i].bytes()));
     }
     p.rows.put(rows);
+    p.device_counts.put(lengths);
     must(cudaGraphLaunch(executable, p.stream.get()));
     p.stream.wait();
     for (std::size_t i = 0; i < 2; ++i) {

@@ -1,5 +1,9 @@
 // SPDX-License-Identifier: MIT
+#include <cstring>
+#include <flashmemory/indexer/index_key.hpp>
+
 #include "cuda/v4_problem.hpp"
+#include "v4/append_to.hpp"
 
 using namespace flashmemory;
 using namespace flashmemory_test;
@@ -97,4 +101,88 @@ TEST_CASE("the quantiser's bytes are those of the CPU", "[cuda][v4]") {
       }
     }
   }
+}
+
+TEST_CASE(
+    "new entries go from the targets in device memory into a store's chunks as the host's store writes them",
+    "[cuda][v4]") {
+  REQUIRE_GPU();
+  std::mt19937_64 random(new_seed("append to"));
+  const std::int32_t per_chunk = GENERATE(1, 4, 64);
+  const dtype type = GENERATE(dtype::f32, dtype::bf16);
+  CAPTURE(per_chunk, to_string(type));
+  kv_geometry g;
+  g.layers = 3;
+  g.kv_heads = 1;
+  g.key_dim = 512;
+  g.value_dim = 128;
+  g.format = kv_format::deepseek_v4;
+  g.entries_per_chunk = per_chunk;
+  g.tokens_per_entry = 4;
+  const chunk_layout layout(g);
+  const std::int64_t chunks = 70 / per_chunk + 2, entries = chunks * per_chunk;
+  const std::size_t rows = static_cast<std::size_t>(entries);
+  std::vector<float> k = rows_of_all_kinds(rows, random), v = rows_of_all_kinds(rows / 4 + 1, random);
+  v.resize(rows * 128);
+  const auto halves_of = [&](std::vector<float>& values) {
+    std::vector<std::uint16_t> halves;
+    for (float& x : values) {
+      halves.push_back(reference::bf16_bits(x));
+      if (type == dtype::bf16) x = static_cast<float>(reference::bf16_value(halves.back()));
+    }
+    return halves;
+  };
+  const device_array<std::uint16_t> k_halves(halves_of(k)), v_halves(halves_of(v));
+  const device_array<float> k_floats(k), v_floats(v);
+  const auto tensor_of = [&](const device_array<float>& wide, const device_array<std::uint16_t>& narrow,
+                             std::int64_t dim) {
+    return type == dtype::bf16 ? const_tensor<3>(narrow.data(), type, rows, 1, dim)
+                               : const_tensor<3>(wide.data(), type, rows, 1, dim);
+  };
+  const std::int32_t layer = 1;
+  device_array<std::uint8_t> memory(static_cast<std::size_t>(chunks) * layout.chunk_bytes());
+  std::vector<std::uint8_t> expected(memory.size(), 0xff);
+  std::vector<cuda::append_target> targets;
+  for (std::int32_t row = 0; row < entries; ++row) {
+    cuda::append_target t;
+    t.row = row;
+    t.entry = row % per_chunk;
+    t.chunk =
+        reinterpret_cast<std::byte*>(memory.data()) + row / per_chunk * std::int64_t(layout.chunk_bytes());
+    if (row % 7 == 3) t.chunk = nullptr;
+    if (row % 7 == 5) t.row = row % 2 == 0 ? -1 : static_cast<std::int32_t>(rows);
+    targets.push_back(t);
+    if (row % 7 == 3 || row % 7 == 5) continue;
+    auto* const piece = reinterpret_cast<std::byte*>(expected.data()) +
+                        row / per_chunk * std::int64_t(layout.chunk_bytes()) +
+                        std::int64_t(layout.key_offset(layer, 0));
+    deepseek_v4::quantise_entry(k.data() + row * 512, piece + deepseek_v4::row_offset(t.entry),
+                                piece + deepseek_v4::scale_offset(per_chunk, t.entry));
+    std::byte key[132];
+    quantise_key(v.data() + row * 128, key, 1e-4f);
+    std::byte* const keys = piece + deepseek_v4::page_bytes(per_chunk);
+    std::memcpy(keys + t.entry * 128, key, 128);
+    std::memcpy(keys + per_chunk * 128 + t.entry * 4, key + 128, 4);
+  }
+  std::shuffle(targets.begin(), targets.end(), random);
+  const device_array<cuda::append_target> table(targets);
+  const device_stream stream;
+  REQUIRE(v4::launch_append_to(table.data(), std::int64_t(targets.size()), g, layer,
+                               tensor_of(k_floats, k_halves, 512), tensor_of(v_floats, v_halves, 128),
+                               stream.ref()) == status::ok);
+  stream.wait();
+  CHECK(memory.get() == expected);
+
+  fault f;
+  const auto k_rows = tensor_of(k_floats, k_halves, 512), v_rows = tensor_of(v_floats, v_halves, 128);
+  kv_geometry other = g;
+  other.format = kv_format::separate;
+  CHECK(v4::launch_append_to(table.data(), 1, other, 0, k_rows, v_rows, stream.ref(), &f) ==
+        status::unsupported);
+  CHECK(v4::launch_append_to(table.data(), 1, g, 3, k_rows, v_rows, stream.ref(), &f) ==
+        status::out_of_range);
+  CHECK(v4::launch_append_to(table.data(), 1, g, 0, v_rows, v_rows, stream.ref(), &f) == status::bad_shape);
+  CHECK(std::string(f.what) == "entries");
+  CHECK(v4::launch_append_to(nullptr, 1, g, 0, k_rows, v_rows, stream.ref(), &f) == status::null_data);
+  CHECK(v4::launch_append_to(nullptr, 0, g, 0, k_rows, v_rows, stream.ref(), &f) == status::ok);
 }

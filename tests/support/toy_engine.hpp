@@ -136,6 +136,18 @@ class failing_store final : public fm::chunk_store {
   std::int64_t fail_append_keys_after = -1;  ///< calls that still succeed; -1 = all
   fm::status fail_info = fm::status::ok;
   fm::status fail_resident = fm::status::ok;
+  /// Copies of a started recall are there after that many calls of poll_recall(); finish_recall() that waits gets them
+  /// at once, unless they are stuck.
+  std::int64_t polls_until_landed = 0;
+  bool stuck = false;
+  fm::status fail_copies =
+      fm::status::ok;  ///< what poll_recall() and finish_recall() say once they have landed
+  std::map<std::uint32_t, std::int64_t> on_the_way;  ///< sequence -> polls left
+  std::int64_t under_way() const {
+    std::int64_t count = 0;
+    for (const auto& [sequence, polls] : on_the_way) count += polls > 0;
+    return count;
+  }
   mutable fm::fault made;
   std::int64_t recalls = 0;
   mutable std::int64_t infos = 0;
@@ -171,11 +183,30 @@ class failing_store final : public fm::chunk_store {
     ++recalls;
     if (fail_recall != fm::status::ok && (only_sequence == ~0u || only_sequence == s.index))
       return fail(fail_recall, s, 3);
-    return inner_.start_recall(s, chunks, report, r);
+    const fm::status code = inner_.start_recall(s, chunks, report, r);
+    if (code == fm::status::ok) on_the_way[s.index] = polls_until_landed;
+    return code;
   }
-  fm::status poll_recall(fm::sequence_handle s) noexcept override { return inner_.poll_recall(s); }
+  fm::status poll_recall(fm::sequence_handle s) noexcept override {
+    auto& polls = on_the_way[s.index];
+    if (polls > 0 && inner_.poll_recall(s) == fm::status::ok) {
+      if (!stuck) --polls;
+      return fm::status::pending;
+    }
+    if (fail_copies != fm::status::ok) return fail(fail_copies, s, 5);
+    return inner_.poll_recall(s);
+  }
   fm::status finish_recall(fm::sequence_handle s, fm::late_policy late, fm::recall_report* report,
                            fm::stream_ref r) noexcept override {
+    auto& polls = on_the_way[s.index];
+    if (polls > 0 && late == fm::late_policy::keep) return fm::status::pending;
+    if (polls > 0 && late == fm::late_policy::wait && stuck) return fail(fm::status::timed_out, s, -1);
+    const bool give_up = polls > 0 && late == fm::late_policy::fail;
+    polls = 0;
+    if (give_up || fail_copies != fm::status::ok) {
+      if (const fm::status code = inner_.cancel_recall(s); code != fm::status::ok) return code;
+      return fail(give_up ? fm::status::timed_out : fail_copies, s, 5);
+    }
     return inner_.finish_recall(s, late, report, r);
   }
   fm::status cancel_recall(fm::sequence_handle s) noexcept override { return inner_.cancel_recall(s); }

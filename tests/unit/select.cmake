@@ -8,6 +8,7 @@ flashmemory_test(flashmemory_selector_unit LABELS unit INTERNAL LIBRARIES xxHash
   ${CMAKE_CURRENT_LIST_DIR}/selector_fallback.cpp
   ${CMAKE_CURRENT_LIST_DIR}/selector_input.cpp
   ${CMAKE_CURRENT_LIST_DIR}/selector_keys.cpp
+  ${CMAKE_CURRENT_LIST_DIR}/selector_overlap.cpp
   ${CMAKE_CURRENT_LIST_DIR}/selector_state.cpp)
 # Replaces operator new, so it stands alone.
 flashmemory_test(flashmemory_select_allocations LABELS unit SOURCES

@@ -39,6 +39,23 @@ TEST_CASE("validate names the field of a geometry that cannot work") {
   refused("tokens_per_key", [](auto& g) { g.tokens_per_key = 3; });
 }
 
+TEST_CASE("validate names what kv_format::deepseek_v4 does not have") {
+  const auto refused_v4 = [](const std::string& field, const auto& change) {
+    refused(field, [&](auto& g) {
+      g = small_v4_geometry();
+      change(g);
+    });
+  };
+  REQUIRE_NOTHROW(fm::validate(small_v4_geometry()));
+  refused_v4("kv_heads", [](auto& g) { g.kv_heads = 2; });
+  refused_v4("key_dim", [](auto& g) { g.key_dim = 576; });
+  refused_v4("value_dim", [](auto& g) { g.value_dim = 512; });
+  refused_v4("type", [](auto& g) { g.type = fm::dtype::f16; });
+  refused_v4("entries_per_chunk", [](auto& g) { g.entries_per_chunk = 48; });
+  refused_v4("format", [](auto& g) { g.format = static_cast<fm::kv_format>(2); });
+  refused_v4("passes 2^31 bytes", [](auto& g) { g.entries_per_chunk = 1 << 22; });
+}
+
 TEST_CASE("validate refuses sizes that overflow instead of wrapping them around") {
   constexpr int most = std::numeric_limits<int>::max();
   refused("layers", [](auto& g) { g.layers = most; });

@@ -15,11 +15,11 @@
 #include <string>
 #include <vector>
 
+#include "unit/store_values.hpp"
+
 /// What the store's tests share: made-up K and V that can be computed again from a tag, a memory resource
 /// that counts, backing stores that fail on demand.
 namespace store_testing {
-
-namespace fm = flashmemory;
 
 inline const fm::stream_ref host = fm::stream_ref::host();
 
@@ -150,75 +150,6 @@ inline fm::kv_geometry small_geometry() {
   return g;
 }
 
-inline std::uint64_t mixed(std::uint64_t x) {
-  x += 0x9e3779b97f4a7c15u;
-  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
-  x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
-  return x ^ (x >> 31);
-}
-
-/// Fills `bytes` bytes of K or V of one entry, layer and head; any bit pattern, NaNs included.
-inline void fill_vector(std::byte* out, std::size_t bytes, std::uint64_t tag, std::int64_t layer,
-                        std::int64_t head, bool value) {
-  std::uint64_t x = mixed(mixed(tag) ^ mixed(std::uint64_t(layer) * 4099 + std::uint64_t(head) * 2 + value));
-  for (std::size_t i = 0; i < bytes; i += 8) {
-    x = mixed(x + i);
-    std::memcpy(out + i, &x, std::min<std::size_t>(8, bytes - i));
-  }
-}
-
-/// Packed rows of one layer for entries with these tags.
-struct made_rows {
-  std::vector<std::byte> k, v;
-  fm::const_tensor<3> k_view, v_view;
-};
-
-inline made_rows make_rows(const fm::kv_geometry& g, const std::vector<std::uint64_t>& tags,
-                           std::int64_t layer) {
-  made_rows r;
-  const std::size_t key = std::size_t(g.key_dim) * size_of(g.type);
-  const std::size_t value = std::size_t(g.value_dim) * size_of(g.type);
-  const auto heads = std::size_t(g.kv_heads);
-  r.k.resize(tags.size() * heads * key + 1);
-  r.v.resize(tags.size() * heads * value + 1);
-  for (std::size_t e = 0; e < tags.size(); ++e)
-    for (std::size_t h = 0; h < heads; ++h) {
-      fill_vector(r.k.data() + (e * heads + h) * key, key, tags[e], layer, std::int64_t(h), false);
-      fill_vector(r.v.data() + (e * heads + h) * value, value, tags[e], layer, std::int64_t(h), true);
-    }
-  r.k_view = fm::const_tensor<3>(r.k.data(), g.type, tags.size(), g.kv_heads, g.key_dim);
-  r.v_view = fm::const_tensor<3>(r.v.data(), g.type, tags.size(), g.kv_heads, g.value_dim);
-  return r;
-}
-
-/// Chunk `chunk` as the layout defines it; `entries(layer)` entries are there, the others and the padding are
-/// zero.
-template <class Entries>
-std::vector<std::byte> expected_chunk(const fm::kv_geometry& g, const std::vector<std::uint64_t>& tags,
-                                      std::int64_t chunk, const Entries& entries) {
-  const fm::chunk_layout layout(g);
-  std::vector<std::byte> out(layout.chunk_bytes());
-  const std::size_t key = std::size_t(g.key_dim) * size_of(g.type);
-  const std::size_t value = std::size_t(g.value_dim) * size_of(g.type);
-  for (std::int64_t layer = 0; layer < g.layers; ++layer)
-    for (std::int64_t e = 0; e < g.entries_per_chunk; ++e) {
-      const std::int64_t entry = chunk * g.entries_per_chunk + e;
-      if (entry >= entries(layer)) break;
-      for (std::int64_t h = 0; h < g.kv_heads; ++h) {
-        fill_vector(out.data() + layout.key_offset(layer, h) + std::size_t(e) * key, key,
-                    tags[std::size_t(entry)], layer, h, false);
-        fill_vector(out.data() + layout.value_offset(layer, h) + std::size_t(e) * value, value,
-                    tags[std::size_t(entry)], layer, h, true);
-      }
-    }
-  return out;
-}
-
-inline std::vector<std::byte> expected_chunk(const fm::kv_geometry& g, const std::vector<std::uint64_t>& tags,
-                                             std::int64_t chunk) {
-  return expected_chunk(g, tags, chunk, [&](std::int64_t) { return std::int64_t(tags.size()); });
-}
-
 /// `count` index keys with finite bytes and scales.
 inline std::vector<std::byte> make_keys(const fm::kv_geometry& g, std::int64_t count, std::uint64_t tag) {
   std::vector<std::byte> out(std::size_t(count * g.key_bytes) + 1);
@@ -318,24 +249,27 @@ inline std::vector<std::byte> read_chunk(const fm::chunk_store& store, const eng
   return out;
 }
 
+/// True if the first `entries` entries of one layer of a chunk are those of `expected`.
+inline bool same_entries(const fm::kv_geometry& g, std::int64_t layer, std::int64_t entries,
+                         const std::byte* chunk, const std::vector<std::byte>& expected) {
+  bool same = true;
+  for (std::int64_t e = 0; e < entries; ++e)
+    for_each_part(g, layer, e, [&](std::size_t offset, std::size_t bytes) {
+      same = same && std::memcmp(chunk + offset, expected.data() + offset, bytes) == 0;
+    });
+  return same;
+}
+
 /// True if every readable byte of every resident chunk, in every layer, is what was appended. Between forward
 /// passes only.
 inline bool resident_bytes_right(const fm::chunk_store& store, const engine_sequence& s) {
   const fm::kv_geometry& g = store.geometry();
-  const fm::chunk_layout layout(g);
   for (std::int32_t layer = 0; layer < g.layers; ++layer) {
     const fm::resident_set set = resident(store, s, layer);
-    for (std::int64_t i = 0; i < set.count; ++i) {
-      const auto expected = expected_chunk(g, s.tags, set.chunks[i].id);
-      const std::size_t key = std::size_t(g.key_dim) * size_of(g.type) * std::size_t(set.chunks[i].entries);
-      const std::size_t value =
-          std::size_t(g.value_dim) * size_of(g.type) * std::size_t(set.chunks[i].entries);
-      for (std::int64_t h = 0; h < g.kv_heads; ++h) {
-        const std::size_t k = layout.key_offset(layer, h), v = layout.value_offset(layer, h);
-        if (std::memcmp(set.chunks[i].data + k, expected.data() + k, key) != 0) return false;
-        if (std::memcmp(set.chunks[i].data + v, expected.data() + v, value) != 0) return false;
-      }
-    }
+    for (std::int64_t i = 0; i < set.count; ++i)
+      if (!same_entries(g, layer, set.chunks[i].entries, set.chunks[i].data,
+                        expected_chunk(g, s.tags, set.chunks[i].id)))
+        return false;
   }
   return true;
 }

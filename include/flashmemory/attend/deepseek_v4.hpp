@@ -14,18 +14,21 @@ inline namespace v0 {
 /// without position, in e4m3 with one power-of-two scale per 64, and 64 rotated ones in bf16.
 namespace deepseek_v4 {
 
-inline constexpr std::int32_t entry_dim = 512;       ///< values of an entry
-inline constexpr std::int32_t nope_dim = 448;        ///< of which the first are e4m3
-inline constexpr std::int32_t rope_dim = 64;         ///< and the last bf16, already rotated
-inline constexpr std::int32_t group_dim = 64;        ///< values that share a scale
-inline constexpr std::int32_t scale_groups = 7;      ///< of an entry
-inline constexpr std::int64_t row_bytes = 576;       ///< 448 e4m3, then 64 bf16
-inline constexpr std::int64_t scale_row_bytes = 8;   ///< 7 ue8m0 (2^(byte - 127), 255 = NaN), then a zero
-inline constexpr std::int64_t entry_bytes = 584;     ///< what an entry takes in all
-inline constexpr std::int32_t window_entries = 256;  ///< of a page of the sliding-window pool
-inline constexpr std::int32_t csa_entries = 64;      ///< of a page of entries compressed from 4 tokens
-inline constexpr std::int32_t hca_entries = 2;       ///< of a page of entries compressed from 128 tokens
-inline constexpr std::int32_t max_heads = 128;       ///< query heads that one call takes, at most
+inline constexpr std::int32_t entry_dim = 512;        ///< values of an entry
+inline constexpr std::int32_t nope_dim = 448;         ///< of which the first are e4m3
+inline constexpr std::int32_t rope_dim = 64;          ///< and the last bf16, already rotated
+inline constexpr std::int32_t group_dim = 64;         ///< values that share a scale
+inline constexpr std::int32_t scale_groups = 7;       ///< of an entry
+inline constexpr std::int64_t row_bytes = 576;        ///< 448 e4m3, then 64 bf16
+inline constexpr std::int64_t scale_row_bytes = 8;    ///< 7 ue8m0 (2^(byte - 127), 255 = NaN), then a zero
+inline constexpr std::int64_t entry_bytes = 584;      ///< what an entry takes in all
+inline constexpr std::int32_t window_entries = 256;   ///< of a page of the sliding-window pool
+inline constexpr std::int32_t csa_entries = 64;       ///< of a page of entries compressed from 4 tokens
+inline constexpr std::int32_t hca_entries = 2;        ///< of a page of entries compressed from 128 tokens
+inline constexpr std::int32_t max_heads = 128;        ///< query heads that one call takes, at most
+inline constexpr std::int32_t index_dim = 128;        ///< values of an entry's index key
+inline constexpr std::int64_t index_key_bytes = 132;  ///< its e4m3 bytes and its f32 scale
+inline constexpr float index_key_floor = 1e-4f;  ///< smallest amax when it is quantised, see quantise_key()
 
 /// Where a page's scales start: all rows come first.
 constexpr std::int64_t scales_offset(std::int32_t entries_per_page) noexcept {
@@ -67,18 +70,21 @@ FLASHMEMORY_API void quantise_entry(const float* values, std::byte* row, std::by
 FLASHMEMORY_API void dequantise_entry(const std::byte* row, const std::byte* scales, float* values) noexcept;
 
 /// Pages of entries in host memory. Entry number i is row i % entries_per_page of page i / entries_per_page.
+/// Either all pages have the same distance, or a table says where each lies: the slots of a chunk store.
 struct page_pool {
   std::byte* pages = nullptr;          ///< the first page
   std::int64_t page_stride = 0;        ///< bytes from a page to the next, >= page_bytes(entries_per_page)
   std::int64_t num_pages = 0;          ///< pages that may be named
   std::int32_t entries_per_page = 64;  ///< a power of two
+  const std::byte* const* table = nullptr;  ///< [num_pages] instead of `pages`: each page lies
+  std::int64_t table_offset = 0;  ///< this many bytes after its table entry; append_entries() refuses it
 };
 
 /// Quantises rows into their places.
 /// \param[in] values    [n, entry_dim], f32 or bf16, unit last stride
 /// \param[in] locations [n] entry numbers, distinct; -1 skips a row
-/// \returns bad_shape, bad_dtype (f16), bad_argument (pool), null_data, out_of_range (fault: actual = the location;
-///     nothing is written)
+/// \returns bad_shape, bad_dtype (f16), bad_argument (pool, or one with a table), null_data, out_of_range (fault:
+///     actual = the location; nothing is written)
 FLASHMEMORY_API status append_entries(const page_pool& pool, const_tensor<2> values,
                                       view<const std::int32_t, 1> locations, fault* error = nullptr) noexcept;
 

@@ -35,7 +35,8 @@ struct score_job {
   const std::byte* queries = nullptr;  ///< [heads, 128] e4m3, 16-byte aligned
   const float* weights = nullptr;      ///< [heads], may be negative
   const std::byte* keys = nullptr;     ///< pages of keys_per_page keys back to back, 16-byte aligned
-  /// [ceil(count / keys_per_page)], if not null instead of `keys`: where each page starts, 16-byte aligned
+  /// [ceil(count / keys_per_page)], if not null instead of `keys`: each page starts pages_offset bytes after its
+  /// element, 16-byte aligned. A chunk store's slots hold the index keys of each layer at such an offset.
   const std::byte* const* pages = nullptr;
   /// keys, below 2^31; 0 = nothing to do. All of a page's memory exists, even if it is partly filled.
   std::int64_t count = 0;
@@ -49,6 +50,9 @@ struct score_job {
   std::int32_t* above = nullptr;  ///< [above_capacity]: keys with logit > threshold, ascending
   std::int32_t* above_count = nullptr;  ///< [1]: how many there are, be it more than above_capacity
   std::int64_t above_capacity = 0;      ///< elements of `above`; what does not fit is left out
+  std::int64_t pages_offset = 0;        ///< see `pages`; a multiple of 16
+  const std::int64_t* device_count =
+      nullptr;  ///< [1] if not null read instead of `count`, e.g. chunk_row::entries
 };
 
 /// What is the same for all jobs of a call.

@@ -28,6 +28,9 @@ struct select_row {
   /// [1] or null: how many NaNs `scores` has. Asking makes long rows slow: all of it is read by one block.
   std::int32_t* nans = nullptr;
   std::int64_t capacity = 0;  ///< for select_above(): elements of `ids`
+  const std::int64_t* device_count =
+      nullptr;                ///< [1] if not null read instead of `count`, e.g. chunk_row::entries
+  std::int32_t first_id = 0;  ///< added to every id: the number of score 0 in a numbering that rows share
 };
 
 /// Bytes of device workspace that select_top_k() needs for `num_rows` rows of at most `max_count` scores,

@@ -60,8 +60,11 @@ FLASHMEMORY_API void validate(const selection_policy& policy, const kv_geometry&
 /// The sequence_options that serve `policy` for up to `max_tokens` tokens: the quota holds the largest budget
 /// the policy can ask for (without fallback stages, which use what the quota has left), the open chunk and
 /// one interval's growth; with mode everything there is none.
+/// \param late_tokens  tokens beyond an interval that may come before the next set is in force: max_staleness steps'
+///     in overlapped mode. Up to a chunk of them there is room anyway
 FLASHMEMORY_API sequence_options sequence_options_for(const selection_policy& policy,
-                                                      const kv_geometry& geometry, std::int64_t max_tokens);
+                                                      const kv_geometry& geometry, std::int64_t max_tokens,
+                                                      std::int64_t late_tokens = 0);
 
 /// Chunks in force for a given number of complete chunks: sink + recent + selected, before fallback.
 FLASHMEMORY_API std::int64_t budget_chunks(const selection_policy& policy, const kv_geometry& geometry,

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <flashmemory/batch.hpp>
 #include <flashmemory/indexer/indexer.hpp>
@@ -14,6 +15,18 @@
 namespace flashmemory {
 inline namespace v0 {
 
+namespace detail {
+class level1;
+struct selector_access;
+}  // namespace detail
+
+/// When a refresh takes effect.
+enum class apply_mode : std::int32_t {
+  at_once,  ///< select_chunks() returns with the new set in force; it waits for scores and copies
+  overlapped,  ///< select_chunks() never blocks: the new set comes into force in the first call that finds its chunks
+               ///< there, at a step boundary
+};
+
 /// Set-up of a selector.
 struct selector_options {
   std::int32_t max_sequences = 64;
@@ -23,6 +36,18 @@ struct selector_options {
   std::int32_t max_rollback_tokens = 64;
   bool stagger =
       true;  ///< spread refreshes over the interval, so that sequences do not all refresh on one step
+  apply_mode apply = apply_mode::at_once;
+  /// Overlapped: a set that was chosen more steps ago than this when its chunks are not there yet is late.
+  /// Room for as many steps' tokens, at most an interval's, is kept free in a sequence's quota; see
+  /// sequence_options_for().
+  std::int32_t max_staleness = 8;
+  /// What a late refresh meets: `keep` goes on without (and append() may at last find the quota full), `wait` blocks up to
+  /// the deadline, `fail` gives it up (timed_out).
+  late_policy late = late_policy::wait;
+  /// Overlapped: recalls under way at a time. More of them need a transition pool with room for the new chunks of all,
+  /// or chunks are refused.
+  std::int32_t concurrent_recalls = 1;
+  std::chrono::milliseconds deadline{1000};  ///< for scores; copies have the store's
   memory_resource memory = default_memory();
   thread_hook threads = default_threads();
 };
@@ -43,7 +68,9 @@ struct selection_report {
   recall_report recall;
   fallback_stage stage = fallback_stage::normal;
   std::int64_t refreshes = 0;  ///< of this sequence so far
-  double score_seconds = 0;    ///< level 1
+  /// Steps between the one whose position was scored and the one after which the set was in force; 0 = the same.
+  std::int64_t staleness = 0;
+  double score_seconds = 0;  ///< level 1, until the host had the scores
   double recall_seconds = 0;
 };
 
@@ -57,6 +84,10 @@ struct selector_counters {
   std::int64_t widened = 0;     ///< stage changes towards more
   std::int64_t everything = 0;  ///< of those, to everything
   std::int64_t recovered = 0;   ///< stage changes back
+  std::int64_t late = 0;        ///< refreshes that were not there after max_staleness steps
+  std::int64_t abandoned = 0;   ///< refreshes under way that a rollback or detach() made pointless
+  std::int64_t staleness = 0;   ///< sum over refreshes
+  std::int64_t max_staleness = 0;
 };
 
 /// Keeps, per sequence, what level 1 needs between steps: the newest token's vectors, the key encoder's
@@ -67,6 +98,9 @@ class FLASHMEMORY_API selector {
   /// \throws argument_error if the policy cannot work or the indexer does not fit the store
   selector(chunk_store& store, indexer& index, const selection_policy& policy,
            const selector_options& options = {});
+  /// For backends: with a level 1 of theirs.
+  selector(std::unique_ptr<detail::level1> scoring, chunk_store& store, const selection_policy& policy,
+           const selector_options& options);
   ~selector();
   selector(const selector&) = delete;
   selector& operator=(const selector&) = delete;
@@ -120,6 +154,9 @@ class FLASHMEMORY_API selector {
   /// sequence.
   view<const float, 1> last_scores() const noexcept;
 
+  /// Whether a refresh of the sequence is under way (overlapped mode): its set in force is the old one.
+  bool refreshing(sequence_handle sequence) const noexcept;
+
   /// Running totals since it was built.
   selector_counters counters() const noexcept;
   /// Details of the last call that did not return ok.
@@ -143,6 +180,7 @@ class FLASHMEMORY_API selector {
 
  private:
   friend FLASHMEMORY_API status select_chunks(selector& select, batch items, stream_ref stream) noexcept;
+  friend struct detail::selector_access;
   struct impl;
   std::unique_ptr<impl> impl_;
 };
@@ -154,10 +192,15 @@ class FLASHMEMORY_API selector {
 /// several sequences over different steps. After a rollback by a whole interval or more it is due at once,
 /// after a shorter one when it gets to where it would have been due.
 ///
+/// In overlapped mode a call moves each refresh under way as far as it gets without blocking - scores, plan, recall, new
+/// set - and may return before the sets that it started are in force; what finds its chunks there at once, as on the
+/// CPU backend, is in force when it returns. A sequence has one refresh under way at most. While it is on its way
+/// chunks that are completed stay resident. selection_report::staleness says how old a set was when it came into force.
+///
 /// When nothing is due it costs next to nothing. It never allocates. If a sequence's refresh fails its old
 /// set stays, the others go on, and the first error is returned; it is tried again after another interval, or
 /// at once by request_refresh().
-/// \returns hidden_missing or keys_missing if observe() was not called for all taps; what recall() returns
+/// \returns hidden_missing or keys_missing if observe() was not called for all taps; what recall() returns; timed_out
 FLASHMEMORY_API status select_chunks(selector& select, batch items, stream_ref stream) noexcept;
 
 }  // namespace v0

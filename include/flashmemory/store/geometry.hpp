@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <flashmemory/attend/deepseek_v4.hpp>
 #include <flashmemory/dtype.hpp>
 
 namespace flashmemory {
@@ -12,6 +13,12 @@ inline namespace v0 {
 enum class key_layout : std::int32_t {
   interleaved,  ///< per key: key_bytes - 4 bytes of e4m3, then one little-endian f32 scale
   planar,       ///< the e4m3 bytes of all the chunk's keys, then all their f32 scales
+};
+
+/// What an entry of one layer is.
+enum class kv_format : std::int32_t {
+  separate,     ///< a K and a V vector per head, of the geometry's dtype
+  deepseek_v4,  ///< one quantised vector that is key and value, and the index key of the layer's own indexer
 };
 
 /// The shape of what a store holds. Stated by the engine, never inferred from a buffer.
@@ -31,6 +38,11 @@ struct kv_geometry {
   std::int32_t key_bytes = 132;     ///< of one index key with its scale; 132 = 128 e4m3 + f32
   key_layout keys = key_layout::interleaved;
 
+  /// deepseek_v4 asks for 1 KV head, key_dim 512, value_dim 128, type bf16 and a power of two of entries_per_chunk.
+  /// What is appended as K is the entry and as V its index key, neither quantised: the store does that, see
+  /// deepseek_v4::quantise_entry() and quantise_key() with a floor of 1e-4.
+  kv_format format = kv_format::separate;
+
   /// Tokens that one chunk holds.
   constexpr std::int64_t tokens_per_chunk() const noexcept {
     return std::int64_t{entries_per_chunk} * tokens_per_entry;
@@ -47,9 +59,11 @@ struct kv_geometry {
   constexpr std::int64_t entries_for(std::int64_t tokens) const noexcept { return tokens / tokens_per_entry; }
 };
 
-/// Where things lie inside one chunk. A chunk is one block: layer after layer, and per layer
-/// K [kv_heads, entries_per_chunk, key_dim], then V [kv_heads, entries_per_chunk, value_dim], each layer
-/// padded to 64 bytes.
+/// Where things lie inside one chunk. A chunk is one block: layer after layer, each padded to 64 bytes. Per layer
+///  - separate: K [kv_heads, entries_per_chunk, key_dim], then V [kv_heads, entries_per_chunk, value_dim];
+///  - deepseek_v4: a page of entries_per_chunk entries, page_bytes() with its padding, then a planar page of as many
+///    index keys: [entries_per_chunk, 128] e4m3, [entries_per_chunk] f32 scales. In DeepSeek-V4-Flash, 64 entries of 4
+///    tokens each: 37,440 + 8,448 bytes. "K block" and "V block" below are these two.
 struct chunk_layout {
   kv_geometry geometry;
 
@@ -57,9 +71,13 @@ struct chunk_layout {
   constexpr explicit chunk_layout(const kv_geometry& g) noexcept : geometry(g) {}
 
   constexpr std::size_t key_block_bytes() const noexcept {  ///< K of one layer and head
+    if (geometry.format == kv_format::deepseek_v4)
+      return std::size_t(deepseek_v4::page_bytes(geometry.entries_per_chunk));
     return std::size_t(geometry.entries_per_chunk) * std::size_t(geometry.key_dim) * size_of(geometry.type);
   }
   constexpr std::size_t value_block_bytes() const noexcept {  ///< V of one layer and head
+    if (geometry.format == kv_format::deepseek_v4)
+      return std::size_t(geometry.entries_per_chunk) * std::size_t(deepseek_v4::index_key_bytes);
     return std::size_t(geometry.entries_per_chunk) * std::size_t(geometry.value_dim) * size_of(geometry.type);
   }
   constexpr std::size_t layer_bytes() const noexcept {  ///< one layer, padded
@@ -84,7 +102,7 @@ struct chunk_layout {
 };
 
 /// Throws argument_error naming the field if a store cannot be built on `g` (non-positive extents,
-/// tokens_per_key that does not divide a chunk, sizes beyond 2^31 bytes a chunk).
+/// tokens_per_key that does not divide a chunk, sizes beyond 2^31 bytes a chunk, extents that the format does not have).
 FLASHMEMORY_API void validate(const kv_geometry& g);
 
 }  // namespace v0

@@ -83,6 +83,25 @@ class FLASHMEMORY_API tiered_chunk_store final : public chunk_store {
   status read_chunk(sequence_handle sequence, chunk_id chunk, view<std::byte, 1> out) const noexcept override;
   status append_chunk(sequence_handle sequence, view<const std::byte, 1> bytes,
                       std::int64_t tokens) noexcept override;
+
+  /// Does the books of a forward pass through all layers at once, for an engine whose kernels write K and V into the
+  /// chunks themselves: new chunks get their slots, and resident() shows the longer sequences for every layer. Entries
+  /// of the pass that are not written by then read as whatever is in the slot. Until commit_pass() the sequences take
+  /// no other pass; truncate() to their length gives the pass up.
+  /// \param items   as for append() of layer 0
+  /// \param stream  may write into the new chunks once this has returned
+  /// \returns what append() returns; unsupported if the pass would bring chunks that are not resident after it. On
+  ///     error no item has changed
+  status begin_pass(batch items, stream_ref stream) noexcept;
+
+  /// Ends passes that begin_pass() began, all with the same items: what they completed is written through to the
+  /// backing store as it is after all work queued on `stream` before.
+  /// \param index_keys  the pass also wrote, into the pages that keys() names, the index keys of all streams that its
+  ///     tokens completed
+  /// \returns out_of_order if an item is not in such a pass or, with index_keys, if its streams' keys do not end where
+  ///     the pass began; io_error, cuda_error. On error the passes stay open and the call may be repeated
+  status commit_pass(batch items, bool index_keys, stream_ref stream) noexcept;
+
   store_counters counters() const noexcept override;
   store_usage usage() const noexcept override;
   fault last_fault() const noexcept override;

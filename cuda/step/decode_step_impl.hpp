@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cstdint>
+#include <flashmemory/cuda/decode_step.hpp>
+#include <memory>
+#include <vector>
+
+#include "core/append_target.hpp"
+#include "core/blocks.hpp"
+#include "select/device_level1.hpp"
+#include "select/selector_impl.hpp"
+#include "step/table_words.hpp"
+
+namespace flashmemory {
+inline namespace v0 {
+namespace cuda {
+
+namespace detail {
+
+inline constexpr std::int64_t append_target_words = 2;
+static_assert(sizeof(append_target) == 16 && offsetof(append_target, entry) == 8 &&
+                  offsetof(append_target, row) == 12,
+              "targets are written word by word");
+
+}  // namespace detail
+
+/// Words of the tables: those of chunk_tables, then per row its place and its position, then the targets of entries and
+/// of index keys.
+struct decode_step::impl {
+  impl(tiered_chunk_store& store, selector* select, const decode_step_options& options);
+
+  tiered_chunk_store& store;
+  selector* select;
+  detail::device_level1* level1;  ///< of the selector, or null
+  decode_step_options options;
+  kv_geometry geometry;
+  chunk_layout layout;
+  std::int32_t entries_per_row, keys_per_row;
+  std::int64_t first_word, targets_at, key_targets_at;
+
+  std::unique_ptr<chunk_tables> tables;
+  detail::table_words* words = nullptr;
+  attend_plan plan;
+  detail::memory_block scratch, nan_keys;
+  std::vector<batch_item> live;        ///< of the open step
+  std::vector<std::uint8_t> observed;  ///< per layer: observe() is part of the steps
+  bool open = false;
+  fault last_fault;
+
+  const std::int64_t* device_places() const noexcept {
+    return reinterpret_cast<const std::int64_t*>(words->device() + first_word);
+  }
+  const std::int64_t* device_positions() const noexcept { return device_places() + options.rows; }
+  const append_target* device_targets() const noexcept {
+    return reinterpret_cast<const append_target*>(words->device() + targets_at);
+  }
+  const append_target* device_key_targets(std::int32_t key_stream) const noexcept {
+    return reinterpret_cast<const append_target*>(words->device() + key_targets_at) +
+           std::int64_t{key_stream} * options.rows * keys_per_row;
+  }
+
+  unsigned long long* nan_counter() const noexcept {
+    return level1 != nullptr ? level1->nan_counter() : nan_keys.as<unsigned long long>();
+  }
+  status check_items(batch items) noexcept;
+  void set_row_words(std::int64_t row, std::int64_t place, std::int64_t position) noexcept;
+  void set_target(std::int64_t at, const std::byte* chunk, std::int64_t entry, std::int64_t row) noexcept;
+  void set_entry_targets(std::int64_t row, const batch_item* item, const resident_set& set) noexcept;
+  void set_key_targets(std::int64_t row, const batch_item* item) noexcept;
+  void advance(flashmemory::detail::served_sequence& s, const batch_item& item) const noexcept;
+  status check_layer(std::int32_t layer, stream_ref stream) noexcept;
+};
+
+}  // namespace cuda
+}  // namespace v0
+}  // namespace flashmemory

@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: MIT
+// The calls of a step that are kernel launches and nothing else.
+#include "core/error.hpp"
+#include "step/decode_step_impl.hpp"
+#include "step/kernels.hpp"
+#include "v4/append_to.hpp"
+
+namespace flashmemory {
+inline namespace v0 {
+namespace cuda {
+
+namespace {
+
+status check_rows(const char* name, const const_tensor<3>& rows, std::int64_t count, std::int64_t heads,
+                  std::int64_t dim, dtype stored, fault* error) noexcept {
+  if (rows.type != dtype::f32 && rows.type != stored)
+    return detail::refuse(status::bad_dtype, name, static_cast<std::int64_t>(stored),
+                          static_cast<std::int64_t>(rows.type), error);
+  if (rows.shape[0] != count) return detail::refuse(status::bad_shape, name, count, rows.shape[0], error);
+  if (rows.shape[1] != heads) return detail::refuse(status::bad_shape, name, heads, rows.shape[1], error);
+  if (rows.shape[2] != dim) return detail::refuse(status::bad_shape, name, dim, rows.shape[2], error);
+  if (rows.stride[2] != 1 && dim > 1)
+    return detail::refuse(status::bad_shape, name, 1, rows.stride[2], error);
+  if (rows.data == nullptr) return detail::refuse(status::null_data, name, -1, -1, error);
+  return status::ok;
+}
+
+}  // namespace
+
+status decode_step::impl::check_layer(std::int32_t layer, stream_ref stream) noexcept {
+  if (stream.is_host())
+    return detail::refuse(status::unsupported, "the host stream on the CUDA backend", -1, -1, &last_fault);
+  if (layer >= 0 && layer < geometry.layers) return status::ok;
+  const status code = detail::refuse(status::out_of_range, "layer", geometry.layers, layer, &last_fault);
+  last_fault.layer = layer;
+  return code;
+}
+
+status decode_step::append(std::int32_t layer, const_tensor<3> k, const_tensor<3> v,
+                           stream_ref stream) noexcept {
+  impl& im = *impl_;
+  const kv_geometry& g = im.geometry;
+  const detail::device_guard guard(im.options.device);
+  if (const status code = im.check_layer(layer, stream); code != status::ok) return code;
+  const std::int64_t count = std::int64_t{im.options.rows} * im.entries_per_row;
+  if (const status code = check_rows("k", k, count, g.kv_heads, g.key_dim, g.type, &im.last_fault);
+      code != status::ok)
+    return code;
+  if (const status code = check_rows("v", v, count, g.kv_heads, g.value_dim, g.type, &im.last_fault);
+      code != status::ok)
+    return code;
+  if (g.format == kv_format::deepseek_v4)
+    return deepseek_v4::launch_append_to(im.device_targets(), count, g, layer, k, v, stream, &im.last_fault);
+  const auto source = [](const const_tensor<3>& rows, std::int32_t dim, std::size_t offset,
+                         std::size_t head_bytes) {
+    detail::row_source s;
+    s.data = rows.data;
+    s.type = rows.type;
+    s.row_stride = rows.stride[0];
+    s.head_stride = rows.stride[1];
+    s.dim = dim;
+    s.offset = static_cast<std::int64_t>(offset);
+    s.head_bytes = static_cast<std::int64_t>(head_bytes);
+    return s;
+  };
+  return detail::check(
+      detail::launch_append(
+          im.device_targets(), count, g.kv_heads,
+          source(k, g.key_dim, im.layout.key_offset(layer, 0), im.layout.key_block_bytes()),
+          source(v, g.value_dim, im.layout.value_offset(layer, 0), im.layout.value_block_bytes()), g.type,
+          stream.cuda()),
+      "append", &im.last_fault);
+}
+
+status decode_step::append_keys(std::int32_t stream_index, view<const std::byte, 2> keys,
+                                stream_ref stream) noexcept {
+  impl& im = *impl_;
+  const kv_geometry& g = im.geometry;
+  const auto no = [&](status code, const char* what, std::int64_t expected, std::int64_t actual) {
+    const status refused = detail::refuse(code, what, expected, actual, &im.last_fault);
+    im.last_fault.stream = stream_index;
+    return refused;
+  };
+  const detail::device_guard guard(im.options.device);
+  if (const status code = im.check_layer(0, stream); code != status::ok) return code;
+  if (!im.options.index_keys) return no(status::unsupported, "index_keys is not set", -1, -1);
+  if (stream_index < 0 || stream_index >= g.key_streams)
+    return no(status::out_of_range, "stream_index", g.key_streams, stream_index);
+  const std::int64_t count = std::int64_t{im.options.rows} * im.keys_per_row;
+  if (keys.shape[0] != count) return no(status::bad_shape, "keys", count, keys.shape[0]);
+  if (keys.shape[1] != g.key_bytes) return no(status::bad_shape, "key bytes", g.key_bytes, keys.shape[1]);
+  if (keys.stride[1] != 1 || keys.stride[0] != g.key_bytes)
+    return no(status::bad_shape, "key strides", g.key_bytes, keys.stride[0]);
+  if (keys.data == nullptr) return no(status::null_data, "keys", -1, -1);
+  detail::key_page page;
+  page.key_bytes = g.key_bytes;
+  page.page_keys = static_cast<std::int32_t>(g.keys_per_chunk());
+  page.planar = g.keys == key_layout::planar;
+  return detail::check(
+      detail::launch_append_keys(im.device_key_targets(stream_index), im.options.rows, im.keys_per_row,
+                                 keys.data, page, im.nan_counter(), stream.cuda()),
+      "append_keys", &im.last_fault);
+}
+
+status decode_step::observe(std::int32_t layer, const_tensor<2> hidden, stream_ref stream) noexcept {
+  impl& im = *impl_;
+  const detail::device_guard guard(im.options.device);
+  if (const status code = im.check_layer(layer, stream); code != status::ok) return code;
+  if (im.level1 == nullptr) return status::ok;
+  const std::int64_t width = im.level1->width_of(layer);
+  if (width < 0) return status::ok;
+  const std::int64_t count = std::int64_t{im.options.rows} * im.options.tokens;
+  const auto no = [&](status code, std::int64_t expected, std::int64_t actual) {
+    const status refused = detail::refuse(code, "hidden", expected, actual, &im.last_fault);
+    im.last_fault.layer = layer;
+    return refused;
+  };
+  if (hidden.type != dtype::f32 && hidden.type != dtype::bf16 && hidden.type != dtype::f16)
+    return no(status::bad_dtype, -1, static_cast<std::int64_t>(hidden.type));
+  if (hidden.shape[0] != count) return no(status::bad_shape, count, hidden.shape[0]);
+  if (hidden.shape[1] != width) return no(status::bad_shape, width, hidden.shape[1]);
+  if (hidden.data == nullptr) return no(status::null_data, -1, -1);
+  detail::step_rows rows;
+  rows.places = im.device_places();
+  rows.positions = im.device_positions();
+  rows.rows = im.options.rows;
+  rows.tokens = im.options.tokens;
+  rows.keys = im.device_key_targets(0);
+  rows.keys_per_row = im.keys_per_row;
+  const status code = im.level1->observe_step(rows, layer, hidden, stream, &im.last_fault);
+  if (code == status::ok) im.observed[static_cast<std::size_t>(layer)] = 1;
+  return code;
+}
+
+status decode_step::attend(std::int32_t layer, const_tensor<3> q, tensor<3> out,
+                           const attend_options& options, stream_ref stream) noexcept {
+  impl& im = *impl_;
+  const detail::device_guard guard(im.options.device);
+  if (im.options.query_heads == 0)
+    return detail::refuse(status::unsupported, "query_heads is 0", -1, -1, &im.last_fault);
+  attend_options mine = options;
+  if (mine.scratch.data == nullptr) mine.scratch = {im.scratch.as<void>(), im.scratch.bytes()};
+  fault why;
+  mine.error = &why;
+  const status code = sparse_attend(im.plan, im.tables->rows(), layer, q, out, mine, stream);
+  if (code == status::ok) return code;
+  im.last_fault = why;
+  if (options.error != nullptr) *options.error = why;
+  return code;
+}
+
+}  // namespace cuda
+}  // namespace v0
+}  // namespace flashmemory

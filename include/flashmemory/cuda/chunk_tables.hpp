@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <flashmemory/batch.hpp>
+#include <flashmemory/cuda/attend.hpp>
+#include <flashmemory/memory.hpp>
+#include <flashmemory/status.hpp>
+#include <flashmemory/store/chunk_store.hpp>
+#include <flashmemory/stream.hpp>
+#include <memory>
+#include <vector>
+
+namespace flashmemory {
+inline namespace v0 {
+namespace cuda {
+
+namespace detail {
+class table_words;
+}
+
+/// What device tables are made for.
+struct chunk_tables_options {
+  std::int64_t rows = 0;        ///< of a step, at most
+  std::int64_t max_chunks = 0;  ///< resident chunks of a row, at most
+  std::int32_t device = 0;      ///< CUDA ordinal
+  memory_resource memory;       ///< device memory; null functions = cudaMalloc
+  memory_resource pinned;       ///< host memory that the device can read; null functions = cudaHostAlloc
+  /// How long update() may wait for the step that used its staging memory staging_steps steps ago.
+  std::chrono::milliseconds deadline{1000};
+  std::int32_t staging_steps = 4;  ///< steps that the host may be ahead of the device
+};
+
+/// Device tables at fixed addresses that say what each row of a step may attend to: what sparse_attend() and captured
+/// graphs read. They follow the store's resident sets by update(), which sends only what has changed, so that a
+/// refresh, a new chunk or another sequence in a row needs no new capture.
+///
+/// Calls are made from one thread at a time.
+class FLASHMEMORY_API chunk_tables {
+ public:
+  /// All rows start empty. Synchronises.
+  /// \throws argument_error naming the field; admission_error if a memory resource has no room; error with cuda_error
+  explicit chunk_tables(const chunk_tables_options& options);
+  ~chunk_tables();
+  chunk_tables(const chunk_tables&) = delete;
+  chunk_tables& operator=(const chunk_tables&) = delete;
+
+  /// What it was built with.
+  const chunk_tables_options& options() const noexcept;
+
+  /// Rows, [rows], device: each names the list of its row and how many entries it has.
+  view<const chunk_row, 1> rows() const noexcept;
+
+  /// Lists of chunk pointers, [rows, max_chunks], contiguous, device. Elements beyond a row's chunks are null or
+  /// chunks that the row once had.
+  const std::byte* const* lists() const noexcept;
+
+  /// Bytes of device and of pinned memory.
+  std::size_t device_bytes() const noexcept;
+  std::size_t pinned_bytes() const noexcept;
+
+  /// Bytes of changes that were sent so far.
+  std::int64_t bytes_sent() const noexcept;
+
+  /// Makes row i show what items(i) may attend to in `layer`; rows beyond the items, and items with a default
+  /// sequence_handle, become empty. Enqueued on `stream`: earlier work sees the old tables, later work the new ones.
+  /// Never allocates; never blocks, unless the host is staging_steps ahead of the device. Not to be captured.
+  /// \returns bad_shape for more items than rows, budget_exceeded (expected, actual) for more chunks than max_chunks,
+  ///     timed_out if the device is still behind at the deadline, unsupported for stream_ref::host(), cuda_error, what
+  ///     resident() returns. On error the tables are unchanged
+  status update(const chunk_store& store, batch items, std::int32_t layer, stream_ref stream,
+                fault* error = nullptr) noexcept;
+
+ private:
+  friend class decode_step;
+  chunk_tables(const chunk_tables_options& options, std::int64_t more_words);
+  status set_rows(const chunk_store& store, batch items, std::int32_t layer, fault* error) noexcept;
+  chunk_tables_options options_;
+  std::vector<resident_set> sets_;  ///< of the rows that set_rows() has set
+  std::unique_ptr<detail::table_words> words_;
+};
+
+}  // namespace cuda
+}  // namespace v0
+}  // namespace flashmemory

@@ -1,0 +1,207 @@
+// SPDX-License-Identifier: MIT
+#include "select/host_level1.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "select/served_sequence.hpp"
+
+namespace flashmemory {
+inline namespace v0 {
+namespace detail {
+
+namespace {
+
+/// Stores refuse keys that are not numbers. A key that NaN or Inf went into says nothing about its tokens:
+/// all zero, it scores what an unrelated key scores.
+bool neutralise(std::byte* key, std::int32_t key_bytes) noexcept {
+  float scale;
+  std::memcpy(&scale, key + key_bytes - 4, sizeof scale);
+  const auto is_nan = [](std::byte b) { return (b & std::byte{0x7f}) == std::byte{0x7f}; };
+  if (std::isfinite(scale) && std::none_of(key, key + key_bytes - 4, is_nan)) return false;
+  std::memset(key, 0, static_cast<std::size_t>(key_bytes));
+  return true;
+}
+
+}  // namespace
+
+fault fault_of_store(const chunk_store& store, status code, sequence_handle sequence,
+                     const char* what) noexcept {
+  fault f = store.last_fault();
+  if (f.code != code) f = fault{};
+  f.code = code;
+  f.sequence = sequence.index;
+  if (f.what == nullptr || *f.what == 0) f.what = what;
+  return f;
+}
+
+status host_level1::store_failed(status code, const served_sequence& s, const char* what,
+                                 fault* error) const noexcept {
+  *error = fault_of_store(context_->store, code, s.handle, what);
+  return code;
+}
+
+void host_level1::set_up(const level1_context& context) {
+  context_ = &context;
+  const kv_geometry& geometry = context.geometry;
+  const auto key_taps = index_.key_taps();
+  std::int64_t block_floats = 0;
+  for (std::int64_t t = 0; t < key_taps.shape[0]; ++t) {
+    const key_tap& tap = key_taps(t);
+    block_floats = std::max(block_floats, ((key_block - 1) * tap.tokens_per_key + tap.window) * tap.width);
+  }
+  tap_rows_.resize(context.source_of_tap.size());
+  block_layout plan;
+  const std::size_t scores_at = plan.add<float>(context.max_chunks), rows_at = plan.add<float>(block_floats),
+                    keys_at = plan.add<std::byte>(key_taps.shape[0] > 0 ? key_block * geometry.key_bytes : 0);
+  scratch_.bytes =
+      index_.workspace_bytes(geometry, context.max_chunks, key_taps.shape[0] > 0 ? key_block : 0);
+  const std::size_t scratch_at = plan.add<std::byte>(static_cast<std::int64_t>(scratch_.bytes));
+  memory_ = buffer(context.options.memory, plan.bytes(), "selector scratch");
+  std::byte* const base = memory_.as<std::byte>();
+  scores_ = view<float, 1>(reinterpret_cast<float*>(base + scores_at), context.max_chunks);
+  key_rows_ = reinterpret_cast<float*>(base + rows_at);
+  key_out_ = base + keys_at;
+  scratch_.data = base + scratch_at;
+  places_.resize(static_cast<std::size_t>(context.options.max_sequences));
+}
+
+std::size_t host_level1::row_bytes() const noexcept {
+  std::int64_t floats = 0;
+  for (const auto& source : context_->query_sources) floats += level1_context::query_rows * source.width;
+  for (const auto& source : context_->key_sources) floats += context_->key_rows(source) * source.width;
+  return static_cast<std::size_t>(floats) * sizeof(float);
+}
+
+void host_level1::open_place(served_sequence& s) {
+  buffer& memory = places_[static_cast<std::size_t>(s.place)];
+  memory = buffer(context_->options.memory, row_bytes(), "selector rows of a sequence");
+  float* rows = memory.as<float>();
+  const auto lay_out = [&](row_ring& ring) {
+    ring.rows = rows;
+    rows += ring.width * ring.capacity;
+  };
+  for (auto& ring : s.queries) lay_out(ring);
+  for (auto& input : s.keys) lay_out(input.ring);
+}
+
+status host_level1::encode(const observed_rows& part, std::size_t source, const_tensor<2> rows,
+                           stream_ref stream, std::int64_t* nan_keys, fault* error) noexcept {
+  served_sequence& s = *part.sequence;
+  key_input& input = s.keys[source];
+  const kv_geometry& geometry = context_->geometry;
+  const std::int64_t tokens_per_key = geometry.tokens_per_key, width = rows.shape[1];
+  const std::int64_t end = (part.position + part.tokens) / tokens_per_key;
+  input.torn = true;
+  for (const std::int32_t key_stream : context_->key_sources[source].streams) {
+    const std::int64_t window = index_.key_taps()(key_stream).window;
+    key_pages pages;
+    if (const status code = context_->store.keys(s.handle, key_stream, &pages); code != status::ok)
+      return store_failed(code, s, "keys", error);
+    for (std::int64_t key = pages.keys; key < end;) {
+      const std::int64_t count = std::min(key_block, end - key);
+      const std::int64_t first = (key + 1) * tokens_per_key - window;
+      const std::int64_t seen = (count - 1) * tokens_per_key + window;
+      view<const float, 2> seen_rows(key_rows_, seen, width);
+      if (first >= part.position && rows.type == dtype::f32 && rows.stride[1] == 1 &&
+          rows.stride[0] == width) {
+        seen_rows.data = static_cast<const float*>(rows.data) + (part.from + first - part.position) * width;
+      } else {
+        for (std::int64_t r = 0; r < seen; ++r) {
+          const std::int64_t token = first + r;
+          float* const out = key_rows_ + r * width;
+          if (token >= part.position)
+            load_row(rows, part.from + token - part.position, out);
+          else if (token < 0)
+            std::fill_n(out, width, 0.0f);
+          else
+            std::copy_n(input.ring.row(token), width, out);
+        }
+      }
+      const view<std::byte, 2> out(key_out_, count, geometry.key_bytes);
+      if (const status code =
+              index_.encode_keys(key_stream, seen_rows, out, scratch_, context_->options.threads);
+          code != status::ok) {
+        *error = fault{};
+        error->code = code;
+        error->sequence = s.handle.index;
+        error->stream = key_stream;
+        error->what = "encode_keys";
+        return code;
+      }
+      for (std::int64_t k = 0; k < count; ++k)
+        *nan_keys += neutralise(key_out_ + k * geometry.key_bytes, geometry.key_bytes);
+      if (const status code = context_->store.append_keys(s.handle, key_stream, key, out, stream);
+          code != status::ok)
+        return store_failed(code, s, "append_keys", error);
+      key += count;
+    }
+  }
+  input.torn = false;
+  input.ring.push(part.position, part.tokens, rows, part.from);
+  return status::ok;
+}
+
+status host_level1::observe(view<const observed_rows, 1> rows_of, std::int32_t layer, tap_kind kind,
+                            const_tensor<2> rows, stream_ref stream, std::int64_t* nan_keys,
+                            fault* error) noexcept {
+  const auto& key_sources = context_->key_sources;
+  const auto& query_sources = context_->query_sources;
+  for (std::int64_t i = 0; i < rows_of.shape[0]; ++i) {
+    const observed_rows& part = rows_of(i);
+    for (std::size_t k = 0; k < key_sources.size(); ++k)
+      if (kind == tap_kind::hidden && key_sources[k].layer == layer)
+        if (const status code = encode(part, k, rows, stream, nan_keys, error); code != status::ok)
+          return code;
+    for (std::size_t q = 0; q < query_sources.size(); ++q)
+      if (query_sources[q].layer == layer && query_sources[q].kind == kind)
+        part.sequence->queries[q].push(part.position, part.tokens, rows, part.from);
+  }
+  return status::ok;
+}
+
+void host_level1::copy_rows(const served_sequence& from, served_sequence& to) {
+  const auto copy = [](const row_ring& a, row_ring& b) { std::copy_n(a.rows, a.width * a.capacity, b.rows); };
+  for (std::size_t q = 0; q < to.queries.size(); ++q) copy(from.queries[q], to.queries[q]);
+  for (std::size_t k = 0; k < to.keys.size(); ++k) copy(from.keys[k].ring, to.keys[k].ring);
+}
+
+void host_level1::read_row(const served_sequence& s, kept_row row, float* out) {
+  const row_ring& ring = row.key ? s.keys[row.source].ring : s.queries[row.source];
+  std::copy_n(ring.row(row.token), ring.width, out);
+}
+
+void host_level1::write_row(served_sequence& s, kept_row row, const float* values) {
+  const row_ring& ring = row.key ? s.keys[row.source].ring : s.queries[row.source];
+  std::copy_n(values, ring.width, ring.row(row.token));
+}
+
+status host_level1::poll(served_sequence& s, fault* error) noexcept {
+  s.flight.watch = stopwatch();  // its turn begins here
+  for (std::size_t tap = 0; tap < tap_rows_.size(); ++tap)
+    tap_rows_[tap] = s.queries[static_cast<std::size_t>(context_->source_of_tap[tap])].row(s.flight.position);
+  score_request request;
+  request.store = &context_->store;
+  request.sequence = s.handle;
+  request.position = s.flight.position;
+  request.chunks = s.flight.chunks;
+  request.queries = tap_rows_.data();
+  const status code = index_.score(request, view<float, 1>(scores_.data, s.flight.chunks), scratch_,
+                                   context_->options.threads, stream_ref::host());
+  if (code != status::ok) {
+    *error = fault{};
+    error->code = code;
+    error->sequence = s.handle.index;
+    error->what = "score";
+  }
+  return code;
+}
+
+view<const float, 1> host_level1::scores(const served_sequence& s) const noexcept {
+  return view<const float, 1>(scores_.data, s.flight.chunks);
+}
+
+}  // namespace detail
+}  // namespace v0
+}  // namespace flashmemory

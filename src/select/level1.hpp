@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cstdint>
+#include <flashmemory/batch.hpp>
+#include <flashmemory/indexer/indexer.hpp>
+#include <flashmemory/select/selector.hpp>
+#include <flashmemory/status.hpp>
+#include <flashmemory/stream.hpp>
+#include <flashmemory/view.hpp>
+#include <vector>
+
+namespace flashmemory {
+inline namespace v0 {
+namespace detail {
+
+struct served_sequence;
+
+/// Distinct vectors that the indexer's query side reads; several taps may name the same one.
+struct query_source {
+  std::int32_t layer = 0;
+  tap_kind kind = tap_kind::hidden;
+  std::int64_t width = 0;
+};
+
+/// Hidden states that one or more key streams are made from.
+struct key_source {
+  std::int32_t layer = 0;
+  std::int64_t width = 0;
+  std::int64_t window = 0;  ///< of the stream that sees most
+  std::vector<std::int32_t> streams;
+};
+
+/// What a level 1 has to know of its selector; outlives it.
+struct level1_context {
+  level1_context(chunk_store& s, const selector_options& o) : store(s), geometry(s.geometry()), options(o) {}
+
+  /// Tokens of a query source that are kept: the newest token is only known after speculative ones were
+  /// rejected.
+  static constexpr std::int64_t query_rows = 8;
+
+  /// Rows of a key source that are kept.
+  std::int64_t key_rows(const key_source& source) const noexcept {
+    return source.window + options.max_rollback_tokens;
+  }
+
+  chunk_store& store;
+  kv_geometry geometry;
+  selector_options options;
+  std::int64_t max_chunks = 0;
+  std::vector<query_source> query_sources;
+  std::vector<std::int32_t> source_of_tap;  ///< query tap -> query source
+  std::vector<key_source> key_sources;
+};
+
+/// A sequence's part of an observe() call.
+struct observed_rows {
+  served_sequence* sequence = nullptr;
+  std::int64_t position = 0;
+  std::int64_t tokens = 0;
+  std::int64_t from = 0;  ///< first row
+};
+
+/// Names one row that is kept of a sequence.
+struct kept_row {
+  bool key = false;        ///< of a key source, else of a query source
+  std::size_t source = 0;  ///< in the context's list
+  std::int64_t token = 0;
+};
+
+/// Where a selector's vectors are kept and its scores are made: the part of it that a backend replaces. Books - which
+/// rows there are, when a sequence is due, what the policy keeps - stay with the selector. Step calls never allocate;
+/// on error they describe it in `error`.
+class level1 {
+ public:
+  virtual ~level1() = default;
+  level1(const level1&) = delete;
+  level1& operator=(const level1&) = delete;
+
+  /// What the taps and names come from.
+  virtual indexer& index() noexcept = 0;
+
+  /// Once, before anything else. May throw.
+  virtual void set_up(const level1_context& context) = 0;
+
+  /// Makes room for a sequence in a place, [0, max_sequences), that was never used. May throw.
+  virtual void open_place(served_sequence& s) = 0;
+
+  /// Bytes that are kept of one sequence's rows.
+  virtual std::size_t row_bytes() const noexcept = 0;
+
+  /// Keeps the rows of a batch that its sources read, encodes and appends the keys that they complete, and moves the
+  /// rings of the sequences on. Everything has been checked.
+  virtual status observe(view<const observed_rows, 1> rows_of, std::int32_t layer, tap_kind kind,
+                         const_tensor<2> rows, stream_ref stream, std::int64_t* nan_keys,
+                         fault* error) noexcept = 0;
+
+  /// For set-up calls, which may wait: the rows of one sequence for another one, one row to the host, one from it.
+  virtual void copy_rows(const served_sequence& from, served_sequence& to) = 0;
+  virtual void read_row(const served_sequence& s, kept_row row, float* out) = 0;
+  virtual void write_row(served_sequence& s, kept_row row, const float* values) = 0;
+
+  /// Keys that were no numbers and that observe() could not yet count.
+  virtual std::int64_t more_nan_keys() const noexcept { return 0; }
+
+  /// Starts to score the first flight.chunks chunks of each sequence by its row of token flight.position. pending if
+  /// that is not possible now without blocking; only in overlapped mode.
+  virtual status start(view<served_sequence* const, 1> due, stream_ref stream, fault* error) noexcept = 0;
+
+  /// Whether a sequence's scores are there: ok, pending, or why there will be none. Never blocks.
+  virtual status poll(served_sequence& s, fault* error) noexcept = 0;
+
+  /// As poll(), after waiting for options.deadline at most; then timed_out.
+  virtual status wait(served_sequence& s, fault* error) noexcept = 0;
+
+  /// Scores of a sequence once they are there, [flight.chunks]; valid until others land or it is scored again.
+  virtual view<const float, 1> scores(const served_sequence& s) const noexcept = 0;
+
+ protected:
+  level1() = default;
+};
+
+}  // namespace detail
+}  // namespace v0
+}  // namespace flashmemory
