@@ -55,7 +55,8 @@ void row_matrix::append(const float* row) {
   const std::size_t end = data_.size();
   data_.resize(end + static_cast<std::size_t>(width_) * 2);
   for (std::int64_t i = 0; i < width_; ++i) {
-    const bfloat16 value = detail::from_float<bfloat16>(row[i]);
+    bfloat16 value;
+    detail::from_float(row[i], value);
     std::memcpy(data_.data() + end + 2 * i, &value.bits, 2);
   }
   ++rows_;

@@ -33,14 +33,19 @@ struct label_rule {
   std::int32_t layer = -1;  ///< >= 0: only this layer's attention counts
 };
 
-/// How windows and chunks are cut.
+/// How windows and chunks are cut, and what the recording covers.
 struct window_options {
   std::int64_t tau = 64;                ///< tokens a window looks ahead
-  std::int32_t sink_chunks = 1;         ///< resident anyway: neither positive nor negative
+  std::int32_t sink_chunks = 1;         ///< first chunks; resident anyway: neither positive nor negative
   std::int32_t recent_chunks = 2;       ///< newest complete chunks, likewise
-  std::int32_t entries_per_chunk = 64;  ///
-  std::int32_t tokens_per_entry = 1;    ///
+  std::int32_t entries_per_chunk = 64;  ///< need not be the one of the recording
+  std::int32_t tokens_per_entry = 1;    ///< the recording's
+  std::int32_t layers = 1;              ///< the recording's
+  std::int32_t heads = 1;               ///< the recording's; nucleus_votes averages over them
 };
+
+/// The defaults with what a recording says about chunks, entries, layers and heads.
+FLASHMEMORY_API window_options window_options_for(const recording_geometry& geometry) noexcept;
 
 /// \throws argument_error naming the field that cannot work
 FLASHMEMORY_API void validate(const label_rule& rule);
@@ -50,7 +55,7 @@ FLASHMEMORY_API void validate(const window_options& options);
 /// A chunk that the window needs.
 struct positive_chunk {
   chunk_id chunk = 0;
-  /// How clearly, in (0, 1]: nucleus_votes: largest share of layers that voted for it at a token; max_mass:
+  /// How clearly, in (0, 1]: nucleus_votes: largest share of the layers that voted for it at one token; max_mass:
   /// the mass; needed_set: 1.
   float weight = 1;
 };
