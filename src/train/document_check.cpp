@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: MIT
+#include "train/document_check.hpp"
+
 #include <fmt/format.h>
 
 #include <cmath>
@@ -98,6 +100,9 @@ void check_keys(const checker& check, const document& doc, const recording_geome
                         keys.native.size() ==
                             static_cast<std::size_t>(expected) * static_cast<std::size_t>(stream.key_bytes),
                     status::bad_shape, "key stream {}: {} bytes of native keys", s, keys.native.size());
+      for (std::int64_t k = 0; k < expected; ++k)
+        check.require(detail::is_finite_key(keys.native.data() + k * stream.key_bytes, stream.key_bytes),
+                      status::not_finite, "key stream {}: key {} holds NaN or Inf", s, k);
     } else {
       check.require(
           keys.native.empty() && keys.inputs.rows() == expected && keys.inputs.width() == stream.width,
