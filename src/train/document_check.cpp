@@ -145,6 +145,9 @@ void validate(const recording_geometry& g) {
       within(field("width of native keys"), stream.width, 0, 0);
     } else {
       within(field("width"), stream.width, 1, most);
+      for (std::size_t j = 0; j < i; ++j)  // of one layer's hidden states
+        if (!g.keys[j].native() && g.keys[j].layer == stream.layer && g.keys[j].width != stream.width)
+          refuse(field("width"), stream.width);
     }
   }
 }

@@ -135,7 +135,8 @@ inline bool same(const train::document& a, const train::document& b) {
   const auto same_rows = [](const train::row_matrix& x, const train::row_matrix& y) {
     return x.rows() == y.rows() && x.to_floats() == y.to_floats();
   };
-  if (a.tag != b.tag || a.split != b.split || a.tokens != b.tokens || a.positions != b.positions) return false;
+  if (a.tag != b.tag || a.split != b.split || a.tokens != b.tokens || a.positions != b.positions)
+    return false;
   if (a.queries.size() != b.queries.size() || a.keys.size() != b.keys.size()) return false;
   for (std::size_t i = 0; i < a.queries.size(); ++i)
     if (!same_rows(a.queries[i], b.queries[i])) return false;

@@ -62,8 +62,12 @@ train::label_rule mass_rule(float theta) {
 
 TEST_CASE("sink, recent, open and later chunks are neither positive nor negative", "[train][labels]") {
   // Chunks of 4 entries; at position 21 chunks 0..4 are complete, the fifth is open.
-  const auto doc = document_of(40, {{22, 0, 0, 1, 0.9f}, {23, 0, 0, 6, 0.9f}, {24, 0, 0, 13, 0.9f},
-                                    {25, 0, 0, 17, 0.9f}, {26, 0, 0, 21, 0.9f}, {27, 0, 0, 26, 0.9f}});
+  const auto doc = document_of(40, {{22, 0, 0, 1, 0.9f},
+                                    {23, 0, 0, 6, 0.9f},
+                                    {24, 0, 0, 13, 0.9f},
+                                    {25, 0, 0, 17, 0.9f},
+                                    {26, 0, 0, 21, 0.9f},
+                                    {27, 0, 0, 26, 0.9f}});
   const auto labels = label_window(doc, 21, mass_rule(0.5f), windows(64, 1, 2, 4));
   CHECK(labels.complete_chunks == 5);
   CHECK(labels.first_candidate == 1);
@@ -76,8 +80,8 @@ TEST_CASE("sink, recent, open and later chunks are neither positive nor negative
 }
 
 TEST_CASE("a window is the tokens after the query, tau of them", "[train][labels]") {
-  const auto doc = document_of(100, {{50, 0, 0, 8, 0.9f}, {51, 0, 0, 12, 0.9f}, {54, 0, 0, 16, 0.9f},
-                                     {55, 0, 0, 20, 0.9f}});
+  const auto doc = document_of(
+      100, {{50, 0, 0, 8, 0.9f}, {51, 0, 0, 12, 0.9f}, {54, 0, 0, 16, 0.9f}, {55, 0, 0, 20, 0.9f}});
   const auto chunks = [&](std::int64_t position, std::int64_t tau) {
     std::vector<int> out;
     for (const auto& p : label_window(doc, position, mass_rule(0.5f), windows(tau, 0, 0, 4)).positives)
@@ -99,9 +103,13 @@ TEST_CASE("a window in which nothing old is needed is a sample without positives
   CHECK(labels.candidates() == 12 - 3);
 }
 
-TEST_CASE("mass of one head on one chunk is summed over its entries, over heads it is not", "[train][labels]") {
-  const auto doc = document_of(100, {{50, 0, 0, 8, 0.3f}, {50, 0, 0, 9, 0.3f}, {50, 0, 1, 12, 0.3f},
-                                     {50, 1, 1, 12, 0.3f}, {51, 0, 1, 12, 0.3f}});
+TEST_CASE("mass of one head on one chunk is summed over its entries, over heads it is not",
+          "[train][labels]") {
+  const auto doc = document_of(100, {{50, 0, 0, 8, 0.3f},
+                                     {50, 0, 0, 9, 0.3f},
+                                     {50, 0, 1, 12, 0.3f},
+                                     {50, 1, 1, 12, 0.3f},
+                                     {51, 0, 1, 12, 0.3f}});
   const auto labels = label_window(doc, 49, mass_rule(0.5f), windows(64, 0, 0, 4));
   REQUIRE(labels.positives.size() == 1);
   CHECK(labels.positives[0].chunk == 2);
@@ -118,8 +126,11 @@ TEST_CASE("the nucleus keeps at least one entry, and the one that crosses p", "[
   r.nucleus = 0.5f;
   r.votes = 2;
   // Averages over 2 heads. Layer 0: entry 8 has 0.45, entry 12 0.2, entry 16 0.1. Layer 1: entry 12 has 0.9.
-  const auto doc = document_of(100, {{50, 0, 0, 8, 0.9f}, {50, 0, 1, 12, 0.4f}, {50, 0, 1, 16, 0.2f},
-                                     {50, 1, 0, 12, 0.9f}, {50, 1, 1, 12, 0.9f}});
+  const auto doc = document_of(100, {{50, 0, 0, 8, 0.9f},
+                                     {50, 0, 1, 12, 0.4f},
+                                     {50, 0, 1, 16, 0.2f},
+                                     {50, 1, 0, 12, 0.9f},
+                                     {50, 1, 1, 12, 0.9f}});
   auto labels = label_window(doc, 49, r, windows(64, 0, 0, 4));
   REQUIRE(labels.positives.size() == 1);  // layer 0 keeps 8 and 12, layer 1 keeps 12
   CHECK(labels.positives[0].chunk == 3);
@@ -139,7 +150,8 @@ TEST_CASE("labels are those of the plain reference", "[train][labels]") {
   const auto g = support::small_geometry(tokens_per_entry);
   const auto doc = support::random_document(g, seed, 150);
   std::mt19937_64 random(seed);
-  for (std::int64_t position = 0; position < doc.tokens; position += 1 + static_cast<std::int64_t>(random() % 9)) {
+  for (std::int64_t position = 0; position < doc.tokens;
+       position += 1 + static_cast<std::int64_t>(random() % 9)) {
     auto options = train::window_options_for(g);
     options.tau = 1 + static_cast<std::int64_t>(random() % 70);
     options.sink_chunks = static_cast<int>(random() % 3);
@@ -152,7 +164,8 @@ TEST_CASE("labels are those of the plain reference", "[train][labels]") {
     rule.votes = 1 + static_cast<int>(random() % 3);
     CAPTURE(position, options.tau, options.entries_per_chunk, rule.min_mass, rule.nucleus, rule.votes);
 
-    const std::int64_t complete = (position + 1) / (options.entries_per_chunk * std::int64_t{tokens_per_entry});
+    const std::int64_t complete =
+        (position + 1) / (options.entries_per_chunk * std::int64_t{tokens_per_entry});
     const auto expected = [&](const auto& needed) {
       std::vector<std::int64_t> out;
       for (std::int64_t c = options.sink_chunks; c < complete - options.recent_chunks; ++c)

@@ -63,7 +63,8 @@ TEST_CASE("what was recorded is read back byte for byte, whatever the budgets", 
   }
 }
 
-TEST_CASE("several sequences are recorded at a time, and parts of long ones are joined", "[train][recorder]") {
+TEST_CASE("several sequences are recorded at a time, and parts of long ones are joined",
+          "[train][recorder]") {
   const temporary_folder folder("recorder");
   train::recording_geometry g;
   g.layers = 1;
@@ -225,16 +226,20 @@ TEST_CASE("a recorder refuses what does not fit, and takes nothing of it", "[tra
   CHECK_THROWS_AS(recorder.add_attention(id, 5, {{0, 0, 0, 1.5f}}), fm::argument_error);
   CHECK_THROWS_AS(recorder.add_attention(id, 5, {{0, 0, 1, 0.1f}, {0, 0, 1, 0.2f}}), fm::argument_error);
 
-  CHECK_THROWS_AS(recorder.add_hidden(id, 0, 1, fm::view<const float, 2>(a.data(), 1, 6)), fm::argument_error);
-  CHECK_THROWS_AS(recorder.add_hidden(id, 0, 0, fm::view<const float, 2>(a.data(), 1, 5)), fm::argument_error);
-  CHECK_THROWS_AS(recorder.add_key_inputs(id, 1, fm::view<const float, 2>(a.data(), 1, 6)), fm::argument_error);
+  CHECK_THROWS_AS(recorder.add_hidden(id, 0, 1, fm::view<const float, 2>(a.data(), 1, 6)),
+                  fm::argument_error);
+  CHECK_THROWS_AS(recorder.add_hidden(id, 0, 0, fm::view<const float, 2>(a.data(), 1, 5)),
+                  fm::argument_error);
+  CHECK_THROWS_AS(recorder.add_key_inputs(id, 1, fm::view<const float, 2>(a.data(), 1, 6)),
+                  fm::argument_error);
   std::byte key[132] = {};
   CHECK_THROWS_AS(recorder.add_native_keys(id, 0, fm::view<const std::byte, 2>(key, 1, 132)),
                   fm::argument_error);
   key[7] = std::byte{0x7f};
   CHECK_THROWS_AS(recorder.add_native_keys(id, 1, fm::view<const std::byte, 2>(key, 1, 132)), fm::error);
   recorder.add_key_inputs(id, 0, fm::view<const float, 2>(a.data(), 1, 6));
-  CHECK_THROWS_AS(recorder.add_hidden(id, 0, 0, fm::view<const float, 2>(a.data(), 1, 6)), fm::argument_error);
+  CHECK_THROWS_AS(recorder.add_hidden(id, 0, 0, fm::view<const float, 2>(a.data(), 1, 6)),
+                  fm::argument_error);
 
   CHECK_THROWS_AS(recorder.add_evidence(id, {3, 3, 0, 1}), fm::argument_error);
   CHECK_THROWS_WITH(recorder.finish(id, 5), Catch::Contains("query position 5"));
