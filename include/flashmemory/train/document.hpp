@@ -62,9 +62,13 @@ class FLASHMEMORY_API row_matrix {
   /// Without rows. \param type bf16 or f32; \throws argument_error for another type or a negative width
   row_matrix(dtype type, std::int64_t width);
 
+  /// How values are stored.
   dtype type() const noexcept { return type_; }
+  /// Rows so far.
   std::int64_t rows() const noexcept { return rows_; }
+  /// Values of a row.
   std::int64_t width() const noexcept { return width_; }
+  /// Whether there is no row.
   bool empty() const noexcept { return rows_ == 0; }
 
   /// Appends one row, rounding to nearest if it is stored as bf16.
@@ -80,6 +84,7 @@ class FLASHMEMORY_API row_matrix {
 
   /// [rows, width] of type(), contiguous.
   const std::byte* data() const noexcept { return data_.data(); }
+  /// Of data().
   std::size_t bytes() const noexcept { return data_.size(); }
 
  private:
@@ -115,7 +120,9 @@ struct attention_table {
   std::vector<std::uint32_t> entry;      ///< [items]
   std::vector<float> mass;               ///< [items], in (0, 1]
 
+  /// Tokens whose attention was recorded.
   std::int64_t tokens() const noexcept { return static_cast<std::int64_t>(positions.size()); }
+  /// Entries of all of them together.
   std::int64_t items() const noexcept { return static_cast<std::int64_t>(entry.size()); }
 };
 

@@ -106,7 +106,9 @@ class FLASHMEMORY_API recorder {
   /// Writes everything that waits and lists finished documents. \throws io_failure naming the shard
   void flush();
 
+  /// What it was made for.
   const recording_geometry& geometry() const noexcept;
+  /// Totals so far.
   recorder_counters counters() const noexcept;
 
  private:
