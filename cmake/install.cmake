@@ -10,6 +10,10 @@ if(FLASHMEMORY_CUDA)  # an export set of its own, so that a CPU consumer of a fu
   install(TARGETS flashmemory_cuda EXPORT flashmemory-cuda-targets FILE_SET HEADERS)
   install(EXPORT flashmemory-cuda-targets NAMESPACE flashmemory:: DESTINATION ${_package_dir})
 endif()
+if(FLASHMEMORY_TRAIN)
+  install(TARGETS flashmemory_train EXPORT flashmemory-train-targets FILE_SET HEADERS)
+  install(EXPORT flashmemory-train-targets NAMESPACE flashmemory:: DESTINATION ${_package_dir})
+endif()
 # The project's name is spelt out: inside another project CMAKE_INSTALL_DOCDIR may be that project's.
 install(FILES ${PROJECT_SOURCE_DIR}/LICENSE DESTINATION ${CMAKE_INSTALL_DATAROOTDIR}/doc/flashmemory)
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <cstdint>
 #include <flashmemory/flashmemory.hpp>
 #include <string>
 #include <vector>
@@ -17,11 +18,12 @@ struct policy_cell {
   std::string label() const;  ///< e.g. "lsa 13.5%"
 };
 
+/// \param interval  tokens between two choices
 /// \throws std::invalid_argument for a name that is not one of the above
-policy_cell make_cell(const std::string& name, double budget);
+policy_cell make_cell(const std::string& name, double budget, std::int32_t interval = 64);
 
 /// Every policy with every budget, those without a budget once.
 std::vector<policy_cell> make_cells(const std::vector<std::string>& names,
-                                    const std::vector<double>& budgets);
+                                    const std::vector<double>& budgets, std::int32_t interval = 64);
 
 }  // namespace tinylm

@@ -8,8 +8,8 @@ namespace flashmemory {
 inline namespace v0 {
 namespace detail {
 
-void run_tasks(const thread_hook& threads, std::int32_t count, void (*task)(void*, std::int32_t),
-               void* context);
+FLASHMEMORY_API void run_tasks(const thread_hook& threads, std::int32_t count,
+                               void (*task)(void*, std::int32_t), void* context);
 
 /// Calls f(i) for every i in [0, count) through the hook; no allocation, `f` is borrowed for the call.
 template <class F>

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <flashmemory/config.hpp>
 #include <string>
 
 namespace flashmemory {
@@ -10,7 +11,7 @@ namespace detail {
 
 /// A file that appears under its name whole or not at all: written to a temporary file in the same folder,
 /// then synced and renamed. The destructor removes what was not committed.
-class atomic_file {
+class FLASHMEMORY_API atomic_file {
  public:
   /// \throws io_failure naming `path` and the reason, as all members do
   explicit atomic_file(std::string path);

@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 #include <random>
 #include <set>
+#include <sstream>
 #include <string>
 
 #include "catch.hpp"
@@ -217,6 +218,41 @@ TEST_CASE("the same seed makes the same bytes, whatever was made before") {
       CHECK(to_json_line(one.make(kind, 2048, 0, odd)) == to_json_line(two.make(kind, 2048, 0, odd)));
     }
   }
+}
+
+TEST_CASE("tasks over two parts of the text have no line in common") {
+  const std::uint64_t seed = std::random_device{}();
+  CAPTURE(seed);
+  const task_maker first(words(), data + "/prose.txt", data + "/words.txt", seed, text_part_from("0:0.6"));
+  const task_maker second(words(), data + "/prose.txt", data + "/words.txt", seed, text_part_from("0.6:1"));
+  std::ifstream file(data + "/prose.txt");
+  std::stringstream text;
+  text << file.rdbuf();
+  const std::string prose = text.str();
+  for (std::int64_t i = 0; i < 8; ++i) {
+    for (const auto* maker : {&first, &second}) {
+      const std::string prompt = maker->make(task_kind::niah_single, 2048, i).record.prompt;
+      // The text before the needle and the text behind it, some words of each.
+      const auto needle = prompt.find(statement_begin);
+      for (const std::size_t at : {std::size_t{0}, needle / 2}) {
+        if (needle < 200) continue;
+        const std::string words_of_it = prompt.substr(at, 90);
+        const auto found = prose.find(words_of_it);
+        REQUIRE(found != std::string::npos);
+        if (prose.find(words_of_it, found + 1) != std::string::npos) continue;
+        // Fractions count tokens, not bytes: close to the border is left out.
+        const double where = static_cast<double>(found) / static_cast<double>(prose.size());
+        if (maker == &first)
+          CHECK(where < 0.65);
+        else
+          CHECK(where > 0.55);
+      }
+    }
+  }
+  for (const char* bad :
+       {"", "0", "0:", ":1", "0.5:0.5", "0.6:0.4", "-0.1:1", "0:1.1", "a:b", "0:1x", "nan:1"})
+    CHECK_THROWS_AS(text_part_from(bad), std::invalid_argument);
+  CHECK(text_part_from("0.25:0.75").begin == 0.25);
 }
 
 TEST_CASE("another seed, index or length makes another prompt") {
