@@ -24,7 +24,7 @@ struct rope_rotation {
   std::array<float, rope_dim / 2> sine;
 };
 
-rope_rotation rotation_at(const rope_frequencies& frequencies, std::int64_t position,
+FLASHMEMORY_API rope_rotation rotation_at(const rope_frequencies& frequencies, std::int64_t position,
                           std::int64_t max_positions) noexcept;
 
 }  // namespace detail
