@@ -14,10 +14,20 @@ mark_as_advanced(FLASHMEMORY_CBLAS_INCLUDE_DIR)
 find_package(Eigen3 3.3 REQUIRED NO_MODULE)
 
 target_sources(flashmemory_train PRIVATE
+  checkpoint.cpp
+  document_source.cpp
   encoder.cpp
+  examples.cpp
   gemm.cpp
   kernels.cpp
   loss.cpp
+  model.cpp
+  optimiser.cpp
+  sampler.cpp
+  start.cpp
+  start_bilinear.cpp
+  start_moments.cpp
+  trainer.cpp
 )
 target_include_directories(flashmemory_train SYSTEM PRIVATE ${FLASHMEMORY_CBLAS_INCLUDE_DIR})
 if(BLA_VENDOR STREQUAL "OpenBLAS")
