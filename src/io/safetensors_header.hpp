@@ -29,8 +29,14 @@ std::optional<tensor_type> tensor_type_of(std::string_view name) noexcept;
 /// Number of elements, or nothing if an extent is negative or the product overflows.
 std::optional<std::int64_t> element_count(const std::vector<std::int64_t>& shape) noexcept;
 
+/// What a file begins with, before the tensors' bytes in their order: length and header. The tensors' `data` is
+/// not read. \throws argument_error naming `path` and the tensor as write_safetensors()
+FLASHMEMORY_API std::string safetensors_preamble(const std::string& path,
+                                                 const std::vector<tensor_entry>& tensors,
+                                                 const std::map<std::string, std::string>& metadata);
+
 /// A name out of a file as it may stand in a message: printable, of bounded length.
-std::string printable(std::string_view text);
+FLASHMEMORY_API std::string printable(std::string_view text);
 
 }  // namespace detail
 }  // namespace v0

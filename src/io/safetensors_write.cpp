@@ -26,8 +26,8 @@ std::string quote(const std::string& path, const std::string& text) {
 
 }  // namespace
 
-void write_safetensors(const std::string& path, const std::vector<tensor_source>& tensors,
-                       const std::map<std::string, std::string>& metadata) {
+std::string detail::safetensors_preamble(const std::string& path, const std::vector<tensor_source>& tensors,
+                                         const std::map<std::string, std::string>& metadata) {
   std::string header = "{";
   if (!metadata.empty()) {
     header += "\"__metadata__\":{";
@@ -53,7 +53,6 @@ void write_safetensors(const std::string& path, const std::vector<tensor_source>
       bad(fmt::format("{} [{}] does not take {} bytes", to_string(tensor.type), fmt::join(tensor.shape, ", "),
                       tensor.bytes));
     }
-    if (tensor.bytes > 0 && tensor.data == nullptr) bad("no data");
     if (header.back() != '{') header += ',';
     header += fmt::format("{}:{{\"dtype\":\"{}\",\"shape\":[{}],\"data_offsets\":[{},{}]}}",
                           quote(path, tensor.name), to_string(tensor.type), fmt::join(tensor.shape, ","),
@@ -67,10 +66,19 @@ void write_safetensors(const std::string& path, const std::vector<tensor_source>
                              detail::max_header_bytes));
   }
 
-  detail::atomic_file file(path);
   const std::uint64_t length = header.size();
-  file.write(&length, sizeof length);
-  file.write(header.data(), header.size());
+  header.insert(0, reinterpret_cast<const char*>(&length), sizeof length);
+  return header;
+}
+
+void write_safetensors(const std::string& path, const std::vector<tensor_source>& tensors,
+                       const std::map<std::string, std::string>& metadata) {
+  const std::string preamble = detail::safetensors_preamble(path, tensors, metadata);
+  for (const tensor_source& tensor : tensors)
+    if (tensor.bytes > 0 && tensor.data == nullptr)
+      refuse(path, fmt::format("tensor '{}': no data", detail::printable(tensor.name)));
+  detail::atomic_file file(path);
+  file.write(preamble.data(), preamble.size());
   for (const tensor_source& tensor : tensors) file.write(tensor.data, tensor.bytes);
   file.commit();
 }

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: MIT
+#include "train/document_check.hpp"
+
 #include <fmt/format.h>
 
 #include <cmath>
@@ -98,6 +100,9 @@ void check_keys(const checker& check, const document& doc, const recording_geome
                         keys.native.size() ==
                             static_cast<std::size_t>(expected) * static_cast<std::size_t>(stream.key_bytes),
                     status::bad_shape, "key stream {}: {} bytes of native keys", s, keys.native.size());
+      for (std::int64_t k = 0; k < expected; ++k)
+        check.require(detail::is_finite_key(keys.native.data() + k * stream.key_bytes, stream.key_bytes),
+                      status::not_finite, "key stream {}: key {} holds NaN or Inf", s, k);
     } else {
       check.require(
           keys.native.empty() && keys.inputs.rows() == expected && keys.inputs.width() == stream.width,
@@ -140,6 +145,9 @@ void validate(const recording_geometry& g) {
       within(field("width of native keys"), stream.width, 0, 0);
     } else {
       within(field("width"), stream.width, 1, most);
+      for (std::size_t j = 0; j < i; ++j)  // of one layer's hidden states
+        if (!g.keys[j].native() && g.keys[j].layer == stream.layer && g.keys[j].width != stream.width)
+          refuse(field("width"), stream.width);
     }
   }
 }

@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: MIT
+if(FLASHMEMORY_TRAIN)
+  flashmemory_test(flashmemory_recordings_unit LABELS unit LIBRARIES flashmemory::train SOURCES
+    ${CMAKE_CURRENT_LIST_DIR}/train_attention_mass.cpp
+    ${CMAKE_CURRENT_LIST_DIR}/train_labels.cpp
+    ${CMAKE_CURRENT_LIST_DIR}/train_recorder.cpp)
+endif()
