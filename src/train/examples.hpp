@@ -45,6 +45,10 @@ class example_store {
   example_store(const document_source& source, const label_rule& rule, const window_options& windows,
                 std::size_t budget, const recorded_key_stream* key = nullptr);
   std::shared_ptr<const example> get(std::int64_t index);
+  void clear() noexcept {
+    recent_.clear();
+    held_ = 0;
+  }
   std::size_t peak_bytes() const noexcept { return peak_; }
 
  private:

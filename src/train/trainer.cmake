@@ -14,9 +14,11 @@ mark_as_advanced(FLASHMEMORY_CBLAS_INCLUDE_DIR)
 find_package(Eigen3 3.3 REQUIRED NO_MODULE)
 
 target_sources(flashmemory_train PRIVATE
+  calibrate.cpp
   checkpoint.cpp
   document_source.cpp
   encoder.cpp
+  evaluate.cpp
   examples.cpp
   gemm.cpp
   kernels.cpp
@@ -24,6 +26,7 @@ target_sources(flashmemory_train PRIVATE
   model.cpp
   optimiser.cpp
   sampler.cpp
+  scoring.cpp
   start.cpp
   start_bilinear.cpp
   start_moments.cpp

@@ -218,6 +218,7 @@ step_report trainer::step() {
     }
   } catch (...) {
     t.documents.drawn = drawn_before;
+    t.examples.clear();  // a document that was damaged in memory or read badly is read again
     throw;
   }
   ++t.step;

@@ -1,0 +1,225 @@
+// SPDX-License-Identifier: MIT
+#include <filesystem>
+#include <flashmemory/error.hpp>
+#include <flashmemory/train/start.hpp>
+#include <flashmemory/train/trainer.hpp>
+#include <thread>
+
+#include "catch.hpp"
+#include "support/planted_documents.hpp"
+
+namespace fm = flashmemory;
+namespace ft = flashmemory::train;
+
+namespace {
+
+ft::trainer_options quick() {
+  ft::trainer_options o;
+  o.windows = planted::windows();
+  o.layer_steps = 6;
+  o.ensemble_steps = 6;
+  o.tokens_per_step = 1000;
+  o.windows_per_document = 24;
+  o.optimiser.warm_up = 3;
+  o.threads = fm::serial_threads();
+  return o;
+}
+
+ft::start_options start_of(ft::start_kind kind, std::int64_t convex_steps = 0) {
+  ft::start_options o;
+  o.kind = kind;
+  o.windows = planted::windows();
+  o.convex_steps = convex_steps;
+  o.tokens_per_step = 1000;
+  o.threads = fm::serial_threads();
+  return o;
+}
+
+// Real threads, any number of them.
+fm::thread_hook threads(std::int32_t count) {
+  static std::int32_t used;
+  used = count;
+  fm::thread_hook hook;
+  hook.concurrency = count;
+  hook.run = [](void*, std::int32_t tasks, void (*task)(void*, std::int32_t), void* context) {
+    std::vector<std::thread> all;
+    for (std::int32_t t = 0; t < used; ++t) {
+      all.emplace_back([=] {
+        for (std::int32_t i = t; i < tasks; i += used) task(context, i);
+      });
+    }
+    for (std::thread& t : all) t.join();
+  };
+  return hook;
+}
+
+std::vector<float> weights_of(const fm::dual_encoder_config& c) {
+  std::vector<float> all;
+  for (const fm::retriever_weights& w : c.retrievers) {
+    for (const auto* part : {&w.wq_a, &w.q_norm, &w.wq_b, &w.weights_proj, &w.wk}) {
+      all.insert(all.end(), part->begin(), part->end());
+    }
+    all.push_back(w.logit_offset);
+  }
+  return all;
+}
+
+struct folder {
+  folder()
+      : path(std::filesystem::temp_directory_path() /
+             ("fm_train_" + std::to_string(std::random_device()()))) {
+    std::filesystem::create_directory(path);
+  }
+  ~folder() { std::filesystem::remove_all(path); }
+  std::string file(const char* name) const { return (path / name).string(); }
+  std::filesystem::path path;
+};
+
+}  // namespace
+
+TEST_CASE("training from the closed form finds planted needs, without a random start's luck", "[train]") {
+  const auto seed = GENERATE(take(2, random(0u, 1u << 20)));
+  const std::int64_t convex = GENERATE(0, 60);
+  CAPTURE(seed, convex);
+  const ft::memory_source source(planted::geometry(), planted::many(seed, 24, 4, 120));
+  const auto start =
+      ft::start_indexer(source, planted::architecture(2), start_of(ft::start_kind::bilinear, convex));
+  ft::trainer_options o = quick();
+  o.layer_steps = 60;
+  o.ensemble_steps = 60;
+  o.optimiser.rate = 3e-3;
+  ft::trainer trainer(source, start, o);
+  double recall = 0, first = 0, kept = 0;
+  int late = 0;
+  trainer.run([&](const ft::step_report& r) {
+    if (r.step <= 5) first += r.recall / 5;
+    if (r.step > 100) {
+      recall += r.recall;
+      kept += r.kept;
+      ++late;
+    }
+    return true;
+  });
+  CAPTURE(first, recall / late, kept / late);
+  CHECK(first > 0.85);  // by chance a tenth
+  CHECK(recall / late > 0.9);
+  CHECK(kept / late < 0.05);
+}
+
+TEST_CASE("training is the same whatever the number of threads", "[train]") {
+  const auto seed = GENERATE(take(2, random(0u, 1u << 20)));
+  CAPTURE(seed);
+  const ft::memory_source source(planted::geometry(), planted::many(seed, 6, 1, 70));
+  std::vector<float> first;
+  for (const std::int32_t count : {1, 2, 3}) {
+    ft::start_options s = start_of(ft::start_kind::bilinear, 5);
+    s.threads = threads(count);
+    ft::trainer_options o = quick();
+    o.threads = threads(count);
+    ft::trainer trainer(source, ft::start_indexer(source, planted::architecture(2), s), o);
+    trainer.run({});
+    const std::vector<float> weights = weights_of(trainer.config());
+    if (first.empty()) first = weights;
+    CHECK(weights == first);
+  }
+}
+
+TEST_CASE("a run that went on from a checkpoint is the run that was not interrupted", "[train]") {
+  const auto seed = GENERATE(take(2, random(0u, 1u << 20)));
+  const std::int64_t stop = GENERATE(1, 5, 6, 9);
+  CAPTURE(seed, stop);
+  const folder place;
+  const ft::memory_source source(planted::geometry(), planted::many(seed, 5, 1, 30));
+  const auto start = ft::start_indexer(source, planted::architecture(2), start_of(ft::start_kind::random));
+  ft::trainer whole(source, start, quick());
+  whole.run({});
+  ft::trainer part(source, start, quick());
+  part.run([&](const ft::step_report& r) { return r.step < stop; }, place.file("checkpoint"), 0);
+  CHECK(part.steps_done() == stop);
+  // Other weights than the checkpoint's, which it must replace.
+  ft::trainer resumed(source,
+                      ft::start_indexer(source, planted::architecture(2), start_of(ft::start_kind::bilinear)),
+                      quick());
+  resumed.load_checkpoint(place.file("checkpoint"));
+  CHECK(resumed.steps_done() == stop);
+  resumed.run({});
+  CHECK(weights_of(resumed.config()) == weights_of(whole.config()));
+}
+
+TEST_CASE("a budget of memory smaller than one document changes nothing but time", "[train]") {
+  const ft::memory_source source(planted::geometry(), planted::many(7, 6, 1, 30));
+  const auto start = ft::start_indexer(source, planted::architecture(1), start_of(ft::start_kind::random));
+  ft::trainer roomy(source, start, quick());
+  roomy.run({});
+  ft::trainer_options o = quick();
+  o.memory_budget = 1;
+  ft::trainer tight(source, start, o);
+  tight.run({});
+  CHECK(weights_of(tight.config()) == weights_of(roomy.config()));
+  std::size_t largest = 0;
+  for (const auto& info : source.documents()) largest = std::max(largest, info.bytes);
+  CHECK(tight.peak_document_bytes() <= 2 * largest);
+  CHECK(roomy.peak_document_bytes() > 3 * largest);
+}
+
+TEST_CASE("a checkpoint of another run is refused by what differs", "[train]") {
+  const folder place;
+  const ft::memory_source source(planted::geometry(), planted::many(3, 3, 1, 30));
+  const auto start = ft::start_indexer(source, planted::architecture(1), start_of(ft::start_kind::random));
+  ft::trainer trainer(source, start, quick());
+  (void)trainer.step();
+  trainer.save_checkpoint(place.file("checkpoint"));
+  SECTION("options") {
+    ft::trainer_options o = quick();
+    o.optimiser.rate = 0.5;
+    ft::trainer other(source, start, o);
+    CHECK_THROWS_WITH(other.load_checkpoint(place.file("checkpoint")), Catch::Contains("/optimiser/rate"));
+    CHECK(other.steps_done() == 0);
+  }
+  SECTION("recordings") {
+    const ft::memory_source others(planted::geometry(), planted::many(4, 3, 1, 30));
+    ft::trainer other(others, start, quick());
+    CHECK_THROWS_WITH(other.load_checkpoint(place.file("checkpoint")), Catch::Contains("other recordings"));
+  }
+  SECTION("truncated") {
+    std::filesystem::resize_file(place.file("checkpoint"), 5000);
+    CHECK_THROWS_AS(trainer.load_checkpoint(place.file("checkpoint")), fm::format_error);
+    CHECK(trainer.steps_done() == 1);
+  }
+}
+
+TEST_CASE("what cannot be trained is refused by name", "[train]") {
+  const ft::memory_source source(planted::geometry(), planted::many(3, 2, 1, 30));
+  const auto start = ft::start_indexer(source, planted::architecture(1), start_of(ft::start_kind::random));
+  ft::trainer_options o = quick();
+  SECTION("options") {
+    o.optimiser.beta1 = 1;
+    CHECK_THROWS_WITH(ft::trainer(source, start, o), Catch::Contains("beta1"));
+  }
+  SECTION("a layer that was not recorded") {
+    auto other = start;
+    other.retrievers[0].query_layer = 5;
+    CHECK_THROWS_WITH(ft::trainer(source, other, o), Catch::Contains("layer 5"));
+  }
+  SECTION("keys pooled otherwise") {
+    auto other = start;
+    other.key_window = 16;
+    CHECK_THROWS_WITH(ft::trainer(source, other, o), Catch::Contains("window of 16"));
+  }
+  SECTION("no training documents") {
+    const ft::memory_source held_out(planted::geometry(), planted::many(3, 0, 2, 30));
+    CHECK_THROWS_WITH(ft::trainer(held_out, start, o), Catch::Contains("training split"));
+  }
+  SECTION("no documents") { CHECK_THROWS_AS(ft::memory_source(planted::geometry(), {}), fm::argument_error); }
+  SECTION("no window with a choice") {
+    const ft::memory_source shorts(planted::geometry(), {planted::make(1, 2, ft::dataset_split::train)});
+    ft::trainer trainer(shorts, start, o);
+    CHECK_THROWS_WITH(trainer.step(), Catch::Contains("no window"));
+  }
+  SECTION("nothing needed, for a start from what is needed") {
+    ft::start_options s = start_of(ft::start_kind::bilinear);
+    s.labels.min_mass = 0.95f;
+    CHECK_THROWS_WITH(ft::start_indexer(source, planted::architecture(1), s),
+                      Catch::Contains("needs anything"));
+  }
+}
