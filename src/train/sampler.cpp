@@ -58,6 +58,13 @@ std::vector<std::int64_t> sampler::draw_windows(const example& from, std::int64_
   const auto needing = static_cast<std::int64_t>(from.needing.size());
   const auto others = static_cast<std::int64_t>(from.free_ones.size());
   const std::int64_t total = std::min(count, needing + others);
+  if (needing_share < 0) {
+    std::vector<std::int64_t> both = from.needing;
+    both.insert(both.end(), from.free_ones.begin(), from.free_ones.end());
+    std::vector<std::int64_t> windows;
+    sample(both, total, random, windows);
+    return windows;
+  }
   std::int64_t first =
       std::min<std::int64_t>(needing, std::llround(needing_share * static_cast<double>(total)));
   first = std::max(first, total - others);

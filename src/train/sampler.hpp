@@ -20,7 +20,7 @@ class sampler {
   sampler(const document_source& source, std::uint64_t seed);
 
   std::int64_t draw_document();
-  /// At most `count` windows without repetition, of which `needing_share` need something where there are as many.
+  /// At most `count` windows without repetition, of which `needing_share` need something where there are as many; < 0: uniformly.
   static std::vector<std::int64_t> draw_windows(const example& from, std::int64_t count, double needing_share,
                                                 random_stream& random);
 

@@ -14,6 +14,7 @@ mark_as_advanced(FLASHMEMORY_CBLAS_INCLUDE_DIR)
 find_package(Eigen3 3.3 REQUIRED NO_MODULE)
 
 target_sources(flashmemory_train PRIVATE
+  artifact.cpp
   calibrate.cpp
   checkpoint.cpp
   document_source.cpp

@@ -56,7 +56,7 @@ void validate(const trainer_options& o) {
   need(o.tokens_per_step > 0, "tokens_per_step", o.tokens_per_step, "a positive number");
   need(o.windows_per_document > 0 && o.windows_per_document <= 65536, "windows_per_document",
        o.windows_per_document, "1 to 65536");
-  need(o.needing_share >= 0 && o.needing_share <= 1, "needing_share", o.needing_share, "0 to 1");
+  need(o.needing_share <= 1, "needing_share", o.needing_share, "at most 1");
   need(std::isfinite(o.window_weight_free) && o.window_weight_free >= 0, "window_weight_free",
        o.window_weight_free, "a number >= 0");
 }

@@ -47,13 +47,13 @@ struct start_options {
   window_options windows;
   loss_options loss;                ///< of the convex refinement
   double ridge = 0.02;              ///< added to moments' eigenvalues, as a share of their mean
-  std::int64_t convex_steps = 400;  ///< bilinear: steps on the map itself; 0 = closed form alone
+  std::int64_t convex_steps = 0;  ///< bilinear: steps on the map itself; 0 = closed form alone
   double convex_rate = 0.03;        ///< Adam's rate there, as a share of the map's standard deviation
   double noise = 0.02;             ///< parts heads of one sign from each other, as a share of their deviation
   std::int64_t max_documents = 0;  ///< for moments; 0 = all of the training split
   std::int64_t tokens_per_step = 16384;
   std::int64_t windows_per_document = 96;
-  double needing_share = 0.75;
+  double needing_share = -1;  ///< of the windows drawn, as far as there are so many; < 0: uniform draws
   std::size_t memory_budget = std::size_t{2} << 30;  ///< bytes of documents kept between passes
   std::string tensors;                ///< attention, embeddings: safetensors file with the model's matrices
   std::vector<attention_head> heads;  ///< attention: per retriever one; one for all if there is only one
