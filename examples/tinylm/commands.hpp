@@ -15,6 +15,7 @@ struct command_failed : std::runtime_error {
 void add_ask_command(CLI::App& app);
 void add_check_command(CLI::App& app);
 void add_eval_command(CLI::App& app);
+void add_record_command(CLI::App& app);  ///< where flashmemory::train is there
 void add_tasks_command(CLI::App& app);
 
 /// Where the shipped data lies unless --data says otherwise: the folder beside the sources.

@@ -136,6 +136,8 @@ std::span<const float> engine::step(const served_sequence& sequence, std::int64_
 
     fm::view<const float, 3> q(b.qkv.data(), tokens, c.heads, c.head_dim);
     q.stride[0] = width;
+    if (sequence.on_layer)
+      sequence.on_layer({l, position, fm::view<const float, 2>(b.input.data(), tokens, c.hidden), q, k});
     fm::attend_options options;
     fm::fault fault;
     options.scratch = {b.scratch.get(), b.scratch_bytes};

@@ -17,11 +17,23 @@
 
 namespace tinylm {
 
+/// One layer of a forward pass, as it is shown to who records it. Valid during the call.
+struct layer_pass {
+  std::int32_t layer = 0;
+  std::int64_t position = 0;                ///< of the first token
+  flashmemory::view<const float, 2> input;  ///< [tokens, hidden], after the attention norm
+  flashmemory::view<const float, 3> q;      ///< [tokens, heads, head_dim], rotated
+  flashmemory::view<const float, 3> k;      ///< [tokens, kv_heads, head_dim], rotated; in the store already
+};
+
+using pass_callback = std::function<void(const layer_pass&)>;
+
 /// One sequence as the engine sees it: where its K and V lie, and who looks at its hidden states.
 struct served_sequence {
   flashmemory::chunk_store* store = nullptr;
   flashmemory::sequence_handle handle;
   std::vector<flashmemory::selector*> observers;  ///< are shown what they tap
+  pass_callback on_layer;                         ///< if set, is shown every layer of every pass
 };
 
 /// For checks against a reference: what a prompt's forward pass computed on the way.

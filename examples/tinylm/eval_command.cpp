@@ -39,6 +39,7 @@ struct eval_options {
   std::string json;
   fm::dtype kv_type = fm::dtype::bf16;
   std::int32_t threads = 0;
+  std::int32_t interval = 64;
   std::uint64_t seed = 1;
   bool progress = false;
 };
@@ -170,7 +171,7 @@ void write_json(const eval_options& options, const std::vector<eval_result>& res
                      {"kv_dtype", fm::to_string(options.kv_type)},
                      {"threads", threads},
                      {"random_seed", options.seed},
-                     {"interval", 64},
+                     {"interval", options.interval},
                      {"sink_chunks", 1},
                      {"recent_chunks", 2},
                      {"tokens_per_chunk", run.mind().store().geometry().tokens_per_chunk()},
@@ -199,7 +200,7 @@ void write_json(const eval_options& options, const std::vector<eval_result>& res
 void run_eval(const eval_options& options) {
   const auto start = steady::now();
   const auto tasks = chosen_tasks(options);
-  const auto cells = make_cells(options.policies, options.budgets);
+  const auto cells = make_cells(options.policies, options.budgets, options.interval);
   const tokenizer words(options.data + "/tokenizer.json");
   const model weights = load_model(options.data);
   thread_pool threads(options.threads);
@@ -248,6 +249,9 @@ void add_eval_command(CLI::App& app) {
   command->add_option("--kv-budget", options->budgets, "Fractions of the complete chunks that may stay")
       ->delimiter(',')
       ->check(CLI::Range(0.001, 1.0))
+      ->capture_default_str();
+  command->add_option("--interval", options->interval, "Tokens between two choices of what stays")
+      ->check(CLI::PositiveNumber)
       ->capture_default_str();
   command->add_option("--task", options->only, "Only tasks of these names")->delimiter(',');
   command->add_option("--limit", options->limit, "At most this many prompts per task and length, 0 = all")

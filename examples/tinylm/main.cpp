@@ -11,6 +11,9 @@ int main(int argc, char** argv) {
   tinylm::add_ask_command(app);
   tinylm::add_tasks_command(app);
   tinylm::add_eval_command(app);
+#if TINYLM_RECORD
+  tinylm::add_record_command(app);
+#endif
   tinylm::add_check_command(app);
   try {
     app.parse(argc, argv);

@@ -37,10 +37,10 @@ std::string policy_cell::label() const {
   return budget > 0 ? fmt::format("{} {:g}%", name, 100 * budget) : name;
 }
 
-policy_cell make_cell(const std::string& name, double budget) {
+policy_cell make_cell(const std::string& name, double budget, std::int32_t interval) {
   policy_cell cell;
   cell.name = name;
-  cell.policy.interval = 64;
+  cell.policy.interval = interval;
   cell.policy.sink_chunks = 1;
   cell.policy.recent_chunks = 2;
   if (name == "full") {
@@ -60,14 +60,14 @@ policy_cell make_cell(const std::string& name, double budget) {
   return cell;
 }
 
-std::vector<policy_cell> make_cells(const std::vector<std::string>& names,
-                                    const std::vector<double>& budgets) {
+std::vector<policy_cell> make_cells(const std::vector<std::string>& names, const std::vector<double>& budgets,
+                                    std::int32_t interval) {
   std::vector<policy_cell> cells;
   for (const auto& name : names) {
-    const policy_cell first = make_cell(name, budgets.empty() ? 0.135 : budgets.front());
+    const policy_cell first = make_cell(name, budgets.empty() ? 0.135 : budgets.front(), interval);
     cells.push_back(first);
     for (std::size_t i = 1; i < budgets.size() && first.budget > 0; ++i)
-      cells.push_back(make_cell(name, budgets[i]));
+      cells.push_back(make_cell(name, budgets[i], interval));
   }
   return cells;
 }

@@ -23,12 +23,13 @@ struct policy_cell {
   std::string label() const;  ///< e.g. "lsa 13.5%"
 };
 
+/// \param interval  tokens between two choices
 /// \throws std::invalid_argument for a name that is not one of the above
-policy_cell make_cell(const std::string& name, double budget);
+policy_cell make_cell(const std::string& name, double budget, std::int32_t interval = 64);
 
 /// Every policy with every budget, those without a budget once.
-std::vector<policy_cell> make_cells(const std::vector<std::string>& names,
-                                    const std::vector<double>& budgets);
+std::vector<policy_cell> make_cells(const std::vector<std::string>& names, const std::vector<double>& budgets,
+                                    std::int32_t interval = 64);
 
 /// Fast-tier bytes of one sequence, and what the same tokens take when all of them are resident.
 struct footprint {

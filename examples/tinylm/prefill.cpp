@@ -174,6 +174,12 @@ std::span<const float> engine::prefill(const served_sequence& sequence, std::spa
     require(sequence.store->append(items, l, k, v, fm::stream_ref::host()), sequence.store->last_fault(),
             "append");
 
+    if (sequence.on_layer) {
+      fm::view<const float, 3> q(b.qkv.data(), tokens, c.heads, c.head_dim);
+      q.stride[0] = width;
+      sequence.on_layer({l, 0, fm::view<const float, 2>(b.input.data(), tokens, c.hidden), q, k});
+    }
+
     attend_prompt(
         b, !progress ? progress_callback{} : [&](std::int64_t done, std::int64_t) {
           progress(l * per_layer + done, c.layers * per_layer);

@@ -85,6 +85,22 @@ task_kind task_kind_from(std::string_view name) {
   throw std::invalid_argument(fmt::format("{}: no such kind of task", name));
 }
 
+text_part text_part_from(const std::string& text) {
+  text_part part;
+  const auto colon = text.find(':');
+  std::size_t first = 0, second = 0;
+  try {
+    part.begin = std::stod(text.substr(0, colon), &first);
+    part.end = std::stod(text.substr(colon == std::string::npos ? text.size() : colon + 1), &second);
+  } catch (const std::logic_error&) {
+    second = std::string::npos;
+  }
+  if (first != colon || second != text.size() - colon - 1 ||
+      !(part.begin >= 0 && part.begin < part.end && part.end <= 1))
+    throw std::invalid_argument(fmt::format("{}: a part of a text is A:B with 0 <= A < B <= 1", text));
+  return part;
+}
+
 std::string to_json_line(const made_task& task) {
   nlohmann::ordered_json json;
   json["id"] = task.record.id;
@@ -145,10 +161,14 @@ struct task_maker::statement {
 };
 
 task_maker::task_maker(const tokenizer& words, const std::string& text_path, const std::string& words_path,
-                       std::uint64_t seed)
+                       std::uint64_t seed, const text_part& part)
     : words_(words), text_path_(text_path), seed_(seed) {
   read_words(words_path);
   text_ = words_.encode(read_file(text_path));
+  const auto at = [&](double fraction) {
+    return text_.begin() + static_cast<std::ptrdiff_t>(fraction * static_cast<double>(text_.size()));
+  };
+  text_ = std::vector<token_id>(at(part.begin), at(part.end));
   for (std::size_t i = 1; i < text_.size(); ++i) {
     if (is_sentence_end(i)) sentence_ends_.push_back(i);
   }

@@ -47,7 +47,17 @@ struct made_task {
 /// One line of a task file, without the newline. \throws std::runtime_error if the text is not UTF-8
 std::string to_json_line(const made_task& task);
 
-/// Makes tasks over a text. A task is a function of text, words, seed, kind, length and index alone.
+/// A stretch of a text as fractions of its tokens, so that one part can be trained on and another evaluated.
+struct text_part {
+  double begin = 0;
+  double end = 1;
+};
+
+/// From "A:B", 0 <= A < B <= 1. \throws std::invalid_argument
+text_part text_part_from(const std::string& text);
+
+/// Makes tasks over a text, or a part of it. A task is a function of text, part, words, seed, kind, length and index
+/// alone.
 class task_maker {
  public:
   /// Tokens that a task leaves of its length for the answer.
@@ -56,7 +66,7 @@ class task_maker {
   /// `words_path` lists "adjective WORD" and "noun WORD", the halves of keys, each one token of the model.
   /// \throws std::runtime_error naming the file that cannot be read or does not fit
   task_maker(const tokenizer& words, const std::string& text_path, const std::string& words_path,
-             std::uint64_t seed);
+             std::uint64_t seed, const text_part& part = {});
 
   /// Prompt of exactly `length - answer_room` tokens; if `odd`, of a random number, no multiple of 64, that
   /// is up to a quarter lower. \throws std::runtime_error if the length is too short for the kind or too long

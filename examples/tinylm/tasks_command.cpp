@@ -18,6 +18,7 @@ namespace {
 struct tasks_options {
   std::string data = default_data_folder();
   std::string text;
+  std::string part = "0:1";
   std::string out;
   std::vector<std::int64_t> lengths{4096, 8192, 16384};
   std::vector<std::string> kinds;
@@ -29,7 +30,7 @@ struct tasks_options {
 void run_tasks(const tasks_options& options) {
   const tokenizer words(options.data + "/tokenizer.json");
   const task_maker maker(words, options.text.empty() ? options.data + "/prose.txt" : options.text,
-                         options.data + "/words.txt", options.seed);
+                         options.data + "/words.txt", options.seed, text_part_from(options.part));
   // Written at the end: nothing is left behind if a length does not fit.
   std::string lines;
   std::int64_t tasks = 0, tokens = 0;
@@ -75,6 +76,8 @@ void add_tasks_command(CLI::App& app) {
   command->add_option("--seed", options->seed, "Same seed, same file")->capture_default_str();
   command->add_option("--text", options->text, "Text to hide things in [prose.txt of the data folder]")
       ->check(CLI::ExistingFile);
+  command->add_option("--text-part", options->part, "Only this part of it, A:B as fractions of its tokens")
+      ->capture_default_str();
   command->add_flag("--odd", options->odd, "Random prompt lengths below that, no multiples of 64");
   command->add_option("--data", options->data, "Folder of tokenizer, words and text")->capture_default_str();
   command->callback([options] { run_tasks(*options); });
