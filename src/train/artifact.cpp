@@ -74,9 +74,10 @@ void save_artifact(const dual_encoder_config& config, training_record record, co
               {"calibration", nullptr}};
   if (record.calibrated) {
     const calibration& c = record.calibration;
-    all["calibration"] = {{"goal_recall", c.goal.recall}, {"goal_footprint", c.goal.footprint},
-                          {"per_layer", c.goal.per_layer}, {"recall", c.recall}, {"footprint", c.footprint},
-                          {"offsets", c.offsets}, {"windows", c.windows}, {"positives", c.positives}};
+    all["calibration"] = {{"goal_recall", c.goal.recall},  {"goal_footprint", c.goal.footprint},
+                          {"per_layer", c.goal.per_layer}, {"recall", c.recall},
+                          {"footprint", c.footprint},      {"offsets", c.offsets},
+                          {"windows", c.windows},          {"positives", c.positives}};
   }
   try {
     save_dual_encoder(config, path, {{note, all.dump()}});
@@ -139,8 +140,9 @@ training_record load_training_record(const std::string& path) {
 void check_compatible(const training_record& record, const kv_geometry& geometry) {
   const auto same = [](const char* field, std::int64_t trained, std::int64_t engine) {
     if (trained == engine) return;
-    throw argument_error(status::bad_shape, fmt::format("the indexer was trained with {} = {}, the store has {}", field,
-                                                        trained, engine));
+    throw argument_error(
+        status::bad_shape,
+        fmt::format("the indexer was trained with {} = {}, the store has {}", field, trained, engine));
   };
   same("entries_per_chunk", record.windows.entries_per_chunk, geometry.entries_per_chunk);
   same("tokens_per_entry", record.windows.tokens_per_entry, geometry.tokens_per_entry);

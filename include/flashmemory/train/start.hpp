@@ -45,10 +45,10 @@ struct start_options {
   std::uint64_t seed = 1;
   label_rule labels;
   window_options windows;
-  loss_options loss;                ///< of the convex refinement
-  double ridge = 0.02;              ///< added to moments' eigenvalues, as a share of their mean
-  std::int64_t convex_steps = 0;  ///< bilinear: steps on the map itself; 0 = closed form alone
-  double convex_rate = 0.03;        ///< Adam's rate there, as a share of the map's standard deviation
+  loss_options loss;               ///< of the convex refinement
+  double ridge = 0.02;             ///< added to moments' eigenvalues, as a share of their mean
+  std::int64_t convex_steps = 0;   ///< bilinear: steps on the map itself; 0 = closed form alone
+  double convex_rate = 0.03;       ///< Adam's rate there, as a share of the map's standard deviation
   double noise = 0.02;             ///< parts heads of one sign from each other, as a share of their deviation
   std::int64_t max_documents = 0;  ///< for moments; 0 = all of the training split
   std::int64_t tokens_per_step = 16384;
