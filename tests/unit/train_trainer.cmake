@@ -6,4 +6,6 @@ if(FLASHMEMORY_TRAIN)
     ${_trainer}/train_gradients.cpp)
   flashmemory_test(flashmemory_train_trainer LABELS unit LIBRARIES flashmemory::train Threads::Threads SOURCES
     ${_trainer}/train_trainer.cpp)
+  flashmemory_test(flashmemory_train_calibrate LABELS unit INTERNAL LIBRARIES flashmemory::train SOURCES
+    ${_trainer}/train_calibrate.cpp)
 endif()
