@@ -64,6 +64,7 @@ std::string describe_run(const trainer_options& o, const dual_encoder_config& c)
                       {"nucleus", o.labels.nucleus},
                       {"votes", o.labels.votes},
                       {"min_mass", o.labels.min_mass},
+                      {"min_tokens", o.labels.min_tokens},
                       {"layer", o.labels.layer}}},
                     {"windows",
                      {{"tau", o.windows.tau},

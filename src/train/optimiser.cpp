@@ -37,8 +37,9 @@ double adamw_state::update(const optimiser_options& o, const parameter_map& map,
   step.eps = static_cast<float>(o.eps);
   step.correction1 = static_cast<float>(1 - std::pow(o.beta1, static_cast<double>(updates)));
   step.correction2 = static_cast<float>(1 - std::pow(o.beta2, static_cast<double>(updates)));
-  step.gradient_scale = static_cast<float>(o.clip > 0 && norm > o.clip ? o.clip / norm : 1.0);
   const auto retrievers = static_cast<std::int64_t>(parameters.size()) / map.count;
+  const double limit = o.clip * static_cast<double>(retrievers);
+  step.gradient_scale = static_cast<float>(o.clip > 0 && norm > limit ? limit / norm : 1.0);
   for (std::int64_t r = 0; r < retrievers; ++r) {
     const auto part = [&](std::int64_t first, std::int64_t end, double decay) {
       step.decay = static_cast<float>(decay);

@@ -267,6 +267,47 @@ TEST_CASE("calibration to a footprint keeps no more than that", "[train]") {
   CHECK(done.footprint > footprint - 0.02);
 }
 
+TEST_CASE("a chunk that too few tokens attend to is not needed", "[train]") {
+  const std::int32_t least = GENERATE(1, 2, 3, 4);
+  CAPTURE(least);
+  // Chunk 2 is attended to at three tokens, by two heads at one of them; chunk 4 twice at the same token.
+  ft::document doc = planted::make(1, 20, ft::dataset_split::train);
+  doc.attention = {};
+  const auto add = [&](std::uint16_t head, std::uint32_t chunk) {
+    doc.attention.layer.push_back(0);
+    doc.attention.head.push_back(head);
+    doc.attention.entry.push_back(chunk * planted::entries_per_chunk);
+    doc.attention.mass.push_back(0.6f);
+  };
+  const auto token = [&](std::int64_t position) {
+    doc.attention.positions.push_back(position);
+    doc.attention.offsets.push_back(std::int64_t(doc.attention.entry.size()));
+  };
+  add(0, 2);
+  token(201);
+  add(0, 2);
+  add(1, 2);
+  token(203);
+  add(0, 4);
+  add(1, 4);
+  token(204);
+  add(1, 2);
+  token(216);
+  add(0, 4);
+  token(217);  // beyond the window
+  ft::label_rule rule;
+  rule.min_tokens = least;
+  std::vector<std::int64_t> expected;
+  if (least <= 3) expected.push_back(2);
+  if (least <= 1) expected.push_back(4);
+  std::vector<std::int64_t> positives;
+  for (const auto& p : ft::label_window(doc, 200, rule, planted::windows()).positives)
+    positives.push_back(p.chunk);
+  CHECK(positives == expected);
+  rule.min_tokens = 0;
+  CHECK_THROWS_WITH(ft::validate(rule), Catch::Contains("min_tokens"));
+}
+
 TEST_CASE("goals and data that cannot be calibrated are refused", "[train]") {
   const ft::memory_source source(planted::geometry(), planted::many(11, 2, 1, 30));
   fm::dual_encoder_config c = trained(source, 1);

@@ -30,7 +30,8 @@ struct optimiser_options {
   double beta2 = 0.98;
   double eps = 1e-8;
   double decay = 0;
-  double clip = 1;  ///< largest norm of the gradient of all retrievers; 0 = unlimited
+  double clip =
+      1;  ///< the norm of all retrievers' gradient is limited to this times their number; 0 = unlimited
 };
 
 /// What one training run does.

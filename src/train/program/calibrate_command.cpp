@@ -47,6 +47,8 @@ void label_arguments::add_to(CLI::App& app) {
       ->default_str("max-mass");
   app.add_option("--min-mass", rule.min_mass, "max-mass: attention mass of a needed chunk")
       ->capture_default_str();
+  app.add_option("--min-tokens", rule.min_tokens, "max-mass: tokens of the window that must pay it")
+      ->capture_default_str();
   app.add_option("--nucleus", rule.nucleus, "nucleus: cumulative mass")->capture_default_str();
   app.add_option("--votes", rule.votes, "nucleus: layers that must agree")->capture_default_str();
   app.add_option("--label-layer", rule.layer, "Only this layer's attention; -1 = all")->capture_default_str();
