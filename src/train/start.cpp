@@ -124,7 +124,7 @@ factors from_embeddings(const start_options& o, const dual_encoder_config& c, co
   const Eigen::SelfAdjointEigenSolver<Eigen::MatrixXd> solver(centred.transpose() * centred);
   const auto rank = std::min<Eigen::Index>(dim, c.hidden);
   factors f;
-  f.key = solver.eigenvectors().rightCols(rank).transpose();
+  f.key = solver.eigenvectors().rightCols(rank).rowwise().reverse().transpose();  // largest variance first
   // Ridge regression of the needed key's code on the hidden state.
   matrix s = m.queries;
   s.diagonal().array() += o.ridge * s.diagonal().mean();

@@ -37,14 +37,30 @@ inline ft::window_options windows() {
   return w;
 }
 
-/// The maps from a code to a key input and to a query are the same for all documents.
+/// From a code to a key input and to a query [width, code_width], the same for all documents.
+struct maps {
+  maps() : to_key(width * code_width), to_query(width * code_width) {
+    std::normal_distribution<float> normal;
+    std::mt19937 fixed(12345);
+    for (float& v : to_key) v = normal(fixed) / std::sqrt(float(code_width));
+    for (float& v : to_query) v = normal(fixed) / std::sqrt(float(code_width));
+  }
+  std::vector<float> to_key, to_query;
+};
+
+inline std::vector<float> transposed(const std::vector<float>& map) {
+  std::vector<float> out;
+  for (std::int32_t j = 0; j < code_width; ++j) {
+    for (std::int32_t i = 0; i < width; ++i) out.push_back(map[std::size_t(i * code_width + j)]);
+  }
+  return out;
+}
+
 inline ft::document make(std::uint32_t seed, std::int64_t chunks, ft::dataset_split split,
                          const std::string& tag = "planted") {
   std::normal_distribution<float> normal;
-  std::mt19937 fixed(12345);
-  std::vector<float> to_key(width * code_width), to_query(width * code_width);
-  for (float& v : to_key) v = normal(fixed) / std::sqrt(float(code_width));
-  for (float& v : to_query) v = normal(fixed) / std::sqrt(float(code_width));
+  const maps fixed;
+  const std::vector<float>&to_key = fixed.to_key, &to_query = fixed.to_query;
   std::mt19937 random(seed);
   ft::document doc = ft::empty_document(geometry(), fm::dtype::f32);
   doc.tag = tag;

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #include <filesystem>
 #include <flashmemory/error.hpp>
+#include <flashmemory/io/safetensors.hpp>
+#include <flashmemory/train/calibrate.hpp>
 #include <flashmemory/train/start.hpp>
 #include <flashmemory/train/trainer.hpp>
 #include <thread>
@@ -104,6 +106,68 @@ TEST_CASE("training from the closed form finds planted needs, without a random s
   CHECK(first > 0.85);  // by chance a tenth
   CHECK(recall / late > 0.9);
   CHECK(kept / late < 0.05);
+}
+
+TEST_CASE("every start knows more than chance, the ones from the model's own matrices too", "[train]") {
+  const auto kind = GENERATE(ft::start_kind::attention, ft::start_kind::embeddings, ft::start_kind::bilinear);
+  const std::int32_t rank = GENERATE(as<std::int32_t>{}, 32, 8);
+  CAPTURE(int(kind), rank);
+  const folder place;
+  const ft::memory_source source(planted::geometry(), planted::many(77, 16, 4, 60));
+  // The maps by which a model that made these documents would attend: the transposes of those that hid the codes.
+  const planted::maps maps;
+  const std::vector<float> queries = planted::transposed(maps.to_query),
+                           keys = planted::transposed(maps.to_key);
+  std::mt19937 random(5);
+  std::normal_distribution<float> normal;
+  std::vector<float> embedding;
+  for (int word = 0; word < 200; ++word) {
+    std::vector<float> row(planted::width);
+    for (float& v : row) v = 0.1f * normal(random);
+    for (std::int32_t j = 0; j < planted::code_width; ++j) {
+      const float c = normal(random);
+      for (std::int32_t i = 0; i < planted::width; ++i) {
+        row[std::size_t(i)] += maps.to_key[std::size_t(i * planted::code_width + j)] * c;
+      }
+    }
+    embedding.insert(embedding.end(), row.begin(), row.end());
+  }
+  const auto tensor = [](const char* name, const std::vector<float>& values) {
+    fm::tensor_source t;
+    t.name = name;
+    t.shape = {std::int64_t(values.size()) / planted::width, planted::width};
+    t.data = reinterpret_cast<const std::byte*>(values.data());
+    t.bytes = values.size() * sizeof(float);
+    return t;
+  };
+  fm::write_safetensors(place.file("model"),
+                        {tensor("q", queries), tensor("k", keys), tensor("e", embedding)}, {});
+  ft::start_options s = start_of(kind);
+  s.tensors = place.file("model");
+  s.heads = {{"q", "k", 0, 0, planted::code_width}};
+  s.embedding = "e";
+  auto architecture = planted::architecture(1);
+  architecture.rank = rank;
+  ft::evaluation_options e;
+  e.windows = planted::windows();
+  e.threads = fm::serial_threads();
+  e.budgets = {0.1};
+  const auto recall = [&](const fm::dual_encoder_config& c) {
+    return ft::evaluate(source, c, e).groups.front().budgets.front().recall;
+  };
+  const double by_chance = recall(ft::start_indexer(source, architecture, start_of(ft::start_kind::random)));
+  const double found = recall(ft::start_indexer(source, architecture, s));
+  CAPTURE(by_chance, found);
+  CHECK(by_chance < 0.5);
+  CHECK(found > 0.6);
+  if (kind == ft::start_kind::attention) {
+    s.heads = {{"q", "k", 1, 0, planted::code_width}};
+    CHECK_THROWS_WITH(ft::start_indexer(source, architecture, s), Catch::Contains("head 1"));
+    s.heads = {{"nothing", "k", 0, 0, planted::code_width}};
+    CHECK_THROWS_WITH(ft::start_indexer(source, architecture, s), Catch::Contains("'nothing'"));
+    s.heads.clear();
+    CHECK_THROWS_WITH(ft::start_indexer(source, architecture, s), Catch::Contains("0 attention heads"));
+  }
 }
 
 TEST_CASE("training is the same whatever the number of threads", "[train]") {
