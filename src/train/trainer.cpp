@@ -25,7 +25,7 @@ double flop_of(const detail::encoder_shape& s, std::int64_t keys, std::int64_t w
   const double hidden = static_cast<double>(s.hidden);
   const double rank = static_cast<double>(s.rank);
   const double encode = s.trains_keys ? 2 * k * index_key_dim * hidden * 2 : 0;
-  return encode + 2 * k * width * index_key_dim + 2 * n * rank * (hidden * 2 + width * 3);
+  return encode + 2 * k * n * width + 2 * n * rank * (hidden * 2 + width * 3);
 }
 
 }  // namespace
