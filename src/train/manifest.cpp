@@ -163,6 +163,12 @@ manifest_document read_document(const field_reader& f, const manifest& m) {
 
 std::string hex(std::uint64_t value) { return fmt::format("{:016x}", value); }
 
+/// Keys come out sorted, so a value has one text.
+std::uint64_t checksum_of(const json& content) {
+  const std::string text = content.dump(-1, ' ', false, json::error_handler_t::replace);
+  return XXH3_64bits(text.data(), text.size());
+}
+
 }  // namespace
 
 const shard_entry* manifest::find_shard(std::int64_t number) const noexcept {
@@ -201,6 +207,13 @@ std::string to_text(const manifest& m) {
                      format_version, hex(XXH3_64bits(text.data(), text.size())), text);
 }
 
+std::string with_right_checksum(const std::string& text) {
+  json root = json::parse(text, nullptr, false);
+  if (!root.is_object() || !root.contains("content")) return text;
+  root["xxh3"] = hex(checksum_of(root["content"]));
+  return root.dump(-1, ' ', false, json::error_handler_t::replace);
+}
+
 manifest parse_manifest(std::string_view text, const std::string& file) {
   json root;
   try {
@@ -213,10 +226,7 @@ manifest parse_manifest(std::string_view text, const std::string& file) {
   if (const auto version = outer.integer("version", 0, no_limit); version != format_version)
     outer.fail(fmt::format("is of version {}, this is version {}", version, format_version));
   const json& content = outer.at("content");
-  // Keys come out sorted, so a value has one text.
-  const std::string canonical = content.dump(-1, ' ', false, json::error_handler_t::replace);
-  if (outer.checksum("xxh3") != XXH3_64bits(canonical.data(), canonical.size()))
-    outer.fail("is damaged: its checksum does not match");
+  if (outer.checksum("xxh3") != checksum_of(content)) outer.fail("is damaged: its checksum does not match");
 
   const field_reader from(content, "content", file);
   manifest m;

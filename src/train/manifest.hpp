@@ -53,6 +53,9 @@ std::string to_text(const manifest& m);
 /// \throws format_error naming `file` and the field
 manifest parse_manifest(std::string_view text, const std::string& file);
 
+/// The text with the checksum that its content has; unchanged where it is no JSON of that form. For tests.
+std::string with_right_checksum(const std::string& text);
+
 /// \throws io_failure naming the file
 std::string read_text(const std::string& path);
 

@@ -4,4 +4,7 @@ if(FLASHMEMORY_TRAIN)
     ${CMAKE_CURRENT_LIST_DIR}/train_attention_mass.cpp
     ${CMAKE_CURRENT_LIST_DIR}/train_labels.cpp
     ${CMAKE_CURRENT_LIST_DIR}/train_recorder.cpp)
+  # Replaces operator new, so it stands alone.
+  flashmemory_test(flashmemory_recordings_memory LABELS unit LIBRARIES flashmemory::train SOURCES
+    ${CMAKE_CURRENT_LIST_DIR}/train_memory.cpp)
 endif()
