@@ -25,7 +25,7 @@ struct rope_rotation {
 };
 
 FLASHMEMORY_API rope_rotation rotation_at(const rope_frequencies& frequencies, std::int64_t position,
-                          std::int64_t max_positions) noexcept;
+                                          std::int64_t max_positions) noexcept;
 
 }  // namespace detail
 }  // namespace v0

@@ -47,10 +47,12 @@ struct workplace {
 
 TEST_CASE("the program trains, calibrates, reports and tells what it did", "[train]") {
   workplace w;
-  const std::string train = "train " + w.at("recordings") +
-                            " --tau 16 -r 1:0 --heads 4 --layer-steps 12 --tokens-per-step 1000 --serial";
+  const std::string train =
+      "train " + w.at("recordings") +
+      " --tau 16 -r 1:0 --heads 4 --layer-steps 12 --tokens-per-step 1000 --serial --validate-every 5";
   REQUIRE(w.run(train + " --ensemble-steps 0 -o " + w.at("indexer") + " --json " + w.at("json")) == 0);
   CHECK_THAT(w.text("err"), Catch::Contains("12/12"));
+  CHECK_THAT(w.text("err"), Catch::Contains("step 10: held out"));
   CHECK_THAT(w.text("out"), Catch::Contains("tag odd"));
   CHECK_THAT(w.text("json"), Catch::Contains("oracle_coverage"));
   const ft::training_record record = ft::load_training_record(w.at("indexer"));

@@ -34,6 +34,7 @@ class FLASHMEMORY_API document_source {
 /// Recordings on disk; `data` must outlive it.
 class FLASHMEMORY_API recordings_source final : public document_source {
  public:
+  /// Reads from `data`, which it does not own.
   explicit recordings_source(const recordings& data) : data_(data) {}
   const recording_geometry& geometry() const override;
   const std::vector<document_info>& documents() const override;

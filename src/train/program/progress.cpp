@@ -14,6 +14,10 @@ progress_bar::~progress_bar() {
   if (open_) std::fputc('\n', stderr);
 }
 
+void progress_bar::note(const std::string& text) {
+  fmt::print(stderr, terminal_ ? "\r{}\033[K\n" : "{}\n", text);
+}
+
 void progress_bar::show(const flashmemory::train::step_report& r) {
   loss_ += r.loss;
   recall_ += r.recall;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <flashmemory/train/trainer.hpp>
+#include <string>
 
 namespace indexer_program {
 
@@ -12,6 +13,8 @@ class progress_bar {
   ~progress_bar();
   progress_bar(const progress_bar&) = delete;
   progress_bar& operator=(const progress_bar&) = delete;
+  /// A line of its own.
+  void note(const std::string& text);
   void show(const flashmemory::train::step_report& report);
 
  private:

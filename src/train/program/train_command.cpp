@@ -31,6 +31,7 @@ struct arguments {
   std::int64_t checkpoint_every = 100;
   std::int64_t memory_mib = 2048;
   bool serial = false;
+  std::int64_t validate_every = 200;
   label_arguments labels;
   evaluation_arguments evaluation;
   ft::start_options start;
@@ -111,11 +112,25 @@ void train(arguments& a) {
              start.retrievers.size(), seconds(),
              resume ? fmt::format(", going on after step {}", trainer.steps_done()) : "");
   std::signal(SIGINT, [](int) { interrupted = 1; });
+  bool held_out = false;
+  for (const ft::document_info& d : data.documents()) held_out |= d.split == ft::dataset_split::validation;
+  const ft::evaluation_options options = a.evaluation.options(a.labels, data.geometry());
   {
     progress_bar bar;
+    ft::evaluation_options glance = options;
+    glance.budgets = {0.1};
+    glance.max_windows = 32;
+    glance.max_documents = 8;
+    glance.threads = a.trainer.threads;
     trainer.run(
         [&](const ft::step_report& r) {
           bar.show(r);
+          if (held_out && a.validate_every > 0 && r.step % a.validate_every == 0 && r.step != r.steps) {
+            const ft::group_result g = ft::evaluate(source, trainer.config(), glance).groups.front();
+            bar.note(fmt::format(
+                "step {}: held out: recall@10% {:.3f}, logit > 0 finds {:.3f} and keeps {:.2f}%", r.step,
+                g.budgets.front().recall, g.threshold_recall, 100 * g.threshold_footprint));
+          }
           return interrupted == 0;
         },
         a.checkpoint, a.checkpoint_every);
@@ -134,11 +149,8 @@ void train(arguments& a) {
   const char* kinds[] = {"random", "bilinear", "attention", "embeddings"};
   if (a.from.empty() && !resume) record.start = kinds[static_cast<int>(a.start.kind)];
   record.recordings = data.fingerprint();
-  bool held_out = false;
-  for (const ft::document_info& d : data.documents()) held_out |= d.split == ft::dataset_split::validation;
   std::string report;
   if (held_out) {
-    const ft::evaluation_options options = a.evaluation.options(a.labels, data.geometry());
     if (a.evaluation.recall > 0 || a.evaluation.footprint > 0) {
       const ft::calibration_goal goal{a.evaluation.recall, a.evaluation.footprint, !a.evaluation.one_offset};
       record.calibration = ft::calibrate(source, config, options, goal);
@@ -240,6 +252,9 @@ void add_train(CLI::App& app) {
       ->capture_default_str();
   cmd.add_option("--seed", t.seed)->capture_default_str();
   cmd.add_option("--memory", a->memory_mib, "MiB of documents kept between steps")->capture_default_str();
+  cmd.add_option("--validate-every", a->validate_every,
+                 "Steps between looks at held-out documents; 0 = at the end")
+      ->capture_default_str();
   cmd.add_flag("--serial", a->serial,
                "One thread, e.g. on a machine that is busy with other things; same result");
   cmd.callback([a] { train(*a); });
