@@ -170,6 +170,51 @@ TEST_CASE("every start knows more than chance, the ones from the model's own mat
   }
 }
 
+TEST_CASE("with keys of the model's own the query side alone is trained", "[train]") {
+  const auto seed = GENERATE(take(2, random(0u, 1u << 20)));
+  CAPTURE(seed);
+  ft::recording_geometry g = planted::geometry();
+  g.keys[0].width = 0;
+  g.keys[0].key_bytes = 132;
+  std::vector<ft::document> documents = planted::many(seed, 12, 2, 60);
+  for (ft::document& doc : documents) {
+    ft::document_keys native;
+    native.keys = doc.keys[0].keys;
+    native.native.resize(std::size_t(native.keys) * 132);
+    for (std::int64_t k = 0; k < native.keys; ++k) {
+      float key[128] = {};
+      doc.keys[0].inputs.read(k, key);  // in the first dimensions, then spread over all
+      fm::hadamard_128(key);
+      fm::quantise_key(key, native.native.data() + k * 132, 1e-4f);
+    }
+    doc.keys[0] = native;
+  }
+  const ft::memory_source source(g, documents);
+  CHECK_THROWS_WITH(ft::start_indexer(source, planted::architecture(1), start_of(ft::start_kind::bilinear)),
+                    Catch::Contains("random start"));
+  const auto start = ft::start_indexer(source, planted::architecture(1), start_of(ft::start_kind::random));
+  CHECK(start.retrievers[0].wk.empty());
+  ft::trainer_options o = quick();
+  o.layer_steps = 150;
+  o.ensemble_steps = 0;
+  o.optimiser.rate = 1e-2;
+  ft::trainer trainer(source, start, o);
+  double first = 0, last = 0;
+  trainer.run([&](const ft::step_report& r) {
+    if (r.step <= 10) first += r.loss / 10;
+    if (r.step > 140) last += r.loss / 10;
+    return true;
+  });
+  CAPTURE(first, last);
+  CHECK(last < 0.8 * first);
+  CHECK(trainer.config().retrievers[0].wk.empty());
+  CHECK(trainer.config().retrievers[0].wq_b != start.retrievers[0].wq_b);
+  // Key inputs were not recorded, so a key encoder has nothing to read.
+  auto with_keys = start;
+  with_keys.retrievers[0].wk.assign(128 * planted::width, 0.1f);
+  CHECK_THROWS_WITH(ft::trainer(source, with_keys, o), Catch::Contains("key encoder"));
+}
+
 TEST_CASE("training is the same whatever the number of threads", "[train]") {
   const auto seed = GENERATE(take(2, random(0u, 1u << 20)));
   CAPTURE(seed);
