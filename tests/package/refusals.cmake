@@ -33,6 +33,8 @@ expect_match("compatible with requested version \"${next}\"" "${output}" "versio
 ask(cuda "${same} CONFIG REQUIRED COMPONENTS cuda")
 must_fail()
 expect_match("flashmemory ${VERSION} runs on the CPU only: it was built with FLASHMEMORY_CUDA=OFF" "${output}" "component cuda")
+ask(train "${same} CONFIG REQUIRED COMPONENTS train")
+expect_match("found: (1|TRUE)" "${output}" "component train")
 ask(unknown "${same} CONFIG REQUIRED COMPONENTS telepathy")
 must_fail()
 expect_match("flashmemory ${VERSION} has no component telepathy" "${output}" "component telepathy")

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
 if(FLASHMEMORY_TRAIN)
-  flashmemory_test(flashmemory_recordings_unit LABELS unit LIBRARIES flashmemory::train SOURCES
+  flashmemory_test(flashmemory_recordings_unit LABELS unit LIBRARIES flashmemory::train nlohmann_json::nlohmann_json SOURCES
     ${CMAKE_CURRENT_LIST_DIR}/train_attention_mass.cpp
     ${CMAKE_CURRENT_LIST_DIR}/train_labels.cpp
-    ${CMAKE_CURRENT_LIST_DIR}/train_recorder.cpp)
+    ${CMAKE_CURRENT_LIST_DIR}/train_recorder.cpp
+    ${CMAKE_CURRENT_LIST_DIR}/train_retrieval.cpp)
   # Replaces operator new, so it stands alone.
   flashmemory_test(flashmemory_recordings_memory LABELS unit LIBRARIES flashmemory::train SOURCES
     ${CMAKE_CURRENT_LIST_DIR}/train_memory.cpp)
