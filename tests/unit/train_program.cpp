@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include <cstdlib>
 #include <filesystem>
+#include <flashmemory/io/safetensors.hpp>
 #include <flashmemory/train/artifact.hpp>
 #include <flashmemory/train/recorder.hpp>
 #include <fstream>
@@ -71,6 +72,38 @@ TEST_CASE("the program trains, calibrates, reports and tells what it did", "[tra
   REQUIRE(w.run("show " + w.at("other")) == 0);
   CHECK_THAT(w.text("out"), Catch::Contains("footprint"));
 
+  SECTION("rows go out, an encoder comes in and is calibrated") {
+    REQUIRE(w.run("export " + w.at("recordings") + " --tau 16 -o " + w.at("rows")) == 0);
+    CHECK_THAT(w.text("out"), Catch::Contains("of 11 documents"));
+    CHECK(std::filesystem::exists(w.at("rows") + "/rows.jsonl"));
+    // What a framework would have saved: the trained retriever under the names of an encoder's layers.
+    const fm::retriever_weights trained = fm::load_dual_encoder(w.at("indexer")).retrievers[0];
+    std::vector<fm::tensor_source> tensors;
+    const auto add = [&](const char* name, const std::vector<float>& values,
+                         std::vector<std::int64_t> shape) {
+      fm::tensor_source t;
+      t.name = name;
+      t.shape = std::move(shape);
+      t.data = reinterpret_cast<const std::byte*>(values.data());
+      t.bytes = values.size() * sizeof(float);
+      tensors.push_back(t);
+    };
+    add("m.query.down.weight", trained.wq_a, {planted::width + 0, planted::width + 0});
+    add("m.query.norm.weight", trained.q_norm, {planted::width + 0});
+    add("m.query.up.weight", trained.wq_b, {4 * 128, planted::width + 0});
+    add("m.query.gate.weight", trained.weights_proj, {4, planted::width + 0});
+    add("m.key.weight", trained.wk, {128, planted::width + 0});
+    fm::write_safetensors(w.at("encoder"), tensors, {});
+    REQUIRE(w.run("import " + w.at("recordings") + " --tau 16 --prefix m. -f 1:0=" + w.at("encoder") +
+                  " -o " + w.at("imported")) == 0);
+    REQUIRE(w.run("calibrate " + w.at("recordings") + " " + w.at("imported") + " --tau 16") == 0);
+    // Without the offset that the framework did not learn it is calibrated to the same threshold.
+    CHECK(fm::load_dual_encoder(w.at("imported")).retrievers[0].wk == trained.wk);
+    CHECK(fm::load_dual_encoder(w.at("imported")).retrievers[0].logit_offset ==
+          Approx(trained.logit_offset).margin(1e-4));
+    CHECK(w.run("import " + w.at("recordings") + " -f " + w.at("encoder") + " -o " + w.at("no")) != 0);
+    CHECK_THAT(w.text("err"), Catch::Contains("KEY_LAYER=FILE"));
+  }
   SECTION("the same command gives the same file") {
     REQUIRE(w.run(train + " --ensemble-steps 0 -o " + w.at("again")) == 0);
     CHECK(fm::load_dual_encoder(w.at("again")).retrievers[0].wq_b ==

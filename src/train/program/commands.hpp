@@ -15,6 +15,8 @@ void add_train(CLI::App& app);
 void add_calibrate(CLI::App& app);
 void add_report(CLI::App& app);
 void add_show(CLI::App& app);
+void add_export(CLI::App& app);
+void add_import(CLI::App& app);
 
 /// Options that say what a window needs. Chunk and layer counts come from the recordings.
 struct label_arguments {
@@ -39,6 +41,9 @@ struct evaluation_arguments {
   flashmemory::train::evaluation_options options(
       const label_arguments& labels, const flashmemory::train::recording_geometry& geometry) const;
 };
+
+/// "7:2" = query layer 7, keys of layer 2; without weights. \throws CLI::ValidationError
+flashmemory::retriever_weights parse_retriever(const std::string& text);
 
 /// Writes a text file whole or not at all. \throws flashmemory::io_failure
 void write_text(const std::string& path, const std::string& text);

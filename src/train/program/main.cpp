@@ -12,6 +12,8 @@ int main(int argc, char** argv) {
   indexer_program::add_calibrate(app);
   indexer_program::add_report(app);
   indexer_program::add_show(app);
+  indexer_program::add_export(app);
+  indexer_program::add_import(app);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {

@@ -38,26 +38,6 @@ struct arguments {
   ft::trainer_options trainer;
 };
 
-// "7:2" = query layer 7, keys of layer 2.
-fm::retriever_weights parse_retriever(const std::string& text) {
-  const auto colon = text.find(':');
-  std::size_t used_query = 0;
-  std::size_t used_key = 0;
-  fm::retriever_weights w;
-  try {
-    w.query_layer = std::stoi(text.substr(0, colon), &used_query);
-    w.key_layer = colon == std::string::npos ? w.query_layer : std::stoi(text.substr(colon + 1), &used_key);
-  } catch (const std::exception&) {
-    used_query = 0;
-  }
-  const std::size_t used = colon == std::string::npos ? used_query : used_query + 1 + used_key;
-  if (used_query == 0 || used != text.size() || (colon != std::string::npos && used_key == 0)) {
-    throw CLI::ValidationError("--retriever", "'" + text + "' is not QUERY_LAYER:KEY_LAYER");
-  }
-  w.name = fmt::format("l{}k{}", w.query_layer, w.key_layer);
-  return w;
-}
-
 fm::dual_encoder_config architecture(const arguments& a, const ft::recording_geometry& g) {
   fm::dual_encoder_config c;
   if (g.queries.empty() || g.keys.empty()) {
@@ -167,6 +147,25 @@ void train(arguments& a) {
 }
 
 }  // namespace
+
+fm::retriever_weights parse_retriever(const std::string& text) {
+  const auto colon = text.find(':');
+  std::size_t used_query = 0;
+  std::size_t used_key = 0;
+  fm::retriever_weights w;
+  try {
+    w.query_layer = std::stoi(text.substr(0, colon), &used_query);
+    w.key_layer = colon == std::string::npos ? w.query_layer : std::stoi(text.substr(colon + 1), &used_key);
+  } catch (const std::exception&) {
+    used_query = 0;
+  }
+  const std::size_t used = colon == std::string::npos ? used_query : used_query + 1 + used_key;
+  if (used_query == 0 || used != text.size() || (colon != std::string::npos && used_key == 0)) {
+    throw CLI::ValidationError("--retriever", "'" + text + "' is not QUERY_LAYER:KEY_LAYER");
+  }
+  w.name = fmt::format("l{}k{}", w.query_layer, w.key_layer);
+  return w;
+}
 
 void add_train(CLI::App& app) {
   auto a = std::make_shared<arguments>();
