@@ -27,5 +27,6 @@ need_packages() {
 }
 
 library_packages=(g++ cmake ninja-build libfmt-dev libhwy-dev nlohmann-json3-dev libxxhash-dev)
+train_packages=(libcli11-dev libeigen3-dev libopenblas-pthread-dev)
 example_packages=(libcli11-dev libopenblas-pthread-dev)
 test_packages=(catch2 ccache git libbenchmark-dev libdlpack-dev pkg-config python3)

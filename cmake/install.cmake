@@ -30,6 +30,10 @@ if(NOT FLASHMEMORY_SHARED)
   endif()
 endif()
 
+set(_train_needs_blas OFF)
+if(FLASHMEMORY_TRAIN AND NOT FLASHMEMORY_SHARED)
+  set(_train_needs_blas ON)
+endif()
 configure_package_config_file(${PROJECT_SOURCE_DIR}/cmake/flashmemory-config.cmake.in
   ${PROJECT_BINARY_DIR}/flashmemory-config.cmake
   INSTALL_DESTINATION ${_package_dir} NO_SET_AND_CHECK_MACRO)

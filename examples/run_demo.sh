@@ -5,7 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . cmake/debian.sh
-need_packages "${library_packages[@]}" "${example_packages[@]}"
+need_packages "${library_packages[@]}" "${train_packages[@]}" "${example_packages[@]}"
 
 build=build/demo
 log=$(mktemp)

@@ -23,7 +23,7 @@ while [ $# -gt 0 ]; do
   shift
 done
 
-need_packages "${library_packages[@]}" "${example_packages[@]}" "${test_packages[@]}" || exit 1
+need_packages "${library_packages[@]}" "${train_packages[@]}" "${example_packages[@]}" "${test_packages[@]}" || exit 1
 if [ "$fuzz" -gt 0 ]; then need_packages clang libclang-rt-14-dev || exit 1; fi
 if [ $checks -eq 1 ]; then need_packages clang-format doxygen || exit 1; fi
 

@@ -58,6 +58,7 @@ class FlashmemoryConan(ConanFile):
         toolchain.cache_variables["FLASHMEMORY_INSTALL"] = True
         toolchain.cache_variables["FLASHMEMORY_TESTS"] = False
         toolchain.cache_variables["FLASHMEMORY_EXAMPLES"] = False
+        toolchain.cache_variables["FLASHMEMORY_TRAIN"] = False
         toolchain.cache_variables["FLASHMEMORY_OPENMP"] = bool(self.options.with_openmp)
         toolchain.generate()
         deps = CMakeDeps(self)

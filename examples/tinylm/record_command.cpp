@@ -188,7 +188,7 @@ class document_maker {
   /// sentence.
   void add_evidence(const made_task& task, fm::train::recording_id id, std::int64_t prompt,
                     std::int64_t processed) {
-    for (const evidence& need : task.need) {
+    for (const evidence& need : task.record.need) {
       const std::int64_t begin = prompt + need.answer_begin - 1;
       const std::int64_t end = std::min(prompt + need.answer_end - 1, prompt + processed);
       if (begin < end) to_.add_evidence(id, {begin, end, need.prompt_begin, need.prompt_end});

@@ -45,8 +45,14 @@ nlohmann::json describe(const dual_encoder_config& config) {
 
 }  // namespace
 
-void save_dual_encoder(const dual_encoder_config& config, const std::string& path) {
+void save_dual_encoder(const dual_encoder_config& config, const std::string& path,
+                       const std::map<std::string, std::string>& notes) {
   detail::validate(config);
+  std::map<std::string, std::string> metadata = notes;
+  for (const char* name : {"format", "version", "config"}) {
+    if (notes.count(name) == 0) continue;
+    throw argument_error(status::bad_argument, fmt::format("{}: a note cannot be called '{}'", path, name));
+  }
   std::string description;
   try {
     description = describe(config).dump();
@@ -74,9 +80,10 @@ void save_dual_encoder(const dual_encoder_config& config, const std::string& pat
       add(retriever, "wk.weight", retriever.wk.data(), {index_key_dim, config.hidden});
     add(retriever, "logit_offset", &retriever.logit_offset, {});
   }
-  write_safetensors(
-      path, tensors,
-      {{"format", detail::artifact_format}, {"version", detail::artifact_version}, {"config", description}});
+  metadata["format"] = detail::artifact_format;
+  metadata["version"] = detail::artifact_version;
+  metadata["config"] = description;
+  write_safetensors(path, tensors, metadata);
 }
 
 }  // namespace v0

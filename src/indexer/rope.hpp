@@ -24,8 +24,8 @@ struct rope_rotation {
   std::array<float, rope_dim / 2> sine;
 };
 
-rope_rotation rotation_at(const rope_frequencies& frequencies, std::int64_t position,
-                          std::int64_t max_positions) noexcept;
+FLASHMEMORY_API rope_rotation rotation_at(const rope_frequencies& frequencies, std::int64_t position,
+                                          std::int64_t max_positions) noexcept;
 
 }  // namespace detail
 }  // namespace v0

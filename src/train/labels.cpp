@@ -113,7 +113,7 @@ std::int64_t each_chunk_mass(const document& doc, const window& w, F&& f) {
         const std::int64_t chunk = w.chunk_of(doc.attention.entry[i]);
         if (chunk < w.complete_chunks()) sums[chunk] += double{doc.attention.mass[i]};
       }
-      sums.drain(f);
+      sums.drain([&](std::int64_t chunk, double mass) { f(chunk, mass, token.begin); });
     });
   });
 }
@@ -190,6 +190,7 @@ void validate(const label_rule& rule) {
       return;
     case label_kind::max_mass:
       if (!share(rule.min_mass)) refuse("label_rule", "min_mass", double{rule.min_mass});
+      if (rule.min_tokens < 1) refuse("label_rule", "min_tokens", rule.min_tokens);
       return;
     case label_kind::needed_set:
       return;
@@ -232,13 +233,23 @@ window_labels label_window(const document& doc, std::int64_t position, const lab
           weights[c] = static_cast<float>(best[c]) / static_cast<float>(std::max(voters, best[c]));
       break;
     }
-    case label_kind::max_mass:
-      labels.tokens_seen = each_chunk_mass(doc, w, [&](std::int64_t chunk, double mass) {
-        auto& weight = weights[static_cast<std::size_t>(chunk)];
+    case label_kind::max_mass: {
+      // Tokens that paid a chunk enough, and the last of them, known by where its items begin.
+      std::vector<std::int32_t> tokens(weights.size());
+      std::vector<std::size_t> last(weights.size());
+      labels.tokens_seen = each_chunk_mass(doc, w, [&](std::int64_t chunk, double mass, std::size_t token) {
+        const auto c = static_cast<std::size_t>(chunk);
         const auto paid = static_cast<float>(mass);
-        if (paid >= rule.min_mass) weight = std::max(weight, std::min(paid, 1.0f));
+        if (!(paid >= rule.min_mass)) return;
+        weights[c] = std::max(weights[c], std::min(paid, 1.0f));
+        if (tokens[c] == 0 || last[c] != token) ++tokens[c];
+        last[c] = token;
       });
+      for (std::size_t c = 0; c < weights.size(); ++c) {
+        if (tokens[c] < rule.min_tokens) weights[c] = 0;
+      }
       break;
+    }
     case label_kind::needed_set:
       labels.tokens_seen = w.end() - w.begin();
       for (const evidence_range& need : doc.evidence) {
@@ -262,7 +273,7 @@ window_mass mass_of_window(const document& doc, std::int64_t position, const win
   out.complete_chunks = w.complete_chunks();
   out.max.resize(static_cast<std::size_t>(out.complete_chunks));
   out.sum.resize(static_cast<std::size_t>(out.complete_chunks));
-  out.tokens_seen = each_chunk_mass(doc, w, [&](std::int64_t chunk, double mass) {
+  out.tokens_seen = each_chunk_mass(doc, w, [&](std::int64_t chunk, double mass, std::size_t) {
     const auto c = static_cast<std::size_t>(chunk);
     out.max[c] = std::max(out.max[c], static_cast<float>(mass));
     out.sum[c] += mass;

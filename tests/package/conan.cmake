@@ -8,4 +8,4 @@ endforeach()
 run(${PYTHON} -B ${CMAKE_CURRENT_LIST_DIR}/conan_recipe_check.py ${SOURCE} ${WORK}/conan/export ${VERSION})
 # What the recipe exports must be all that CMake asks for.
 run(${CMAKE_COMMAND} -S ${WORK}/conan/export -B ${WORK}/conan/build -G ${GENERATOR} -D CMAKE_CXX_COMPILER=${CXX}
-  -D FLASHMEMORY_INSTALL=ON -D FLASHMEMORY_TESTS=OFF -D FLASHMEMORY_EXAMPLES=OFF)
+  -D FLASHMEMORY_INSTALL=ON -D FLASHMEMORY_TESTS=OFF -D FLASHMEMORY_EXAMPLES=OFF -D FLASHMEMORY_TRAIN=OFF)

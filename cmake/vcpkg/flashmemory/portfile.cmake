@@ -12,6 +12,7 @@ vcpkg_cmake_configure(
         -DFLASHMEMORY_INSTALL=ON
         -DFLASHMEMORY_TESTS=OFF
         -DFLASHMEMORY_EXAMPLES=OFF
+        -DFLASHMEMORY_TRAIN=OFF
         ${FEATURE_OPTIONS}
 )
 vcpkg_cmake_install()

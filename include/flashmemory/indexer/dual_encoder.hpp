@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <flashmemory/indexer/index_key.hpp>
 #include <flashmemory/indexer/indexer.hpp>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -127,7 +128,10 @@ FLASHMEMORY_API dual_encoder_config load_dual_encoder(const std::string& path,
 
 /// Writes `config` as an artifact that load_dual_encoder() reads, atomically.
 /// \throws argument_error, io_failure
-FLASHMEMORY_API void save_dual_encoder(const dual_encoder_config& config, const std::string& path);
+/// \param notes  further metadata of the file, e.g. how it was trained; load_dual_encoder() does not look at it.
+///     Not under the names "format", "version" and "config"
+FLASHMEMORY_API void save_dual_encoder(const dual_encoder_config& config, const std::string& path,
+                                       const std::map<std::string, std::string>& notes = {});
 
 /// Throws argument_error naming the first difference if `index` cannot serve a store of `geometry`: key
 /// streams, key bytes, tokens_per_key, layers of its taps.

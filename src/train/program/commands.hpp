@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <cstdint>
+#include <flashmemory/train/calibrate.hpp>
+#include <flashmemory/train/labels.hpp>
+#include <memory>
+#include <string>
+
+namespace indexer_program {
+
+/// Each adds a subcommand; its callback does the work.
+void add_train(CLI::App& app);
+void add_calibrate(CLI::App& app);
+void add_report(CLI::App& app);
+void add_show(CLI::App& app);
+void add_export(CLI::App& app);
+void add_import(CLI::App& app);
+
+/// Options that say what a window needs. Chunk and layer counts come from the recordings.
+struct label_arguments {
+  flashmemory::train::label_rule rule;
+  std::int64_t tau = 64;
+  std::int32_t sink_chunks = 1;
+  std::int32_t recent_chunks = 2;
+
+  void add_to(CLI::App& app);
+  flashmemory::train::window_options windows(const flashmemory::train::recording_geometry& geometry) const;
+};
+
+/// Options of evaluation and calibration.
+struct evaluation_arguments {
+  std::int64_t max_windows = 64;
+  std::int64_t max_documents = 0;
+  double recall = 0;
+  double footprint = 0;
+  bool one_offset = false;
+
+  void add_to(CLI::App& app, bool goal);
+  flashmemory::train::evaluation_options options(
+      const label_arguments& labels, const flashmemory::train::recording_geometry& geometry) const;
+};
+
+/// "7:2" = query layer 7, keys of layer 2; without weights. \throws CLI::ValidationError
+flashmemory::retriever_weights parse_retriever(const std::string& text);
+
+/// Writes a text file whole or not at all. \throws flashmemory::io_failure
+void write_text(const std::string& path, const std::string& text);
+
+}  // namespace indexer_program

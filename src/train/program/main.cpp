@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: MIT
+#include <fmt/format.h>
+
+#include <exception>
+
+#include "commands.hpp"
+
+int main(int argc, char** argv) {
+  CLI::App app("Trains the memory indexer of flashmemory from recordings of an engine's decoding.");
+  app.require_subcommand(1);
+  indexer_program::add_train(app);
+  indexer_program::add_calibrate(app);
+  indexer_program::add_report(app);
+  indexer_program::add_show(app);
+  indexer_program::add_export(app);
+  indexer_program::add_import(app);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& e) {
+    return app.exit(e);
+  } catch (const std::exception& e) {
+    fmt::print(stderr, "flashmemory_train_indexer: {}\n", e.what());
+    return 1;
+  }
+  return 0;
+}

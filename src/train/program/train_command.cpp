@@ -1,0 +1,262 @@
+// SPDX-License-Identifier: MIT
+#include <fmt/format.h>
+
+#include <chrono>
+#include <csignal>
+#include <filesystem>
+#include <flashmemory/error.hpp>
+#include <flashmemory/train/artifact.hpp>
+#include <flashmemory/train/start.hpp>
+#include <flashmemory/train/trainer.hpp>
+
+#include "commands.hpp"
+#include "progress.hpp"
+
+namespace indexer_program {
+namespace {
+
+namespace fm = flashmemory;
+namespace ft = flashmemory::train;
+
+volatile std::sig_atomic_t interrupted = 0;
+
+struct arguments {
+  std::string recordings, out, json, checkpoint, from;
+  std::vector<std::string> retrievers;
+  std::int32_t rank = 0;
+  std::int32_t heads = 8;
+  float q_norm_eps = 1e-6f;
+  float key_scale_floor = 1e-4f;
+  bool bf16_queries = false;
+  std::int64_t checkpoint_every = 100;
+  std::int64_t memory_mib = 2048;
+  bool serial = false;
+  std::int64_t validate_every = 200;
+  label_arguments labels;
+  evaluation_arguments evaluation;
+  ft::start_options start;
+  ft::trainer_options trainer;
+};
+
+fm::dual_encoder_config architecture(const arguments& a, const ft::recording_geometry& g) {
+  fm::dual_encoder_config c;
+  if (g.queries.empty() || g.keys.empty()) {
+    throw fm::argument_error(fm::status::bad_argument, "the recordings hold no query vectors or no keys");
+  }
+  c.hidden = g.queries.front().width;
+  c.rank = a.rank > 0 ? a.rank : c.hidden;
+  c.heads = a.heads;
+  c.q_norm_eps = a.q_norm_eps;
+  c.bf16_rounding = a.bf16_queries;
+  c.tokens_per_key = g.keys.front().tokens_per_key;
+  c.key_window = g.keys.front().native() ? c.tokens_per_key : g.keys.front().window;
+  c.key_scale_floor = a.key_scale_floor;
+  c.model_fingerprint = g.model_fingerprint;
+  for (const std::string& text : a.retrievers) c.retrievers.push_back(parse_retriever(text));
+  if (c.retrievers.empty()) {  // one per recorded query layer, on the first key stream
+    for (const fm::query_tap& tap : g.queries) {
+      c.retrievers.push_back(parse_retriever(fmt::format("{}:{}", tap.layer, g.keys.front().layer)));
+    }
+  }
+  return c;
+}
+
+void train(arguments& a) {
+  const ft::recordings data(a.recordings);
+  const ft::recordings_source source(data);
+  a.trainer.labels = a.start.labels = a.labels.rule;
+  a.trainer.windows = a.start.windows = a.labels.windows(data.geometry());
+  a.start.loss = a.trainer.loss;
+  a.start.seed = a.trainer.seed;
+  a.start.tokens_per_step = a.trainer.tokens_per_step;
+  a.start.windows_per_document = a.trainer.windows_per_document;
+  a.start.needing_share = a.trainer.needing_share;
+  a.start.memory_budget = a.trainer.memory_budget = static_cast<std::size_t>(a.memory_mib) << 20;
+  if (a.serial) a.trainer.threads = a.start.threads = fm::serial_threads();
+  const auto begin = std::chrono::steady_clock::now();
+  const auto seconds = [&] {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  };
+  const bool resume = !a.checkpoint.empty() && std::filesystem::exists(a.checkpoint);
+  fm::dual_encoder_config start;
+  if (!a.from.empty()) {
+    start = fm::load_dual_encoder(a.from);
+  } else {
+    // What a checkpoint brings need not be worked out.
+    if (resume) a.start.kind = ft::start_kind::random;
+    start = ft::start_indexer(source, architecture(a, data.geometry()), a.start);
+  }
+  ft::trainer trainer(source, start, a.trainer);
+  if (resume) trainer.load_checkpoint(a.checkpoint);
+  fmt::print(stderr, "{} documents, {} retrievers, start after {:.1f} s{}\n", data.documents().size(),
+             start.retrievers.size(), seconds(),
+             resume ? fmt::format(", going on after step {}", trainer.steps_done()) : "");
+  std::signal(SIGINT, [](int) { interrupted = 1; });
+  bool held_out = false;
+  for (const ft::document_info& d : data.documents()) held_out |= d.split == ft::dataset_split::validation;
+  const ft::evaluation_options options = a.evaluation.options(a.labels, data.geometry());
+  {
+    progress_bar bar;
+    ft::evaluation_options glance = options;
+    glance.budgets = {0.1};
+    glance.max_windows = 32;
+    glance.max_documents = 8;
+    glance.threads = a.trainer.threads;
+    trainer.run(
+        [&](const ft::step_report& r) {
+          bar.show(r);
+          if (held_out && a.validate_every > 0 && r.step % a.validate_every == 0 && r.step != r.steps) {
+            const ft::group_result g = ft::evaluate(source, trainer.config(), glance).groups.front();
+            bar.note(fmt::format(
+                "step {}: held out: recall@10% {:.3f}, logit > 0 finds {:.3f} and keeps {:.2f}%", r.step,
+                g.budgets.front().recall, g.threshold_recall, 100 * g.threshold_footprint));
+          }
+          return interrupted == 0;
+        },
+        a.checkpoint, a.checkpoint_every);
+  }
+  if (!trainer.done()) {
+    fmt::print(stderr, "stopped after step {}{}\n", trainer.steps_done(),
+               a.checkpoint.empty() ? "" : "; the same command goes on");
+    throw CLI::RuntimeError(130);
+  }
+  const double trained = seconds();
+  fm::dual_encoder_config config = trainer.config();
+  ft::training_record record;
+  record.windows = a.trainer.windows;
+  record.run = trainer.describe();
+  record.start = a.from.empty() ? "closed form or random, see options" : a.from;
+  const char* kinds[] = {"random", "bilinear", "attention", "embeddings"};
+  if (a.from.empty() && !resume) record.start = kinds[static_cast<int>(a.start.kind)];
+  record.recordings = data.fingerprint();
+  std::string report;
+  if (held_out) {
+    if (a.evaluation.recall > 0 || a.evaluation.footprint > 0) {
+      const ft::calibration_goal goal{a.evaluation.recall, a.evaluation.footprint, !a.evaluation.one_offset};
+      record.calibration = ft::calibrate(source, config, options, goal);
+      record.calibrated = true;
+    }
+    const ft::evaluation result = ft::evaluate(source, config, options);
+    record.evaluation = ft::to_json(result);
+    report = ft::to_table(result);
+  }
+  ft::save_artifact(config, record, a.out);
+  if (!a.json.empty()) write_text(a.json, record.evaluation + "\n");
+  fmt::print("{}{} written: trained in {:.1f} s, {:.1f} s in all, at most {:.0f} MiB of documents\n", report,
+             a.out, trained, seconds(), static_cast<double>(trainer.peak_document_bytes()) / (1 << 20));
+}
+
+}  // namespace
+
+fm::retriever_weights parse_retriever(const std::string& text) {
+  const auto colon = text.find(':');
+  std::size_t used_query = 0;
+  std::size_t used_key = 0;
+  fm::retriever_weights w;
+  try {
+    w.query_layer = std::stoi(text.substr(0, colon), &used_query);
+    w.key_layer = colon == std::string::npos ? w.query_layer : std::stoi(text.substr(colon + 1), &used_key);
+  } catch (const std::exception&) {
+    used_query = 0;
+  }
+  const std::size_t used = colon == std::string::npos ? used_query : used_query + 1 + used_key;
+  if (used_query == 0 || used != text.size() || (colon != std::string::npos && used_key == 0)) {
+    throw CLI::ValidationError("--retriever", "'" + text + "' is not QUERY_LAYER:KEY_LAYER");
+  }
+  w.name = fmt::format("l{}k{}", w.query_layer, w.key_layer);
+  return w;
+}
+
+void add_train(CLI::App& app) {
+  auto a = std::make_shared<arguments>();
+  a->evaluation.recall = 0.9;
+  CLI::App& cmd = *app.add_subcommand("train", "Train an indexer from recordings, calibrate it and save it");
+  cmd.set_config("--config", "", "Read options from a TOML or INI file");
+  cmd.add_option("recordings", a->recordings, "Folder that a recorder wrote")->required();
+  cmd.add_option("-o,--out", a->out, "Indexer file to write")->required();
+  cmd.add_option("--json", a->json, "Write the held-out evaluation there too");
+  cmd.add_option("--checkpoint", a->checkpoint, "File to save the run in, and to go on from if it is there");
+  cmd.add_option("--checkpoint-every", a->checkpoint_every, "Steps between checkpoints")
+      ->capture_default_str();
+  cmd.add_option("--from", a->from, "Go on training this indexer instead of making a start");
+  cmd.add_option(
+      "-r,--retriever", a->retrievers,
+      "QUERY_LAYER:KEY_LAYER, once per retriever; default: every recorded query layer on the first keys");
+  cmd.add_option("--rank", a->rank, "Rows of wq_a; 0 = hidden size")->capture_default_str();
+  cmd.add_option("--heads", a->heads, "Query heads")->capture_default_str();
+  cmd.add_option("--q-norm-eps", a->q_norm_eps, "Of the query norm")->capture_default_str();
+  cmd.add_option("--key-scale-floor", a->key_scale_floor, "Smallest amax of a quantised key")
+      ->capture_default_str();
+  cmd.add_flag("--bf16-queries", a->bf16_queries, "Round queries to bf16 as the published scorer does");
+  a->labels.add_to(cmd);
+  a->evaluation.add_to(cmd, true);
+  using kind = ft::start_kind;
+  cmd.add_option("--start", a->start.kind, "Where training starts")
+      ->transform(CLI::CheckedTransformer(std::map<std::string, kind>{{"random", kind::random},
+                                                                      {"bilinear", kind::bilinear},
+                                                                      {"attention", kind::attention},
+                                                                      {"embeddings", kind::embeddings}}))
+      ->default_str("bilinear");
+  cmd.add_option("--ridge", a->start.ridge, "Of the start's whitening")->capture_default_str();
+  cmd.add_option("--convex-steps", a->start.convex_steps, "Steps on the bilinear map itself")
+      ->capture_default_str();
+  cmd.add_option("--tensors", a->start.tensors, "Safetensors file with the model's matrices");
+  cmd.add_option("--embedding", a->start.embedding, "Its embedding tensor, for --start embeddings");
+  cmd.add_option_function<std::vector<std::string>>(
+      "--attention-head",
+      [a](const std::vector<std::string>& all) {
+        for (const std::string& text : all) {
+          std::vector<std::string> parts = CLI::detail::split(text, ',');
+          if (parts.size() != 5)
+            throw CLI::ValidationError("--attention-head", "expected Q,K,HEAD,KV_HEAD,HEAD_DIM");
+          a->start.heads.push_back(
+              {parts[0], parts[1], std::stoi(parts[2]), std::stoi(parts[3]), std::stoi(parts[4])});
+        }
+      },
+      "QUERY_TENSOR,KEY_TENSOR,HEAD,KV_HEAD,HEAD_DIM, once or per retriever, for --start attention");
+  ft::trainer_options& t = a->trainer;
+  cmd.add_option("--layer-steps", t.layer_steps, "Steps of every retriever on its own loss")
+      ->capture_default_str();
+  cmd.add_option("--ensemble-steps", t.ensemble_steps, "Then steps through the ensemble's maximum")
+      ->capture_default_str();
+  cmd.add_option("--rate", t.optimiser.rate, "Learning rate")->capture_default_str();
+  cmd.add_option("--ensemble-rate", t.ensemble_rate, "Second stage's, as a share of it")
+      ->capture_default_str();
+  cmd.add_option("--warm-up", t.optimiser.warm_up, "Steps")->capture_default_str();
+  cmd.add_option("--decay", t.optimiser.decay, "Weight decay")->capture_default_str();
+  cmd.add_option("--clip", t.optimiser.clip, "Largest gradient norm; 0 = unlimited")->capture_default_str();
+  using schedule = ft::rate_schedule;
+  cmd.add_option("--schedule", t.optimiser.schedule, "How the rate falls")
+      ->transform(CLI::CheckedTransformer(std::map<std::string, schedule>{
+          {"cosine", schedule::cosine}, {"linear", schedule::linear}, {"constant", schedule::constant}}))
+      ->default_str("cosine");
+  cmd.add_option("--focal", t.loss.focal, "Weight of the focal loss")->capture_default_str();
+  cmd.add_option("--focal-gamma", t.loss.focal_gamma)->capture_default_str();
+  cmd.add_option("--focal-alpha", t.loss.focal_alpha)->capture_default_str();
+  cmd.add_option("--bce", t.loss.bce, "Weight of binary cross entropy")->capture_default_str();
+  cmd.add_option("--negatives", t.loss.negatives_per_positive, "Drawn per positive for both; 0 = all")
+      ->capture_default_str();
+  cmd.add_option("--contrastive", t.loss.contrastive, "Weight of InfoNCE over chunks")->capture_default_str();
+  cmd.add_option("--temperature", t.loss.contrastive_temperature, "Of InfoNCE")->capture_default_str();
+  cmd.add_option("--ranking", t.loss.ranking, "Weight of the ranking loss on hard negatives")
+      ->capture_default_str();
+  cmd.add_option("--ranking-negatives", t.loss.ranking_negatives, "Hardest negatives per window")
+      ->capture_default_str();
+  cmd.add_flag("--weighted-positives", t.loss.weighted_positives, "Weigh positives by their label");
+  cmd.add_option("--tokens-per-step", t.tokens_per_step, "Documents drawn for a step have so many tokens")
+      ->capture_default_str();
+  cmd.add_option("--windows", t.windows_per_document, "Windows drawn per document")->capture_default_str();
+  cmd.add_option("--needing-share", t.needing_share,
+                 "Share of windows that need something; < 0 = as recorded")
+      ->capture_default_str();
+  cmd.add_option("--seed", t.seed)->capture_default_str();
+  cmd.add_option("--memory", a->memory_mib, "MiB of documents kept between steps")->capture_default_str();
+  cmd.add_option("--validate-every", a->validate_every,
+                 "Steps between looks at held-out documents; 0 = at the end")
+      ->capture_default_str();
+  cmd.add_flag("--serial", a->serial,
+               "One thread, e.g. on a machine that is busy with other things; same result");
+  cmd.callback([a] { train(*a); });
+}
+
+}  // namespace indexer_program

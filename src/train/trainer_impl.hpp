@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <flashmemory/train/trainer.hpp>
+#include <string>
+#include <vector>
+
+#include "train/encoder.hpp"
+#include "train/examples.hpp"
+#include "train/loss.hpp"
+#include "train/model.hpp"
+#include "train/optimiser.hpp"
+#include "train/random.hpp"
+#include "train/sampler.hpp"
+
+namespace flashmemory {
+inline namespace v0 {
+namespace train {
+
+struct trainer::impl {
+  impl(const document_source& from, const dual_encoder_config& start, trainer_options o);
+
+  std::int64_t steps() const noexcept { return options.layer_steps + options.ensemble_steps; }
+
+  /// Adds one document's loss and gradient; counts into `report`.
+  void learn(const detail::example& from, const std::vector<std::int64_t>& windows, bool ensemble,
+             std::uint64_t seed, step_report& report);
+  void count(const std::vector<detail::target>& targets, const float* scores);
+
+  const document_source& source;
+  trainer_options options;
+  detail::dual_model model;
+  detail::example_store examples;
+  detail::adamw_state optimiser;
+  detail::sampler documents;
+  std::int64_t step = 0;  // made so far
+
+  detail::document_batch batch;
+  std::deque<detail::encoder<float>> encoders;  // [retrievers]
+  std::vector<float> gradient, best, d_best;
+  std::vector<std::vector<float>> d_scores;  // [retrievers]
+  double flop = 0;
+  std::int64_t recalled = 0, positives = 0, kept = 0, candidates = 0;
+};
+
+namespace detail {
+
+/// Everything that decides what a run computes, as JSON.
+std::string describe_run(const trainer_options& options, const dual_encoder_config& architecture);
+
+}  // namespace detail
+
+}  // namespace train
+}  // namespace v0
+}  // namespace flashmemory
