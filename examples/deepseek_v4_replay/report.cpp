@@ -14,7 +14,7 @@ namespace {
 
 using json = nlohmann::ordered_json;
 
-constexpr int label_width = 42, cell_width = 13;
+constexpr int label_width = 42, cell_width = 14;
 
 std::string context_text(std::int64_t tokens) {
   return tokens % (1 << 20) == 0 ? fmt::format("{}M", tokens >> 20) : fmt::format("{}K", tokens >> 10);
@@ -47,7 +47,7 @@ class table {
     for (const comparison& c : results_)
       text += fmt::format(
           "{:>{}}",
-          fmt::format("{} tokens x {} sequences", context_text(c.flashmemory.context), c.flashmemory.rows),
+          fmt::format("{} tokens, batch {}", context_text(c.flashmemory.context), c.flashmemory.rows),
           2 * cell_width);
     text += fmt::format("\n{:<{}}", "", label_width);
     for (std::size_t i = 0; i < results_.size(); ++i)
