@@ -41,7 +41,7 @@ chunk_tables::chunk_tables(const chunk_tables_options& options) : chunk_tables(o
 
 chunk_tables::chunk_tables(const chunk_tables_options& options, std::int64_t more_words)
     : options_(checked(options)) {
-  sets_.resize(static_cast<std::size_t>(options_.rows));
+  shown_.resize(static_cast<std::size_t>(options_.rows));
   const detail::device_guard guard(options_.device);
   words_ = std::make_unique<detail::table_words>(
       options_.rows * (row_words + options_.max_chunks) + more_words, options_.memory, options_.pinned,
@@ -70,33 +70,44 @@ std::size_t chunk_tables::device_bytes() const noexcept { return words_->device_
 std::size_t chunk_tables::pinned_bytes() const noexcept { return words_->pinned_bytes(); }
 std::int64_t chunk_tables::bytes_sent() const noexcept { return words_->bytes_sent(); }
 
-/// Sets the words of all rows; all or none.
-status chunk_tables::set_rows(const chunk_store& store, batch items, std::int32_t layer,
-                              fault* error) noexcept {
-  for (std::int64_t i = 0; i < options_.rows; ++i) {
-    resident_set& set = sets_[static_cast<std::size_t>(i)];
-    set = {};
-    if (i >= items.shape[0] || is_empty(items(i))) continue;
-    if (const status code = store.resident(items(i).sequence, layer, &set); code != status::ok) {
-      if (error != nullptr) *error = store.last_fault();
-      return code;
-    }
-    if (set.count <= options_.max_chunks) continue;
-    const status code =
-        detail::refuse(status::budget_exceeded, "max_chunks", options_.max_chunks, set.count, error);
-    if (error != nullptr) error->sequence = items(i).sequence.index;
+/// Sets the words of all rows; all or none. With a store that tells versions, a row whose set has not changed costs next
+/// to nothing.
+status chunk_tables::set_rows(const chunk_store& store, const tiered_chunk_store* versions, batch items,
+                              std::int32_t layer, fault* error) noexcept {
+  const auto forget = [&](status code) {
+    for (shown_row& row : shown_) row.version = 0;
     return code;
+  };
+  for (std::int64_t i = 0; i < options_.rows; ++i) {
+    shown_row& row = shown_[static_cast<std::size_t>(i)];
+    const bool empty = i >= items.shape[0] || is_empty(items(i));
+    const sequence_handle sequence = empty ? sequence_handle{} : items(i).sequence;
+    if (sequence != row.sequence) row.version = 0;
+    row.sequence = sequence;
+    row.unchanged = false;
+    row.set = {};
+    if (empty) continue;
+    row.unchanged = versions != nullptr && versions->unchanged_set(sequence, layer, &row.version, &row.set);
+    if (row.unchanged) continue;
+    if (versions == nullptr) row.version = 0;
+    if (const status code = store.resident(sequence, layer, &row.set); code != status::ok) {
+      if (error != nullptr) *error = store.last_fault();
+      return forget(code);
+    }
+    if (row.set.count <= options_.max_chunks) continue;
+    const status code =
+        detail::refuse(status::budget_exceeded, "max_chunks", options_.max_chunks, row.set.count, error);
+    if (error != nullptr) error->sequence = sequence.index;
+    return forget(code);
   }
   const std::int64_t first_list = options_.rows * row_words;
   const std::int64_t each = store.geometry().entries_per_chunk;
   for (std::int64_t r = 0; r < options_.rows; ++r) {
+    const shown_row& row = shown_[static_cast<std::size_t>(r)];
     std::int64_t entries = 0;
-    const resident_set& set = sets_[static_cast<std::size_t>(r)];
-    if (set.count > 0) {
-      for (std::int64_t c = 0; c < set.count; ++c)
-        words_->set(first_list + r * options_.max_chunks + c, set.chunks[c].data);
-      entries = (set.count - 1) * each + set.chunks[set.count - 1].entries;
-    }
+    for (std::int64_t c = 0; !row.unchanged && c < row.set.count; ++c)
+      words_->set(first_list + r * options_.max_chunks + c, row.set.chunks[c].data);
+    if (row.set.count > 0) entries = (row.set.count - 1) * each + row.set.chunks[row.set.count - 1].entries;
     words_->set(r * row_words + 1, static_cast<std::uint64_t>(entries));
   }
   return status::ok;
@@ -112,7 +123,7 @@ status chunk_tables::update(const chunk_store& store, batch items, std::int32_t 
     return detail::refuse(status::null_data, "items", -1, -1, error);
   const detail::device_guard guard(options_.device);
   status code = words_->begin(error);
-  if (code == status::ok) code = set_rows(store, items, layer, error);
+  if (code == status::ok) code = set_rows(store, nullptr, items, layer, error);
   if (code == status::ok) code = words_->send(stream.cuda(), error);
   return code;
 }

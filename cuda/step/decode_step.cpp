@@ -224,7 +224,7 @@ status decode_step::prepare(batch items, stream_ref stream) noexcept {
     return code;
   }
   im.open = true;
-  status code = im.tables->set_rows(im.store, items, 0, &im.last_fault);
+  status code = im.tables->set_rows(im.store, &im.store, items, 0, &im.last_fault);
   if (code == status::ok) {
     for (std::int64_t r = 0; r < im.options.rows; ++r) {
       const batch_item* item = r < items.shape[0] && !is_empty(items(r)) ? &items(r) : nullptr;
@@ -232,7 +232,7 @@ status decode_step::prepare(batch items, stream_ref stream) noexcept {
       if (item != nullptr && im.select != nullptr)
         place = flashmemory::detail::selector_access::find(*im.select, item->sequence)->place;
       im.set_row_words(r, place, item == nullptr ? -1 : item->position);
-      im.set_entry_targets(r, item, im.tables->sets_[static_cast<std::size_t>(r)]);
+      im.set_entry_targets(r, item, im.tables->shown_[static_cast<std::size_t>(r)].set);
       im.set_key_targets(r, item);
     }
     code = im.words->send(stream.cuda(), &im.last_fault);

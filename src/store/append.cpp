@@ -194,6 +194,7 @@ void tiered_chunk_store::impl::adopt_span(const batch_item& item) noexcept {
   for (std::int64_t id = c.first_new; id < c.end; ++id) {
     chunk_record* const record = s.chunks[id].record;
     if (!record->slot) continue;
+    ++s.set_version;
     ++record->pins;
     s.pinned[s.num_pinned++] = {record, static_cast<chunk_id>(id), false, false};
   }
@@ -212,6 +213,7 @@ void tiered_chunk_store::impl::end_span(const batch_item& item) noexcept {
   s.next_layer = 0;
   std::swap(s.views[0], s.views[1]);
   std::swap(s.num_view[0], s.num_view[1]);
+  std::swap(s.view_versions[0], s.view_versions[1]);
 }
 
 /// Whether every item may go on with `layer`, and what they need for it.

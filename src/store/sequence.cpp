@@ -70,6 +70,17 @@ std::uint32_t sequence_state::fresh_mark() noexcept {
 void sequence_state::build_view(int which, std::int64_t num_entries) noexcept {
   std::int64_t count = 0;
   const std::int64_t whole_chunk = geometry.entries_per_chunk;
+  // Between changes of the set only the last chunk grows, and walking all of them in every step would cost more than
+  // the rest of its books.
+  if (view_versions[which] == set_version && num_view[which] == num_pinned && num_pinned > 0) {
+    const std::int64_t readable =
+        std::min(num_entries - pinned[num_pinned - 1].id * whole_chunk, whole_chunk);
+    if (readable > 0) {
+      views[which][num_pinned - 1].entries = static_cast<std::int32_t>(readable);
+      return;
+    }
+  }
+  view_versions[which] = set_version;
   for (std::int64_t i = 0; i < num_pinned; ++i) {
     const std::int64_t readable = std::min(num_entries - pinned[i].id * whole_chunk, whole_chunk);
     if (readable <= 0) continue;

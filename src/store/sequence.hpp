@@ -62,6 +62,8 @@ struct sequence_state {
   /// [0] is what layers without the span see, [1] what layers with it see.
   resident_chunk* views[2] = {};
   std::int64_t num_view[2] = {};
+  std::uint64_t set_version = 1;        ///< new whenever pinned chunks come or go
+  std::uint64_t view_versions[2] = {};  ///< of the pinned chunks that a view was built from
 
   std::byte* keys = nullptr;         ///< [key_streams][capacity] pages
   std::int64_t* num_keys = nullptr;  ///< [key_streams]

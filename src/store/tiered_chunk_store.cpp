@@ -145,6 +145,7 @@ void tiered_chunk_store::impl::mark_sealed(detail::chunk_record& record) noexcep
 }
 
 void tiered_chunk_store::impl::refresh_views(sequence_state& s) noexcept {
+  ++s.set_version;
   s.build_view(0, s.entries());
   if (s.in_span()) s.build_view(1, geometry.entries_for(s.tokens + s.span_tokens));
 }
@@ -246,6 +247,21 @@ status tiered_chunk_store::resident(sequence_handle sequence, std::int32_t layer
   out->count = s->num_view[which];
   out->tokens = s->tokens_of(layer);
   return status::ok;
+}
+
+bool tiered_chunk_store::unchanged_set(sequence_handle sequence, std::int32_t layer, std::uint64_t* version,
+                                       resident_set* out) const noexcept {
+  sequence_state* s = nullptr;
+  const char* ignored = nullptr;
+  if (impl_->find(sequence, &s, &ignored) != status::ok || layer < 0 || layer >= impl_->geometry.layers)
+    return false;
+  const int which = layer < s->next_layer ? 1 : 0;
+  const bool same = *version == s->view_versions[which];
+  *version = s->view_versions[which];
+  out->chunks = s->views[which];
+  out->count = s->num_view[which];
+  out->tokens = s->tokens_of(layer);
+  return same;
 }
 
 status tiered_chunk_store::keys(sequence_handle sequence, std::int32_t stream_index,

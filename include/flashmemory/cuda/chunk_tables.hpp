@@ -8,7 +8,7 @@
 #include <flashmemory/cuda/attend.hpp>
 #include <flashmemory/memory.hpp>
 #include <flashmemory/status.hpp>
-#include <flashmemory/store/chunk_store.hpp>
+#include <flashmemory/store/tiered_chunk_store.hpp>
 #include <flashmemory/stream.hpp>
 #include <memory>
 #include <vector>
@@ -76,9 +76,17 @@ class FLASHMEMORY_API chunk_tables {
  private:
   friend class decode_step;
   chunk_tables(const chunk_tables_options& options, std::int64_t more_words);
-  status set_rows(const chunk_store& store, batch items, std::int32_t layer, fault* error) noexcept;
+  /// What a row shows.
+  struct shown_row {
+    sequence_handle sequence;
+    std::uint64_t version = 0;  ///< of the set, 0 = look at all of it
+    bool unchanged = false;     ///< since the step before
+    resident_set set;
+  };
+  status set_rows(const chunk_store& store, const tiered_chunk_store* versions, batch items,
+                  std::int32_t layer, fault* error) noexcept;
   chunk_tables_options options_;
-  std::vector<resident_set> sets_;  ///< of the rows that set_rows() has set
+  std::vector<shown_row> shown_;
   std::unique_ptr<detail::table_words> words_;
 };
 

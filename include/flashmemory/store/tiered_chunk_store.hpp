@@ -84,6 +84,12 @@ class FLASHMEMORY_API tiered_chunk_store final : public chunk_store {
   status append_chunk(sequence_handle sequence, view<const std::byte, 1> bytes,
                       std::int64_t tokens) noexcept override;
 
+  /// resident() for one who has looked before: whether the set still has the chunks that it had at `*version`, of which
+  /// only the last may have grown. Only then `*out` may be used, and only then are the slots as resident() found them.
+  /// \param[in,out] version  of the caller's last look, 0 before the first; then of the set now, if the sequence is open
+  bool unchanged_set(sequence_handle sequence, std::int32_t layer, std::uint64_t* version,
+                     resident_set* out) const noexcept;
+
   /// Does the books of a forward pass through all layers at once, for an engine whose kernels write K and V into the
   /// chunks themselves: new chunks get their slots, and resident() shows the longer sequences for every layer. Entries
   /// of the pass that are not written by then read as whatever is in the slot. Until commit_pass() the sequences take
