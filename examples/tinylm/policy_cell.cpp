@@ -37,8 +37,8 @@ policy_cell make_cell(const std::string& name, double budget, std::int32_t inter
   return cell;
 }
 
-std::vector<policy_cell> make_cells(const std::vector<std::string>& names,
-                                    const std::vector<double>& budgets, std::int32_t interval) {
+std::vector<policy_cell> make_cells(const std::vector<std::string>& names, const std::vector<double>& budgets,
+                                    std::int32_t interval) {
   std::vector<policy_cell> cells;
   for (const auto& name : names) {
     const policy_cell first = make_cell(name, budgets.empty() ? 0.135 : budgets.front(), interval);

@@ -23,7 +23,7 @@ struct policy_cell {
 policy_cell make_cell(const std::string& name, double budget, std::int32_t interval = 64);
 
 /// Every policy with every budget, those without a budget once.
-std::vector<policy_cell> make_cells(const std::vector<std::string>& names,
-                                    const std::vector<double>& budgets, std::int32_t interval = 64);
+std::vector<policy_cell> make_cells(const std::vector<std::string>& names, const std::vector<double>& budgets,
+                                    std::int32_t interval = 64);
 
 }  // namespace tinylm
