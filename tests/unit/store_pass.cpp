@@ -147,7 +147,7 @@ TEST_CASE("passes whose rows are written into the chunks leave the store as appe
     REQUIRE(t.written.commit_pass(batch, false, toy::host) == status::ok);
     for (std::size_t i = 0; i < who.size(); ++i) t.tokens[who[i]] += counts[i];
     if (step % 10 == 0)
-      for (const std::size_t s : who) {
+      for (std::size_t s = 0; s < 5; ++s) {  // all, or one that is left out for long fills its quota
         // Recalls keep the quota free for what is to come.
         std::vector<fm::chunk_id> some;
         const auto complete = t.geometry.entries_for(t.tokens[s]) / t.geometry.entries_per_chunk;
