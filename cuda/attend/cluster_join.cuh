@@ -8,19 +8,21 @@ inline namespace v0 {
 namespace cuda {
 namespace detail {
 
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
-
 /// Where the blocks of a cluster, each with one split of the same tile, meet. Every block arrives at every
 /// block's.
 struct cluster_barriers {
   std::uint64_t ready;  // all states are complete
   std::uint64_t read;   // this block's state has been read
 
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
   __device__ void init(std::int32_t blocks) {
     ptx::barrier_init(&ready, std::uint32_t(blocks));
     ptx::barrier_init(&read, std::uint32_t(blocks));
   }
+#endif
 };
+
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 
 /// The joins of a block, one after another; by the first tile_threads threads of every block of the cluster
 /// alike. A join through global memory takes three round trips to the L2 cache, this one two between

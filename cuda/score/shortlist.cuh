@@ -101,34 +101,37 @@ class listed_keys {
   std::int32_t count_;  // none if negative
 };
 
-/// What blocks of a cluster do together; with one block, what it does alone.
+/// What blocks of a cluster do together.
 template <int kBlocks>
 struct block_cluster {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
   __device__ static int rank() { return static_cast<int>(blockIdx.x) % kBlocks; }
   /// Announces that this block has started, to be followed by a wait().
-  __device__ static void arrive() {
-    if constexpr (kBlocks > 1) ptx::cluster_arrive_all();
-  }
-  __device__ static void wait() {
-    if constexpr (kBlocks > 1) ptx::cluster_wait_all();
-  }
+  __device__ static void arrive() { ptx::cluster_arrive_all(); }
+  __device__ static void wait() { ptx::cluster_wait_all(); }
   /// What was stored anywhere in the cluster before is visible after.
   __device__ static void sync() {
-    if constexpr (kBlocks > 1) {
-      arrive();
-      wait();
-    } else {
-      __syncthreads();
-    }
+    arrive();
+    wait();
   }
   template <class T>
   __device__ static void store(T* at, int block, T value) {
-    if constexpr (kBlocks > 1) {
-      ptx::cluster_store(ptx::cluster_address(at, static_cast<std::uint32_t>(block)),
-                         static_cast<std::uint32_t>(value));
-    } else {
-      *at = value;
-    }
+    ptx::cluster_store(ptx::cluster_address(at, static_cast<std::uint32_t>(block)),
+                       static_cast<std::uint32_t>(value));
+  }
+#endif
+};
+
+/// What a block does alone.
+template <>
+struct block_cluster<1> {
+  __device__ static int rank() { return 0; }
+  __device__ static void arrive() {}
+  __device__ static void wait() {}
+  __device__ static void sync() { __syncthreads(); }
+  template <class T>
+  __device__ static void store(T* at, int, T value) {
+    *at = value;
   }
 };
 
