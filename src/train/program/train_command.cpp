@@ -64,6 +64,7 @@ fm::dual_encoder_config architecture(const arguments& a, const ft::recording_geo
 void train(arguments& a) {
   const ft::recordings data(a.recordings);
   const ft::recordings_source source(data);
+  a.labels.find_heads(source);
   a.trainer.labels = a.start.labels = a.labels.rule;
   a.trainer.windows = a.start.windows = a.labels.windows(data.geometry());
   a.start.loss = a.trainer.loss;
