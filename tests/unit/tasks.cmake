@@ -4,7 +4,10 @@ set(_tinylm ${PROJECT_SOURCE_DIR}/examples/tinylm)
 flashmemory_test(flashmemory_tasks_unit LABELS unit SOURCES
   ${CMAKE_CURRENT_LIST_DIR}/tasks_generator.cpp
   ${CMAKE_CURRENT_LIST_DIR}/session_maker.cpp
+  ${CMAKE_CURRENT_LIST_DIR}/always_kept.cpp
+  ${_tinylm}/always_kept.cpp
   ${_tinylm}/haystack.cpp
+  ${_tinylm}/policy_cell.cpp
   ${_tinylm}/session_maker.cpp
   ${_tinylm}/task_file.cpp
   ${_tinylm}/tasks.cpp
