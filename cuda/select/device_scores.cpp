@@ -124,8 +124,7 @@ status device_level1::start(view<served_sequence* const, 1> due, stream_ref stre
     }
   }
   status code =
-      check(cudaMemcpyAsync(lists_.as<void>(), staged, list_bytes(), cudaMemcpyHostToDevice, stream.cuda()),
-            "scoring jobs", error);
+      check(launch_fetch(staged, lists_.as<std::byte>(), list_bytes(), stream.cuda()), "scoring jobs", error);
   if (code == status::ok) code = enqueue_scores(host, device, count, stream, error);
   if (code == status::ok)
     code = check(cudaMemcpyAsync(nan_copy_.as<void>(), nan_keys_.as<void>(), sizeof(unsigned long long),

@@ -63,6 +63,11 @@ cudaError_t launch_gather_rows(const kept_rows& kept, const std::int64_t* places
                                const std::int64_t* positions, std::int64_t count, std::byte* out,
                                cudaStream_t stream) noexcept;
 
+/// Copies `bytes` bytes, a multiple of 8, from host memory that the device can read. A kernel, because a copy on the
+/// caller's stream would wait its turn at the copy engine behind a recall.
+cudaError_t launch_fetch(const std::byte* pinned, std::byte* device, std::size_t bytes,
+                         cudaStream_t stream) noexcept;
+
 /// One key stream's encoder.
 struct key_encoder {
   const float* weights = nullptr;  ///< [hidden, 128], transposed

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: MIT
+#include <algorithm>
+
 #include "select/kernels.hpp"
 #include "step/convert.cuh"
 
@@ -45,7 +47,24 @@ __global__ void __launch_bounds__(threads)
     copy_element(out, kept.type, blockIdx.x * kept.width + i, kept.data, kept.type, at + i);
 }
 
+__global__ void __launch_bounds__(threads)
+    fetch_kernel(const std::uint64_t* from, std::uint64_t* to, std::size_t words) {
+  for (std::size_t i = std::size_t{blockIdx.x} * threads + threadIdx.x; i < words;
+       i += std::size_t{gridDim.x} * threads)
+    to[i] = from[i];
+}
+
 }  // namespace
+
+cudaError_t launch_fetch(const std::byte* pinned, std::byte* device, std::size_t bytes,
+                         cudaStream_t stream) noexcept {
+  const std::size_t words = bytes / sizeof(std::uint64_t);
+  if (words == 0) return cudaSuccess;
+  const auto blocks = static_cast<unsigned>(std::min<std::size_t>((words + threads - 1) / threads, 64));
+  fetch_kernel<<<blocks, threads, 0, stream>>>(reinterpret_cast<const std::uint64_t*>(pinned),
+                                               reinterpret_cast<std::uint64_t*>(device), words);
+  return cudaGetLastError();
+}
 
 cudaError_t launch_keep_rows(const kept_rows& kept, const row_parts& parts, std::int32_t count,
                              std::int64_t most_tokens, const hidden_tensor& from,

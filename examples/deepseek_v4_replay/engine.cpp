@@ -114,6 +114,8 @@ struct engine::impl {
     s.max_tokens = options.context;
     s.apply = fm::apply_mode::overlapped;
     s.late = fm::late_policy::keep;
+    s.concurrent_recalls =
+        4;  // a refresh changes a tenth of a set, and the transition pool has room for a whole one
     fm::cuda::selector_device_options device;
     device.rows = fm::dtype::bf16;
     device.memory = level1_memory.resource();

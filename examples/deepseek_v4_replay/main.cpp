@@ -23,7 +23,7 @@ namespace {
 struct settings {
   std::vector<std::int64_t> contexts = {256 << 10, 512 << 10, 1 << 20};
   std::int32_t batch = 16;
-  std::int64_t steps = 256, warmup = 192;
+  std::int64_t steps = 512, warmup = 256;
   double budget = 0.1, drift = 0.1;
   double gpu_budget = 0;  // GB; 0 = 95 % of what is free
   std::string json;

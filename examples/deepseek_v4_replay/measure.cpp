@@ -30,27 +30,20 @@ std::vector<double> each(const std::vector<step_times>& times, const F& value) {
   return out;
 }
 
-/// The parts of a step in which attention's stream may wait for copies are those before and after the graph; where
-/// level 1 is not due, all of them beyond their usual length, the median, counts as waiting.
+/// Attention's stream waits for a recall, if at all, where a set comes into force, in the step's last part. Where level 1
+/// is not due, all of that part beyond its usual length, the median, counts as waiting.
 void stalls_of(const std::vector<step_times>& times, mode_result* r) {
-  std::vector<double> idle, prepare;
-  for (const step_times& t : times) {
-    prepare.push_back(t.prepare);
-    if (!t.scored) idle.push_back(t.selection);
-  }
-  const double usual = median_of(idle), usual_prepare = median_of(prepare);
+  std::vector<double> idle, scored;
+  for (const step_times& t : times) (t.scored ? scored : idle).push_back(t.selection);
+  const double usual = median_of(idle);
   double sum = 0;
-  for (const step_times& t : times) {
-    const double stall =
-        std::max(0.0, t.prepare - usual_prepare) + (t.scored ? 0 : std::max(0.0, t.selection - usual));
+  for (const double part : idle) {
+    const double stall = std::max(0.0, part - usual);
     sum += stall;
     r->longest_stall_us = std::max(r->longest_stall_us, stall);
   }
-  r->stall_us = times.empty() ? 0 : sum / double(times.size());
-  std::vector<double> scored;
-  for (const step_times& t : times)
-    if (t.scored) scored.push_back(t.selection - usual);
-  r->level1_us = mean_of(scored);
+  r->stall_us = idle.empty() ? 0 : sum / double(idle.size());
+  r->level1_us = scored.empty() ? 0 : mean_of(scored) - usual;
 }
 
 }  // namespace
@@ -93,10 +86,12 @@ mode_result measure(const engine_options& options, const fm::dual_encoder_config
 
   r.step = spread_of(each(times, [](const step_times& t) { return t.step(); }));
   r.graph = spread_of(each(times, [](const step_times& t) { return t.graph; }));
+  r.tables = spread_of(each(times, [](const step_times& t) { return t.prepare; }));
   r.host = spread_of(each(times, [](const step_times& t) { return t.host; }));
   stalls_of(times, &r);
   r.refreshes = after.refreshes - before.refreshes;
   r.late = after.late - before.late;
+  r.waited = store_after.recalls_waited - store_before.recalls_waited;
   r.max_staleness = after.max_staleness;
   if (r.refreshes > 0) {
     const auto per_refresh = [&](std::int64_t count) { return double(count) / double(r.refreshes); };

@@ -19,14 +19,16 @@ struct mode_result {
   bool all_resident = false;
   std::int32_t rows = 0;
   std::int64_t context = 0, steps = 0;
-  spread step, graph, host;
+  spread step, tables, graph, host;
   std::vector<step_times> times;  ///< of each step
   double level1_us = 0;  ///< device time of the step's last part where a refresh was due, less where none was
   double score_us = 0;   ///< until the host had level 1's scores
-  double stall_us = 0;   ///< per step: attention's stream waiting for copies, see stalls_of()
+  double stall_us = 0;   ///< per step: attention's stream waiting for recalls
   double longest_stall_us = 0;
-  std::int64_t refreshes = 0, late = 0;
-  double staleness = 0;  ///< steps, mean
+  std::int64_t refreshes = 0;
+  std::int64_t late = 0;    ///< of them, those that took more steps than the selector's max_staleness
+  std::int64_t waited = 0;  ///< those whose copies somebody had to wait for
+  double staleness = 0;     ///< steps, mean
   std::int64_t max_staleness = 0;
   double changed = 0;         ///< share of a refreshed set that had to be recalled
   double recalled_bytes = 0;  ///< per refresh

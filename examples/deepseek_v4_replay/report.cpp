@@ -14,7 +14,7 @@ namespace {
 
 using json = nlohmann::ordered_json;
 
-constexpr int label_width = 42, cell_width = 13;
+constexpr int label_width = 42, cell_width = 14;
 
 std::string context_text(std::int64_t tokens) {
   return tokens % (1 << 20) == 0 ? fmt::format("{}M", tokens >> 20) : fmt::format("{}K", tokens >> 10);
@@ -47,7 +47,7 @@ class table {
     for (const comparison& c : results_)
       text += fmt::format(
           "{:>{}}",
-          fmt::format("{} tokens x {} sequences", context_text(c.flashmemory.context), c.flashmemory.rows),
+          fmt::format("{} tokens, batch {}", context_text(c.flashmemory.context), c.flashmemory.rows),
           2 * cell_width);
     text += fmt::format("\n{:<{}}", "", label_width);
     for (std::size_t i = 0; i < results_.size(); ++i)
@@ -77,12 +77,14 @@ json mode_json(const mode_result& r) {
   j["step_us"] = spread_json(r.step);
   j["graph_us"] = spread_json(r.graph);
   j["host_us"] = spread_json(r.host);
+  j["tables_us"] = spread_json(r.tables);
   j["level1_device_us"] = r.level1_us;
   j["level1_until_scores_us"] = r.score_us;
   j["stall_us_per_step"] = r.stall_us;
   j["longest_stall_us"] = r.longest_stall_us;
   j["refreshes"] = r.refreshes;
   j["late_refreshes"] = r.late;
+  j["waited_refreshes"] = r.waited;
   j["staleness_steps"] = {{"mean", r.staleness}, {"max", r.max_staleness}};
   j["changed_share"] = r.changed;
   j["recalled_bytes_per_refresh"] = r.recalled_bytes;
@@ -134,6 +136,8 @@ std::string table_text(const std::vector<comparison>& results, const circumstanc
   t.line("step, p99 (ms)", "{:.3f}", [&](const mode_result& r) { return ms(r.step.p99); });
   t.line("  of it the captured graph, mean (ms)", "{:.3f}",
          [&](const mode_result& r) { return ms(r.graph.mean); });
+  t.line("  tables brought up to date, mean (ms)", "{:.3f}",
+         [&](const mode_result& r) { return ms(r.tables.mean); });
   t.ratio("all resident / flashmemory, mean step",
           [](const comparison& c) { return c.all_resident.step.mean / c.flashmemory.step.mean; });
   t.line("host calls per step, mean (ms)", "{:.3f}", [&](const mode_result& r) { return ms(r.host.mean); });
@@ -152,10 +156,13 @@ std::string table_text(const std::vector<comparison>& results, const circumstanc
       "  share of the set that changed (%)", "{:.1f}", [](const mode_result& r) { return 100 * r.changed; },
       false);
   t.line(
-      "stall: attention waits for copies (us/step)", "{:.2f}",
+      "stall: attention waits for recalls (us/step)", "{:.2f}",
       [](const mode_result& r) { return r.stall_us; }, false);
   t.line(
       "  longest in one step (us)", "{:.1f}", [](const mode_result& r) { return r.longest_stall_us; }, false);
+  t.line(
+      "refreshes late or waited for", "{:.0f}",
+      [](const mode_result& r) { return double(r.late + r.waited); }, false);
   t.line(
       "planted chunks resident, mean (%)", "{:.2f}",
       [](const mode_result& r) { return 100 * r.planted_resident; }, false);

@@ -10,26 +10,32 @@ inline namespace v0 {
 using detail::flight_phase;
 using detail::served_sequence;
 
+/// At most an interval, on a step on which as few others as possible are due, and of those as far from theirs as
+/// possible: what refreshes that overlap with steps share, copies above all, is then used evenly.
 std::int64_t selector::impl::steps_to_first_refresh(const served_sequence& s) const noexcept {
   const std::int64_t interval = s.policy.interval;
   if (!options.stagger) return interval;
   // With equal intervals some step among the first max_sequences is free; the bound is for mixed ones.
   const std::int64_t furthest = std::min<std::int64_t>(interval, 4096);
-  std::int64_t best_steps = interval, least = std::numeric_limits<std::int64_t>::max();
-  for (std::int64_t early = 0; early < furthest && least > 0; ++early) {
+  std::int64_t best_steps = interval, least = std::numeric_limits<std::int64_t>::max(), widest = -1;
+  for (std::int64_t early = 0; early < furthest; ++early) {
     const std::int64_t steps = interval - early;
-    std::int64_t load = 0;
+    std::int64_t load = 0, gap = interval;
     for (const auto& other : pool) {
       if (!other->active || !other->started || other.get() == &s ||
           other->policy.mode == selection_mode::everything)
         continue;
       // One that is due now, later in this batch, comes again after its whole interval.
+      const std::int64_t period = other->policy.interval;
       std::int64_t next = other->next_due - other->processed;
-      if (next <= 0) next = other->policy.interval;
-      load += steps >= next && (steps - next) % other->policy.interval == 0;
+      if (next <= 0) next = period;
+      const std::int64_t after = ((steps - next) % period + period) % period;
+      load += steps >= next && after == 0;
+      gap = std::min({gap, after, period - after});
     }
-    if (load < least) {
+    if (load < least || (load == least && gap > widest)) {
       least = load;
+      widest = gap;
       best_steps = steps;
     }
   }

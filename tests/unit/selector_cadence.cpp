@@ -130,6 +130,32 @@ TEST_CASE("a sequence that joins later finds a free step", "[selector]") {
   }
 }
 
+TEST_CASE("staggered sequences that start together refresh as far apart as an interval allows",
+          "[selector]") {
+  const std::int64_t count = GENERATE(2, 3, 4, 8, 16);
+  constexpr std::int64_t interval = 64;
+  bench b(interval);
+  std::vector<toy::sequence> sequences;
+  for (std::int64_t i = 0; i < count; ++i) sequences.push_back(b.open(std::uint64_t(i) + 1));
+  std::vector<toy::sequence*> all;
+  for (toy::sequence& s : sequences) all.push_back(&s);
+  REQUIRE(b.engine->step(all, std::vector<std::int64_t>(std::size_t(count), 10)) == status::ok);
+  std::vector<std::int64_t> at;  // steps with a refresh, of two intervals
+  for (std::int64_t step = 1; step <= 2 * interval; ++step) {
+    const auto before = b.select->counters().refreshes;
+    REQUIRE(b.engine->step(all, std::vector<std::int64_t>(std::size_t(count), 1)) == status::ok);
+    const auto now = b.select->counters().refreshes - before;
+    REQUIRE(now <= 1);
+    if (now == 1 && step > interval) at.push_back(step);
+  }
+  REQUIRE(std::int64_t(at.size()) == count);
+  std::int64_t least = at.front() + interval - at.back();
+  for (std::size_t i = 1; i < at.size(); ++i) least = std::min(least, at[i] - at[i - 1]);
+  // Each goes into the middle of the widest gap.
+  CAPTURE(count, least);
+  CHECK(least == (count == 3 ? interval / 4 : interval / count));
+}
+
 TEST_CASE("without staggering sequences that start together refresh together", "[selector]") {
   bench b(8, false);
   auto x = b.open(1), y = b.open(2);

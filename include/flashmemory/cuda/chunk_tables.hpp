@@ -57,9 +57,9 @@ class FLASHMEMORY_API chunk_tables {
   /// chunks that the row once had.
   const std::byte* const* lists() const noexcept;
 
-  /// Bytes of device and of pinned memory.
+  /// Bytes of device memory.
   std::size_t device_bytes() const noexcept;
-  std::size_t pinned_bytes() const noexcept;
+  std::size_t pinned_bytes() const noexcept;  ///< of pinned host memory
 
   /// Bytes of changes that were sent so far.
   std::int64_t bytes_sent() const noexcept;
