@@ -57,11 +57,13 @@ std::vector<ft::document> scattered(std::uint32_t seed) {
     for (const std::int64_t position : a.positions) {
       for (std::uint16_t l = 0; l < 2; ++l)
         for (std::uint16_t h = 0; h < 2; ++h)
-          for (int i = int(random() % 5); i > 0; --i) {
+          for (int i = int(random() % 5); i > 0; --i) {  // falling by mass
             a.layer.push_back(l);
             a.head.push_back(h);
-            a.entry.push_back(std::uint32_t(random() % std::uint64_t(position + 1)));
-            a.mass.push_back(0.01f * float(1 + random() % 20));
+            a.entry.push_back(
+                std::uint32_t((random() % std::uint64_t(position / 5 + 1)) * 5 + std::uint64_t(i) % 5) %
+                std::uint32_t(position + 1));
+            a.mass.push_back(0.04f * float(i) + 0.001f * float(random() % 30));
           }
       a.offsets.push_back(std::int64_t(a.entry.size()));
     }
