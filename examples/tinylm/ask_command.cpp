@@ -36,6 +36,7 @@ struct ask_options {
   std::vector<std::string> questions;
   std::vector<std::string> policies{"lsa", "full"};
   double budget = 0.135;
+  std::int32_t recent = -1;  ///< unless given, what the indexer was trained for
   std::int64_t max_new_tokens = 120;
   fm::dtype kv_type = fm::dtype::bf16;
   std::int32_t threads = 0;
@@ -247,7 +248,9 @@ void run_ask(const ask_options& options) {
   if (std::count(options.policies.begin(), options.policies.end(), "oracle") != 0) {
     throw std::runtime_error("ask has no recorded attention to show an oracle; eval does");
   }
-  const auto cells = make_cells(options.policies, {options.budget});
+  always_kept kept = kept_by(options.data + "/indexer.safetensors");
+  if (options.recent >= 0) kept.recent = options.recent;
+  const auto cells = make_cells(options.policies, {options.budget}, kept);
   asking(options, cells).run();
 }
 
@@ -279,6 +282,12 @@ void add_ask_command(CLI::App& app) {
   command->add_option("--kv-budget", options->budget, "Fraction of the complete chunks that may stay")
       ->check(CLI::Range(0.001, 1.0))
       ->capture_default_str();
+  command
+      ->add_option(
+          "--recent", options->recent,
+          "Newest complete chunks that always stay, paid from the budget [what the indexer was trained "
+          "for, else 2]")
+      ->check(CLI::NonNegativeNumber);
   command->add_option("--max-new-tokens", options->max_new_tokens, "Longest answer")
       ->check(CLI::Range(1, 250))
       ->capture_default_str();

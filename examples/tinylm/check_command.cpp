@@ -26,6 +26,7 @@ namespace {
 
 struct check_options {
   std::string data = default_data_folder();
+  std::string indexer;
   std::vector<std::string> golden;
   std::string golden_lsa;
   std::string tasks;
@@ -76,7 +77,8 @@ class golden_check {
         threads_(options.threads),
         engine_(weights_, threads_) {
     memory_options_.kv_type = fm::dtype::f32;
-    memory_options_.indexer_path = options.data + "/indexer.safetensors";
+    memory_options_.indexer_path =
+        options.indexer.empty() ? options.data + "/indexer.safetensors" : options.indexer;
   }
 
   void check_short(const std::string& json_path, const std::string& tensor_path);
@@ -272,6 +274,8 @@ void add_check_command(CLI::App& app) {
   auto* command = app.add_subcommand("check", "Compare with files that another implementation wrote");
   command->add_option("--data", options->data, "Folder of model, tokenizer and indexer")
       ->capture_default_str();
+  command->add_option("--indexer", options->indexer, "Indexer of those files [the data folder's]")
+      ->check(CLI::ExistingFile);
   command->add_option("--golden", options->golden, "JSON and safetensors file of a short prompt")
       ->expected(2)
       ->check(CLI::ExistingFile);

@@ -20,8 +20,15 @@ std::vector<std::int64_t> between(const std::vector<std::int64_t>& list, std::in
 
 document_recorder::document_recorder(fm::train::recorder& to, fm::train::recording_id id,
                                      const fm::train::attention_mass_options& options,
-                                     std::vector<std::int64_t> queries, std::vector<std::int64_t> attended)
-    : to_(to), id_(id), options_(options), queries_(std::move(queries)), attended_(std::move(attended)) {}
+                                     std::vector<std::int64_t> queries, std::vector<std::int64_t> attended,
+                                     std::int32_t skip_sink, std::int32_t skip_recent)
+    : to_(to),
+      id_(id),
+      options_(options),
+      queries_(std::move(queries)),
+      attended_(std::move(attended)),
+      skip_sink_(skip_sink),
+      skip_recent_(skip_recent) {}
 
 void document_recorder::on_layer(const served_sequence& sequence, const layer_pass& pass) {
   const auto& g = to_.geometry();
@@ -70,7 +77,20 @@ void document_recorder::finish_pass() {
     for (const auto& row : taps) rows.push_back(row.data());
     to_.add_query(id_, position, rows.data());
   }
-  for (std::size_t t = 0; t < positions_.size(); ++t) to_.add_attention(id_, positions_[t], paid_[t]);
+  for (std::size_t t = 0; t < positions_.size(); ++t) {
+    forget_resident(positions_[t], paid_[t]);
+    to_.add_attention(id_, positions_[t], paid_[t]);
+  }
+}
+
+/// A row at `position` belongs to windows of earlier queries, whose candidates end before its own do.
+void document_recorder::forget_resident(std::int64_t position, fm::train::token_attention& paid) const {
+  const std::int64_t chunk = to_.geometry().tokens_per_chunk();
+  const std::int64_t first = skip_sink_ * chunk;
+  const std::int64_t end = skip_recent_ > 0 ? ((position + 1) / chunk - skip_recent_) * chunk : position + 1;
+  paid.erase(std::remove_if(paid.begin(), paid.end(),
+                            [&](const auto& e) { return e.entry < first || e.entry >= end; }),
+             paid.end());
 }
 
 }  // namespace tinylm

@@ -41,10 +41,30 @@ struct eval_options {
   std::string html;
   fm::dtype kv_type = fm::dtype::bf16;
   std::int32_t threads = 0;
-  std::int32_t interval = 64;
+  std::int32_t interval = 0, recent = -1;  ///< unless given, what the indexer was trained for
   std::uint64_t seed = 1;
   bool progress = false;
 };
+
+std::string indexer_path(const eval_options& options) {
+  return options.indexer.empty() ? options.data + "/indexer.safetensors" : options.indexer;
+}
+
+/// What stays anyway, and where a budget is too small for it.
+std::string kept_text(const always_kept& kept, const std::vector<policy_cell>& cells,
+                      const std::vector<std::vector<token_id>>& prompts) {
+  std::string text = fmt::format("chosen every {} tokens; {} sink and {} recent chunks always kept",
+                                 kept.interval, kept.sink, kept.recent);
+  std::map<std::pair<std::size_t, double>, std::int32_t> fewer;  // by prompt length and budget
+  for (const auto& ids : prompts)
+    for (const auto& cell : cells) {
+      const auto recent = fitted(cell.policy, static_cast<std::int64_t>(ids.size()) / 64).recent_chunks;
+      if (recent != kept.recent) fewer[{ids.size(), cell.budget}] = recent;
+    }
+  for (const auto& [at, recent] : fewer)
+    text += fmt::format(", {} recent in prompts of {} tokens at {:g}%", recent, at.first, 100 * at.second);
+  return text;
+}
 
 std::vector<task_record> chosen_tasks(const eval_options& options) {
   std::vector<task_record> chosen;
@@ -109,7 +129,7 @@ class evaluation {
     memory_options m;
     m.kv_type = options.kv_type;
     m.max_tokens = max_tokens;
-    m.indexer_path = options.indexer.empty() ? options.data + "/indexer.safetensors" : options.indexer;
+    m.indexer_path = indexer_path(options);
     m.random_seed = options.seed;
     return m;
   }
@@ -163,7 +183,7 @@ class evaluation {
 
 void write_json(const eval_options& options, const std::vector<eval_result>& results,
                 const std::vector<eval_summary>& summaries, evaluation& run, std::int32_t threads,
-                double seconds) {
+                double seconds, const always_kept& kept) {
   nlohmann::json out;
   out["settings"] = {{"tasks", options.tasks},
                      {"policies", options.policies},
@@ -173,9 +193,9 @@ void write_json(const eval_options& options, const std::vector<eval_result>& res
                      {"kv_dtype", fm::to_string(options.kv_type)},
                      {"threads", threads},
                      {"random_seed", options.seed},
-                     {"interval", options.interval},
-                     {"sink_chunks", 1},
-                     {"recent_chunks", 2},
+                     {"interval", kept.interval},
+                     {"sink_chunks", kept.sink},
+                     {"recent_chunks", kept.recent},
                      {"tokens_per_chunk", run.mind().store().geometry().tokens_per_chunk()},
                      {"chunk_bytes", fm::chunk_layout(run.mind().store().geometry()).chunk_bytes()},
                      {"flashmemory", fm::version()}};
@@ -211,7 +231,10 @@ void write_html(const eval_options& options, const std::vector<eval_result>& res
 void run_eval(const eval_options& options) {
   const auto start = steady::now();
   const auto tasks = chosen_tasks(options);
-  const auto cells = make_cells(options.policies, options.budgets, options.interval);
+  always_kept kept = kept_by(indexer_path(options));
+  if (options.interval > 0) kept.interval = options.interval;
+  if (options.recent >= 0) kept.recent = options.recent;
+  const auto cells = make_cells(options.policies, options.budgets, kept);
   const tokenizer words(options.data + "/tokenizer.json");
   const model weights = load_model(options.data);
   thread_pool threads(options.threads);
@@ -241,14 +264,13 @@ void run_eval(const eval_options& options) {
   const std::string facts = fmt::format(
       "{} prompts of {} tokens in {}; K and V in {}, {} thread{}", tasks.size(), total,
       duration_text(seconds), fm::to_string(options.kv_type), threads.size(), threads.size() == 1 ? "" : "s");
-  fmt::print("\n{}\n", facts);
-  if (!options.json.empty()) write_json(options, results, summaries, evaluate, threads.size(), seconds);
+  const std::string always = kept_text(kept, cells, ids);
+  fmt::print("\n{}\n{}\n", facts, always);
+  if (!options.json.empty()) write_json(options, results, summaries, evaluate, threads.size(), seconds, kept);
   if (!options.html.empty()) {
     const auto chunk = evaluate.mind().store().geometry().tokens_per_chunk();
-    write_html(
-        options, results, summaries, cells, chunk,
-        {facts, fmt::format("chunks of {} tokens; 1 sink and 2 recent chunks always kept; flashmemory {}",
-                            chunk, fm::version())});
+    write_html(options, results, summaries, cells, chunk,
+               {facts, fmt::format("chunks of {} tokens; {}; flashmemory {}", chunk, always, fm::version())});
   }
 }
 
@@ -269,9 +291,16 @@ void add_eval_command(CLI::App& app) {
       ->delimiter(',')
       ->check(CLI::Range(0.001, 1.0))
       ->capture_default_str();
-  command->add_option("--interval", options->interval, "Tokens between two choices of what stays")
-      ->check(CLI::PositiveNumber)
-      ->capture_default_str();
+  command
+      ->add_option("--interval", options->interval,
+                   "Tokens between two choices of what stays [what the indexer was trained for, else 64]")
+      ->check(CLI::PositiveNumber);
+  command
+      ->add_option(
+          "--recent", options->recent,
+          "Newest complete chunks that always stay, paid from the budget [what the indexer was trained "
+          "for, else 2]")
+      ->check(CLI::NonNegativeNumber);
   command->add_option("--task", options->only, "Only tasks of these names")->delimiter(',');
   command->add_option("--limit", options->limit, "At most this many prompts per task and length, 0 = all")
       ->check(CLI::NonNegativeNumber);

@@ -34,6 +34,10 @@ struct memory::ranking {
 };
 
 memory::memory(engine& model, const std::vector<policy_cell>& cells, const memory_options& options) {
+  if (!cells.empty()) {
+    const auto& p = cells.front().policy;
+    kept_ = {p.interval, p.sink_chunks, p.recent_chunks};
+  }
   const auto& c = model.weights().config;
   const auto needs = [&](const char* name) {
     return std::any_of(cells.begin(), cells.end(),
@@ -99,7 +103,7 @@ memory::ranking& memory::ranking_of(const policy_cell& cell) {
 
 served_sequence memory::open_prompt(std::int64_t max_tokens) {
   // The prompt itself attends densely, so its sequence needs no more resident than what is always resident.
-  fm::selection_policy least = make_cell("recency", 0.135).policy;
+  fm::selection_policy least = make_cell("recency", 0.135, kept_).policy;
   least.max_chunks = least.sink_chunks + least.recent_chunks;
   served_sequence prompt;
   prompt.store = store_.get();
@@ -123,13 +127,17 @@ branch memory::fork(const served_sequence& prompt, const policy_cell& cell, std:
   b.owner_ = this;
   b.cell_ = &cell;
   b.sequence_.store = store_.get();
+  fm::sequence_info info;
+  require(store_->info(prompt.handle, &info), store_->last_fault(), "info");
+  const fm::selection_policy policy =
+      fitted(cell.policy, info.tokens / store_->geometry().tokens_per_chunk());
   b.sequence_.handle =
-      store_->fork(prompt.handle, fm::sequence_options_for(cell.policy, store_->geometry(), max_tokens));
+      store_->fork(prompt.handle, fm::sequence_options_for(policy, store_->geometry(), max_tokens));
   if (cell.full()) return b;
 
   ranking& r = ranking_of(cell);
   b.chooser_ = r.select.get();
-  b.chooser_->attach_fork(prompt.handle, b.sequence_.handle, &cell.policy);
+  b.chooser_->attach_fork(prompt.handle, b.sequence_.handle, &policy);
   b.sequence_.observers.push_back(b.chooser_);
   b.uses_keys_ = r.index->key_streams() > 0;
   if (cell.name == "quest") {

@@ -57,7 +57,7 @@ class branch {
 /// each policy.
 class memory {
  public:
-  /// \param cells  what prompts will be continued with; kept by reference
+  /// \param cells  what prompts will be continued with, with the same chunks always kept; kept by reference
   memory(engine& model, const std::vector<policy_cell>& cells, const memory_options& options);
   ~memory();
   memory(const memory&) = delete;
@@ -83,6 +83,7 @@ class memory {
   ranking& ranking_of(const policy_cell& cell);
   void close(flashmemory::sequence_handle handle) noexcept;
 
+  always_kept kept_;  ///< by all cells
   std::unique_ptr<flashmemory::tiered_chunk_store> store_;
   std::shared_ptr<flashmemory::dual_encoder_indexer> trained_;
   std::shared_ptr<flashmemory::oracle_indexer> oracle_;

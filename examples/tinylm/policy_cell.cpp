@@ -14,12 +14,12 @@ std::string policy_cell::label() const {
   return budget > 0 ? fmt::format("{} {:g}%", name, 100 * budget) : name;
 }
 
-policy_cell make_cell(const std::string& name, double budget, std::int32_t interval) {
+policy_cell make_cell(const std::string& name, double budget, const always_kept& kept) {
   policy_cell cell;
   cell.name = name;
-  cell.policy.interval = interval;
-  cell.policy.sink_chunks = 1;
-  cell.policy.recent_chunks = 2;
+  cell.policy.interval = kept.interval;
+  cell.policy.sink_chunks = kept.sink;
+  cell.policy.recent_chunks = kept.recent;
   if (name == "full") {
     cell.policy.mode = fm::selection_mode::everything;
   } else if (name == "lsa-threshold") {
@@ -38,13 +38,13 @@ policy_cell make_cell(const std::string& name, double budget, std::int32_t inter
 }
 
 std::vector<policy_cell> make_cells(const std::vector<std::string>& names, const std::vector<double>& budgets,
-                                    std::int32_t interval) {
+                                    const always_kept& kept) {
   std::vector<policy_cell> cells;
   for (const auto& name : names) {
-    const policy_cell first = make_cell(name, budgets.empty() ? 0.135 : budgets.front(), interval);
+    const policy_cell first = make_cell(name, budgets.empty() ? 0.135 : budgets.front(), kept);
     cells.push_back(first);
     for (std::size_t i = 1; i < budgets.size() && first.budget > 0; ++i)
-      cells.push_back(make_cell(name, budgets[i], interval));
+      cells.push_back(make_cell(name, budgets[i], kept));
   }
   return cells;
 }

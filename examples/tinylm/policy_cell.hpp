@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <cstdint>
 #include <flashmemory/flashmemory.hpp>
 #include <string>
 #include <vector>
+
+#include "always_kept.hpp"
 
 namespace tinylm {
 
@@ -18,12 +19,12 @@ struct policy_cell {
   std::string label() const;  ///< e.g. "lsa 13.5%"
 };
 
-/// \param interval  tokens between two choices
+/// \param kept  the interval, and what stays anyway
 /// \throws std::invalid_argument for a name that is not one of the above
-policy_cell make_cell(const std::string& name, double budget, std::int32_t interval = 64);
+policy_cell make_cell(const std::string& name, double budget, const always_kept& kept = {});
 
 /// Every policy with every budget, those without a budget once.
 std::vector<policy_cell> make_cells(const std::vector<std::string>& names, const std::vector<double>& budgets,
-                                    std::int32_t interval = 64);
+                                    const always_kept& kept = {});
 
 }  // namespace tinylm

@@ -8,16 +8,14 @@
 #include <flashmemory/train/recorder.hpp>
 #include <fstream>
 #include <memory>
-#include <random>
 #include <set>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "commands.hpp"
-#include "document_recorder.hpp"
+#include "document_maker.hpp"
 #include "engine.hpp"
-#include "kernels.hpp"
 #include "tasks.hpp"
 #include "terminal.hpp"
 
@@ -27,27 +25,6 @@ namespace fm = flashmemory;
 using steady = std::chrono::steady_clock;
 
 namespace {
-
-struct record_options {
-  std::string data = default_data_folder();
-  std::string text, part = "0:0.6", out;
-  std::vector<std::int64_t> lengths{4096, 8192, 16384};
-  std::vector<std::string> kinds;
-  std::int64_t per_kind = 16;
-  std::uint64_t seed = 1;
-  bool odd = false, greedy = false, fresh = false, progress = false;
-  std::int64_t tau = 64;
-  std::int64_t background = 8;
-  double validation = 0.125;
-  std::vector<std::int32_t> query_layers, key_layers{0, 1, 2}, key_windows{16};
-  std::int32_t tokens_per_key = 4;
-  std::string writer = "0";
-  std::int64_t share = 0, shares = 1;
-  std::size_t memory_mib = 256;
-  std::int32_t max_entries = 24;
-  float min_mass = 0.004f;
-  std::int32_t threads = 0;
-};
 
 /// FNV-1a of the model's file: recordings of one model are never mixed with another's.
 std::string fingerprint_of(const std::string& path) {
@@ -76,182 +53,44 @@ fm::train::recording_geometry geometry_of(const record_options& options, const m
   return g;
 }
 
-struct job {
-  std::string kind;
-  std::int64_t length, index;
-};
-
 /// In rounds over kinds and lengths, so that a run that is stopped has some of everything.
-std::vector<job> jobs_of(const record_options& options) {
-  std::vector<job> jobs;
-  for (std::int64_t index = 0; index < options.per_kind; ++index)
-    for (const std::int64_t length : options.lengths)
-      for (const std::string& kind : options.kinds) jobs.push_back({kind, length, index});
-  std::vector<job> mine;
+std::vector<record_job> jobs_of(const record_options& options) {
+  std::vector<record_job> jobs;
+  const auto count = [&](std::size_t length) {
+    return options.per_kind[options.per_kind.size() == 1 ? 0 : length];
+  };
+  const std::int64_t rounds = *std::max_element(options.per_kind.begin(), options.per_kind.end());
+  for (std::int64_t index = 0; index < rounds; ++index)
+    for (std::size_t length = 0; length < options.lengths.size(); ++length)
+      for (const std::string& kind : options.kinds)
+        if (index < count(length)) jobs.push_back({kind, options.lengths[length], index});
+  std::vector<record_job> mine;
   for (std::size_t i = 0; i < jobs.size(); ++i)
     if (static_cast<std::int64_t>(i) % options.shares == options.share) mine.push_back(jobs[i]);
   return mine;
 }
 
-class document_maker {
- public:
-  document_maker(const record_options& options, const tokenizer& words, engine& model,
-                 fm::train::recorder& to, const task_maker& tasks)
-      : options_(options), words_(words), engine_(model), to_(to), tasks_(tasks) {
-    std::int64_t longest = 0;
-    for (const std::int64_t length : options.lengths) longest = std::max(longest, length);
-    const auto& c = model.weights().config;
-    fm::store_options store;
-    store.geometry.layers = c.layers;
-    store.geometry.kv_heads = c.kv_heads;
-    store.geometry.key_dim = store.geometry.value_dim = c.head_dim;
-    max_tokens_ = longest + task_maker::answer_room;
-    const std::size_t kv = static_cast<std::size_t>(store.geometry.chunks_for(max_tokens_) + 8) *
-                           fm::chunk_layout(store.geometry).chunk_bytes();
-    store.fast_bytes = kv + (std::size_t{8} << 20);
-    store.backing_bytes = kv;
-    store.max_sequences = 1;
-    store_ = std::make_unique<fm::tiered_chunk_store>(store);
-    mass_.max_entries = options.max_entries;
-    mass_.min_mass = options.min_mass;
-    mass_.threads = model.threads().hook();
-  }
-
-  /// Records one task; tokens of the document.
-  std::int64_t record(const job& what) {
-    const made_task task = tasks_.make(task_kind_from(what.kind), what.length, what.index, options_.odd);
-    std::vector<token_id> prompt{words_.bos()};
-    const auto text = words_.encode(task.record.prompt);
-    prompt.insert(prompt.end(), text.begin(), text.end());
-    const auto gold = words_.encode(task.gold);
-    const auto length = static_cast<std::int64_t>(prompt.size());
-    const std::int64_t answer = options_.greedy ? task.record.max_new_tokens : std::int64_t(gold.size());
-
-    const auto id = to_.begin(what.kind, split_of(what.index));
-    std::vector<std::int64_t> queries = background_of(what, length);
-    for (std::int64_t t = length - 1; t < length + answer; ++t) queries.push_back(t);
-    document_recorder recorder(to_, id, mass_, queries, windows_of(queries, length + answer));
-    fm::sequence_options sequence;
-    sequence.max_tokens = max_tokens_;
-    served_sequence served;
-    served.store = store_.get();
-    served.handle = store_->open(sequence);
-    served.on_layer = [&](const layer_pass& pass) { recorder.on_layer(served, pass); };
-    std::int64_t tokens = length;
-    try {
-      tokens += options_.greedy ? generate(served, prompt, answer, gold, task, id)
-                                : teach(served, prompt, gold, task, id);
-      to_.finish(id, tokens);
-    } catch (...) {
-      (void)store_->close(served.handle);
-      to_.drop(id);
-      throw;
-    }
-    require(store_->close(served.handle), store_->last_fault(), "close");
-    return tokens;
-  }
-
- private:
-  /// The gold answer, up to the newline that ends it, which no token follows.
-  std::int64_t teach(const served_sequence& served, const std::vector<token_id>& prompt,
-                     const std::vector<token_id>& gold, const made_task& task, fm::train::recording_id id) {
-    engine_.prefill(served, prompt);
-    const auto given = static_cast<std::int64_t>(gold.size()) - 1;
-    for (std::int64_t at = 0; at < given;) {
-      const std::int64_t now = std::min<std::int64_t>(max_step_tokens, given - at);
-      engine_.step(served, static_cast<std::int64_t>(prompt.size()) + at,
-                   std::span(gold).subspan(static_cast<std::size_t>(at), static_cast<std::size_t>(now)));
-      at += now;
-    }
-    add_evidence(task, id, static_cast<std::int64_t>(prompt.size()), given);
-    return given;
-  }
-
-  /// What the model answers by itself. Needs are known only where that is the gold answer.
-  std::int64_t generate(const served_sequence& served, const std::vector<token_id>& prompt, std::int64_t most,
-                        const std::vector<token_id>& gold, const made_task& task,
-                        fm::train::recording_id id) {
-    auto logits = engine_.prefill(served, prompt);
-    std::vector<token_id> answer;
-    std::int64_t processed = 0;
-    for (;; ++processed) {
-      answer.push_back(greedy(logits));
-      if (answer.back() == words_.newline() || answer.back() == words_.eos() || processed + 1 >= most) break;
-      logits = engine_.step(served, static_cast<std::int64_t>(prompt.size()) + processed,
-                            std::span(&answer.back(), 1));
-    }
-    if (answer == gold) add_evidence(task, id, static_cast<std::int64_t>(prompt.size()), processed);
-    return processed;
-  }
-
-  /// Answer token i is computed by the token before it, so it is that one's attention that needs the
-  /// sentence.
-  void add_evidence(const made_task& task, fm::train::recording_id id, std::int64_t prompt,
-                    std::int64_t processed) {
-    for (const evidence& need : task.record.need) {
-      const std::int64_t begin = prompt + need.answer_begin - 1;
-      const std::int64_t end = std::min(prompt + need.answer_end - 1, prompt + processed);
-      if (begin < end) to_.add_evidence(id, {begin, end, need.prompt_begin, need.prompt_end});
-    }
-  }
-
-  fm::train::dataset_split split_of(std::int64_t index) const {
-    const auto before = [&](std::int64_t i) {
-      return static_cast<std::int64_t>(static_cast<double>(i) * options_.validation);
-    };
-    return before(index + 1) > before(index) ? fm::train::dataset_split::validation
-                                             : fm::train::dataset_split::train;
-  }
-
-  /// Query positions in the middle of the text, ascending; far enough from the answer to see none of it.
-  std::vector<std::int64_t> background_of(const job& what, std::int64_t length) const {
-    std::seed_seq mixed{static_cast<std::uint32_t>(options_.seed), static_cast<std::uint32_t>(what.index),
-                        static_cast<std::uint32_t>(what.length),
-                        static_cast<std::uint32_t>(task_kind_from(what.kind))};
-    std::mt19937_64 random(mixed);
-    const std::int64_t first = 256, end = length - 1 - options_.tau;
-    std::set<std::int64_t> chosen;
-    for (std::int64_t i = 0; i < options_.background && first < end; ++i)
-      chosen.insert(first + static_cast<std::int64_t>(random() % static_cast<std::uint64_t>(end - first)));
-    return {chosen.begin(), chosen.end()};
-  }
-
-  /// Every token that lies in the window of a query.
-  std::vector<std::int64_t> windows_of(const std::vector<std::int64_t>& queries, std::int64_t tokens) const {
-    std::vector<std::int64_t> all;
-    std::int64_t next = 0;
-    for (const std::int64_t t : queries)
-      for (next = std::max(next, t + 1); next <= t + options_.tau && next < tokens; ++next)
-        all.push_back(next);
-    return all;
-  }
-
-  const record_options& options_;
-  const tokenizer& words_;
-  engine& engine_;
-  fm::train::recorder& to_;
-  const task_maker& tasks_;
-  std::int64_t max_tokens_ = 0;
-  std::unique_ptr<fm::tiered_chunk_store> store_;
-  fm::train::attention_mass_options mass_;
-};
-
 void run_record(const record_options& options) {
   if (options.fresh) std::filesystem::remove_all(options.out);
   if (options.share < 0 || options.share >= options.shares)
     throw std::invalid_argument(fmt::format("share {} of {}", options.share, options.shares));
+  if (options.per_kind.size() != 1 && options.per_kind.size() != options.lengths.size())
+    throw std::invalid_argument(fmt::format("{} counts of documents for {} lengths", options.per_kind.size(),
+                                            options.lengths.size()));
   const tokenizer words(options.data + "/tokenizer.json");
   const model weights = load_model(options.data);
   thread_pool threads(options.threads);
   engine runs(weights, threads);
-  const task_maker tasks(words, options.text.empty() ? options.data + "/prose.txt" : options.text,
-                         options.data + "/words.txt", options.seed, text_part_from(options.part));
+  const std::string text_path = options.text.empty() ? options.data + "/prose.txt" : options.text;
+  const text_part part = text_part_from(options.part);
+  const task_maker tasks(words, text_path, options.data + "/words.txt", options.seed, part);
+  const haystack text(words, text_path, options.data + "/words.txt", part);
   fm::train::recorder_options settings;
   settings.writer = options.writer;
   settings.memory_budget = options.memory_mib << 20;
   settings.shard_bytes = std::min(settings.shard_bytes, settings.memory_budget);
   fm::train::recorder to(options.out, geometry_of(options, weights.config), settings);
-  document_maker maker(options, words, runs, to, tasks);
+  document_maker maker(options, words, runs, to, tasks, text);
 
   // Documents are recorded in the order of the jobs, so their number says where a stopped run goes on.
   const auto jobs = jobs_of(options);
@@ -283,6 +122,7 @@ void add_record_command(CLI::App& app) {
     options->kinds.emplace_back(to_string(kind));
     names.emplace(to_string(kind));
   }
+  names.emplace(session_kind);
   auto* command = app.add_subcommand("record", "Record documents to train an indexer on");
   const auto list = [&](const char* name, auto& value, const char* what) {
     return command->add_option(name, value, what)->delimiter(',')->capture_default_str();
@@ -294,8 +134,19 @@ void add_record_command(CLI::App& app) {
   command->add_flag("--fresh", options->fresh, "Delete that folder first");
   list("--lengths", options->lengths, "Context lengths")
       ->check(CLI::Range(std::int64_t{512}, std::int64_t{32768}));
-  list("--kinds", options->kinds, "Kinds of task")->check(CLI::IsMember(names));
-  count("--per-kind", options->per_kind, "Documents of each kind and length");
+  list("--kinds", options->kinds, "Kinds of task, or \"session\": many needles, then question after question")
+      ->check(CLI::IsMember(names));
+  list("--per-kind", options->per_kind, "Documents of each kind and length; several numbers: one per length")
+      ->check(CLI::NonNegativeNumber);
+  list("--asks", options->sessions.asks, "Sessions: keys of a question, each as likely as the others")
+      ->check(CLI::Range(1, 16));
+  count("--multivalue", options->sessions.multivalue,
+        "Sessions: share of questions for all numbers of a key");
+  count("--session-queries", options->session_queries,
+        "Sessions: queries per 1024 tokens, half of them inside answers");
+  count("--skip-sink", options->skip_sink, "Attention to so many first chunks is not recorded");
+  count("--skip-recent", options->skip_recent,
+        "Attention to so many newest complete chunks, and to what follows them, is not recorded");
   count("--seed", options->seed, "Same seed, same documents");
   command->add_option("--text", options->text, "Text to hide things in [prose.txt of the data folder]")
       ->check(CLI::ExistingFile);

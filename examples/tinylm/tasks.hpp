@@ -7,6 +7,7 @@
 #include <string_view>
 #include <vector>
 
+#include "haystack.hpp"
 #include "task_file.hpp"
 #include "tokenizer.hpp"
 
@@ -37,15 +38,6 @@ struct made_task {
 /// One line of a task file, without the newline. \throws std::runtime_error if the text is not UTF-8
 std::string to_json_line(const made_task& task);
 
-/// A stretch of a text as fractions of its tokens, so that one part can be trained on and another evaluated.
-struct text_part {
-  double begin = 0;
-  double end = 1;
-};
-
-/// From "A:B", 0 <= A < B <= 1. \throws std::invalid_argument
-text_part text_part_from(const std::string& text);
-
 /// Makes tasks over a text, or a part of it. A task is a function of text, part, words, seed, kind, length and index
 /// alone.
 class task_maker {
@@ -64,26 +56,7 @@ class task_maker {
   made_task make(task_kind kind, std::int64_t length, std::int64_t index, bool odd = false) const;
 
  private:
-  struct passage {
-    std::size_t begin;
-    std::size_t end;
-  };
-  class draw;
-  struct statement;
-
-  void read_words(const std::string& path);
-  passage choose_passage(draw& random, std::size_t tokens) const;
-  bool is_sentence_end(std::size_t at) const;
-  std::vector<statement> choose_statements(draw& random, std::size_t count, const std::string& text) const;
-  std::vector<token_id> splice(draw& random, passage where, std::vector<statement>& statements,
-                               bool last_at_end) const;
-
-  const tokenizer& words_;
-  std::string text_path_;
-  std::vector<token_id> text_;
-  std::vector<std::size_t> sentence_ends_;  ///< positions in text_ where a sentence may follow
-  std::vector<std::string> adjectives_;
-  std::vector<std::string> nouns_;
+  haystack text_;
   std::uint64_t seed_;
 };
 

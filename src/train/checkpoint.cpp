@@ -46,6 +46,8 @@ std::string describe_run(const trainer_options& o, const dual_encoder_config& c)
   json retrievers = json::array();
   for (const retriever_weights& r : c.retrievers) retrievers.push_back({r.name, r.query_layer, r.key_layer});
   const optimiser_options& a = o.optimiser;
+  json heads = json::array();
+  for (const model_head& h : o.labels.heads) heads.push_back({h.layer, h.head});
   const json all = {{"architecture",
                      {{"hidden", c.hidden},
                       {"rank", c.rank},
@@ -65,7 +67,8 @@ std::string describe_run(const trainer_options& o, const dual_encoder_config& c)
                       {"votes", o.labels.votes},
                       {"min_mass", o.labels.min_mass},
                       {"min_tokens", o.labels.min_tokens},
-                      {"layer", o.labels.layer}}},
+                      {"layer", o.labels.layer},
+                      {"heads", heads}}},
                     {"windows",
                      {{"tau", o.windows.tau},
                       {"sink_chunks", o.windows.sink_chunks},

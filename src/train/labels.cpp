@@ -48,8 +48,10 @@ class chunk_sums {
 
 class window {
  public:
-  window(const document& doc, std::int64_t position, const window_options& options, std::int32_t layer)
-      : doc_(doc), options_(options), layer_(layer) {
+  /// \param heads  null or empty: all
+  window(const document& doc, std::int64_t position, const window_options& options, std::int32_t layer,
+         const std::vector<model_head>* heads = nullptr)
+      : doc_(doc), options_(options), layer_(layer), heads_(heads) {
     validate(options);
     if (position < 0 || position >= doc.tokens)
       throw argument_error(
@@ -89,15 +91,23 @@ class window {
       while (end < items.end && table.layer[end] == table.layer[i] &&
              (!by_head || table.head[end] == table.head[i]))
         ++end;
-      if (layer_ < 0 || table.layer[i] == layer_) f(item_range{i, end});
+      if ((layer_ < 0 || table.layer[i] == layer_) && (!by_head || counts(table.layer[i], table.head[i])))
+        f(item_range{i, end});
       i = end;
     }
   }
 
  private:
+  bool counts(std::int32_t layer, std::int32_t head) const {
+    if (heads_ == nullptr || heads_->empty()) return true;
+    return std::any_of(heads_->begin(), heads_->end(),
+                       [&](const model_head& h) { return h.layer == layer && h.head == head; });
+  }
+
   const document& doc_;
   const window_options& options_;
   std::int32_t layer_;
+  const std::vector<model_head>* heads_;
   std::int64_t begin_ = 0;
   std::int64_t end_ = 0;
   std::int64_t complete_chunks_ = 0;
@@ -191,6 +201,10 @@ void validate(const label_rule& rule) {
     case label_kind::max_mass:
       if (!share(rule.min_mass)) refuse("label_rule", "min_mass", double{rule.min_mass});
       if (rule.min_tokens < 1) refuse("label_rule", "min_tokens", rule.min_tokens);
+      for (const model_head& h : rule.heads) {
+        if (h.layer < 0) refuse("label_rule", "heads.layer", h.layer);
+        if (h.head < 0) refuse("label_rule", "heads.head", h.head);
+      }
       return;
     case label_kind::needed_set:
       return;
@@ -214,7 +228,7 @@ void validate(const window_options& options) {
 window_labels label_window(const document& doc, std::int64_t position, const label_rule& rule,
                            const window_options& options) {
   validate(rule);
-  const window w(doc, position, options, rule.layer);
+  const window w(doc, position, options, rule.layer, &rule.heads);
   window_labels labels;
   labels.position = position;
   labels.complete_chunks = w.complete_chunks();

@@ -26,6 +26,7 @@ target_sources(flashmemory_train PRIVATE
   loss.cpp
   model.cpp
   optimiser.cpp
+  retrieval_heads.cpp
   sampler.cpp
   scoring.cpp
   start.cpp

@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <flashmemory/indexer/dual_encoder.hpp>
 #include <flashmemory/train/document_source.hpp>
 #include <random>
 #include <string>

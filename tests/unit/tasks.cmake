@@ -3,6 +3,12 @@
 set(_tinylm ${PROJECT_SOURCE_DIR}/examples/tinylm)
 flashmemory_test(flashmemory_tasks_unit LABELS unit SOURCES
   ${CMAKE_CURRENT_LIST_DIR}/tasks_generator.cpp
+  ${CMAKE_CURRENT_LIST_DIR}/session_maker.cpp
+  ${CMAKE_CURRENT_LIST_DIR}/always_kept.cpp
+  ${_tinylm}/always_kept.cpp
+  ${_tinylm}/haystack.cpp
+  ${_tinylm}/policy_cell.cpp
+  ${_tinylm}/session_maker.cpp
   ${_tinylm}/task_file.cpp
   ${_tinylm}/tasks.cpp
   ${_tinylm}/tokenizer.cpp
@@ -12,6 +18,7 @@ target_compile_definitions(flashmemory_tasks_unit PRIVATE TINYLM_DATA="${_tinylm
 
 flashmemory_test(flashmemory_tinylm_report_unit LABELS unit SOURCES
   ${CMAKE_CURRENT_LIST_DIR}/tinylm_report.cpp
+  ${_tinylm}/always_kept.cpp
   ${_tinylm}/eval_report.cpp
   ${_tinylm}/html_report.cpp
   ${_tinylm}/policy_cell.cpp

@@ -24,14 +24,21 @@ enum class label_kind : std::int32_t {
   needed_set,
 };
 
+/// A query head of the model.
+struct model_head {
+  std::int32_t layer = 0;
+  std::int32_t head = 0;
+};
+
 /// A label rule with its parameters; only those of its kind are read.
 struct label_rule {
   label_kind kind = label_kind::max_mass;
-  float nucleus = 0.6f;         ///< in (0, 1]
-  std::int32_t votes = 3;       ///< layers, >= 1
-  float min_mass = 0.5f;        ///< in (0, 1]
-  std::int32_t min_tokens = 1;  ///< max_mass: tokens of the window at which some head must pay so much
-  std::int32_t layer = -1;      ///< >= 0: only this layer's attention counts
+  float nucleus = 0.6f;           ///< in (0, 1]
+  std::int32_t votes = 3;         ///< layers, >= 1
+  float min_mass = 0.5f;          ///< in (0, 1]
+  std::int32_t min_tokens = 1;    ///< max_mass: tokens of the window at which some head must pay so much
+  std::int32_t layer = -1;        ///< >= 0: only this layer's attention counts
+  std::vector<model_head> heads;  ///< max_mass: only these heads count; empty = all
 };
 
 /// How windows and chunks are cut, and what the recording covers.

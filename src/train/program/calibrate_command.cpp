@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <flashmemory/error.hpp>
 #include <flashmemory/train/artifact.hpp>
+#include <flashmemory/train/retrieval_heads.hpp>
 #include <fstream>
 
 #include "commands.hpp"
@@ -52,9 +53,30 @@ void label_arguments::add_to(CLI::App& app) {
   app.add_option("--nucleus", rule.nucleus, "nucleus: cumulative mass")->capture_default_str();
   app.add_option("--votes", rule.votes, "nucleus: layers that must agree")->capture_default_str();
   app.add_option("--label-layer", rule.layer, "Only this layer's attention; -1 = all")->capture_default_str();
+  app.add_option("--label-heads", label_heads,
+                 "max-mass: only so many heads count, those that look for most by the recordings; 0 = all")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
   app.add_option("--tau", tau, "Tokens that a window looks ahead")->capture_default_str();
   app.add_option("--sink", sink_chunks, "First chunks, always resident")->capture_default_str();
   app.add_option("--recent", recent_chunks, "Newest complete chunks, always resident")->capture_default_str();
+}
+
+void label_arguments::find_heads(const ft::document_source& source) {
+  if (label_heads == 0) return;
+  const auto ranked = ft::rank_retrieval_heads(source, windows(source.geometry()));
+  if (label_heads > static_cast<std::int64_t>(ranked.size()))
+    throw CLI::ValidationError("--label-heads", fmt::format("the model has {} heads", ranked.size()));
+  rule.heads.clear();
+  std::string text;
+  for (std::size_t i = 0; i < ranked.size(); ++i) {
+    const bool counts = static_cast<std::int64_t>(i) < label_heads;
+    if (counts) rule.heads.push_back(ranked[i].head);
+    if (static_cast<std::int64_t>(i) < label_heads + 3)
+      text += fmt::format("{}{}.{} {:.3f}{}", i == 0 ? "" : ", ", ranked[i].head.layer, ranked[i].head.head,
+                          ranked[i].mass, counts ? "" : " (not used)");
+  }
+  fmt::print(stderr, "retrieval heads (layer.head, mean mass of the chunk they look at): {}\n", text);
 }
 
 ft::window_options label_arguments::windows(const ft::recording_geometry& geometry) const {
@@ -123,6 +145,7 @@ void add_calibrate(CLI::App& app) {
   cmd.callback([a] {
     const ft::recordings data(a->recordings);
     const ft::recordings_source source(data);
+    a->labels.find_heads(source);
     fm::dual_encoder_config config = fm::load_dual_encoder(a->indexer);
     ft::training_record record;
     try {
@@ -152,7 +175,9 @@ void add_report(CLI::App& app) {
   a->evaluation.add_to(cmd, false);
   cmd.callback([a] {
     const ft::recordings data(a->recordings);
-    const ft::evaluation result = ft::evaluate(ft::recordings_source(data), fm::load_dual_encoder(a->indexer),
+    const ft::recordings_source source(data);
+    a->labels.find_heads(source);
+    const ft::evaluation result = ft::evaluate(source, fm::load_dual_encoder(a->indexer),
                                                a->evaluation.options(a->labels, data.geometry()));
     fmt::print("{}", ft::to_table(result));
     if (!a->json.empty()) write_text(a->json, ft::to_json(result) + "\n");

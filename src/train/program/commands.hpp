@@ -4,6 +4,7 @@
 #include <CLI/CLI.hpp>
 #include <cstdint>
 #include <flashmemory/train/calibrate.hpp>
+#include <flashmemory/train/document_source.hpp>
 #include <flashmemory/train/labels.hpp>
 #include <memory>
 #include <string>
@@ -25,7 +26,11 @@ struct label_arguments {
   std::int32_t sink_chunks = 1;
   std::int32_t recent_chunks = 2;
 
+  std::int64_t label_heads = 0;
+
   void add_to(CLI::App& app);
+  /// Where the rule counts some heads only, finds them in the recordings and tells which they are.
+  void find_heads(const flashmemory::train::document_source& source);
   flashmemory::train::window_options windows(const flashmemory::train::recording_geometry& geometry) const;
 };
 

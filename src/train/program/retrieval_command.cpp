@@ -81,6 +81,7 @@ void add_export(CLI::App& app) {
   cmd.add_option("--seed", a->options.seed)->capture_default_str();
   cmd.callback([a] {
     const ft::recordings data(a->recordings);
+    a->labels.find_heads(ft::recordings_source(data));
     a->options.rule = a->labels.rule;
     a->options.windows = a->labels.windows(data.geometry());
     a->options.keep_windows_without_positives = !a->only_needing;

@@ -30,6 +30,7 @@ struct arguments {
   bool bf16_queries = false;
   std::int64_t checkpoint_every = 100;
   std::int64_t memory_mib = 2048;
+  std::int32_t serving_recent = -1;
   bool serial = false;
   std::int64_t validate_every = 200;
   label_arguments labels;
@@ -64,6 +65,7 @@ fm::dual_encoder_config architecture(const arguments& a, const ft::recording_geo
 void train(arguments& a) {
   const ft::recordings data(a.recordings);
   const ft::recordings_source source(data);
+  a.labels.find_heads(source);
   a.trainer.labels = a.start.labels = a.labels.rule;
   a.trainer.windows = a.start.windows = a.labels.windows(data.geometry());
   a.start.loss = a.trainer.loss;
@@ -124,6 +126,7 @@ void train(arguments& a) {
   fm::dual_encoder_config config = trainer.config();
   ft::training_record record;
   record.windows = a.trainer.windows;
+  if (a.serving_recent >= 0) record.windows.recent_chunks = a.serving_recent;
   record.run = trainer.describe();
   record.start = a.from.empty() ? "closed form or random, see options" : a.from;
   const char* kinds[] = {"random", "bilinear", "attention", "embeddings"};
@@ -189,6 +192,10 @@ void add_train(CLI::App& app) {
       ->capture_default_str();
   cmd.add_flag("--bf16-queries", a->bf16_queries, "Round queries to bf16 as the published scorer does");
   a->labels.add_to(cmd);
+  cmd.add_option("--serving-recent", a->serving_recent,
+                 "Newest chunks that engines are to keep, as the file says; default: --recent, which labels "
+                 "leave out")
+      ->check(CLI::NonNegativeNumber);
   a->evaluation.add_to(cmd, true);
   using kind = ft::start_kind;
   cmd.add_option("--start", a->start.kind, "Where training starts")
