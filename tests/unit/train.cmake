@@ -5,7 +5,7 @@ if(FLASHMEMORY_TRAIN)
     ${CMAKE_CURRENT_LIST_DIR}/train_labels.cpp
     ${CMAKE_CURRENT_LIST_DIR}/train_recorder.cpp
     ${CMAKE_CURRENT_LIST_DIR}/train_retrieval.cpp)
-  # Replaces operator new, so it stands alone.
-  flashmemory_test(flashmemory_recordings_memory LABELS unit LIBRARIES flashmemory::train SOURCES
+  # Replaces operator new, so it stands alone, and not under sanitizers, which replace it too.
+  flashmemory_test(flashmemory_recordings_memory LABELS heap LIBRARIES flashmemory::train SOURCES
     ${CMAKE_CURRENT_LIST_DIR}/train_memory.cpp)
 endif()
