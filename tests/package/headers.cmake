@@ -10,7 +10,7 @@ endif()
 foreach(header IN LISTS headers)
   file(STRINGS ${include}/${header} lines REGEX "^ *# *include")
   foreach(line IN LISTS lines)
-    if(line MATCHES "<flashmemory/[a-z_/]+\\.hpp>" OR line MATCHES "<[a-z_0-9]+>"
+    if(line MATCHES "<flashmemory/[a-z0-9_/]+\\.hpp>" OR line MATCHES "<[a-z_0-9]+>"
         OR (header MATCHES "/interop/dlpack" AND line MATCHES "<dlpack/dlpack.h>"))
       continue()
     endif()

@@ -48,7 +48,7 @@ struct tensor_entry {
   std::size_t bytes = 0;
 
   /// Product of the extents; 1 for a scalar.
-  std::int64_t elements() const noexcept;
+  FLASHMEMORY_API std::int64_t elements() const noexcept;
 };
 
 /// A safetensors file, memory-mapped read-only. Everything is checked when it is opened: header length and
