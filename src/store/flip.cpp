@@ -151,21 +151,14 @@ status tiered_chunk_store::impl::poll_recall(sequence_handle sequence) noexcept 
 
 status tiered_chunk_store::impl::finish_recall(sequence_handle sequence, late_policy late,
                                                recall_report* report, stream_ref stream) noexcept {
-  const auto refuse = [&](const fault& f) {
-    ++counters.recalls_failed;
-    return fail(f);
-  };
   sequence_state* s;
-  const char* what;
-  const status found = find(sequence, &s, &what);
-  if (found != status::ok) return refuse(make_fault(found, what, sequence.index));
-  fault f = tier->enter(stream);
-  f.sequence = sequence.index;
-  if (f.code != status::ok) return refuse(f);
+  fault f = enter_recall(sequence, stream, &s);
+  if (f.code != status::ok) return refuse_recall(f);
   if (late != late_policy::keep && late != late_policy::wait && late != late_policy::fail)
-    return refuse(make_fault(status::bad_argument, "late", sequence.index, -1, static_cast<int>(late)));
+    return refuse_recall(
+        make_fault(status::bad_argument, "late", sequence.index, -1, static_cast<int>(late)));
   if (!s->recall_pending)
-    return refuse(make_fault(status::out_of_order, "no recall is under way", sequence.index));
+    return refuse_recall(make_fault(status::out_of_order, "no recall is under way", sequence.index));
   f = landed(*s, sequence.index);
   if (f.code == status::pending) {
     ++counters.recalls_late;
@@ -176,7 +169,7 @@ status tiered_chunk_store::impl::finish_recall(sequence_handle sequence, late_po
     } else {
       ++counters.recalls_waited;
       f = await(*s, sequence.index);
-      if (f.code == status::timed_out) return refuse(f);
+      if (f.code == status::timed_out) return refuse_recall(f);
     }
   }
   if (f.code == status::ok) {
@@ -185,7 +178,7 @@ status tiered_chunk_store::impl::finish_recall(sequence_handle sequence, late_po
   }
   if (f.code != status::ok) {
     drop_recall(*s);
-    return refuse(f);
+    return refuse_recall(f);
   }
   flip(*s, report);
   return status::ok;

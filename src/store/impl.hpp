@@ -102,6 +102,8 @@ struct tiered_chunk_store::impl {
                      view<const std::byte, 2> keys, stream_ref stream) noexcept;
 
   // recall.cpp
+  fault enter_recall(sequence_handle sequence, stream_ref stream, detail::sequence_state** s) noexcept;
+  status refuse_recall(const fault& f) noexcept;
   status recall(sequence_handle sequence, view<const chunk_id, 1> chunks, recall_report* report,
                 stream_ref stream) noexcept;
   status start_recall(sequence_handle sequence, view<const chunk_id, 1> chunks, recall_report* report,

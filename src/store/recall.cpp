@@ -141,25 +141,33 @@ fault tiered_chunk_store::impl::begin_recall(sequence_state& s, std::uint32_t se
   return f;
 }
 
-status tiered_chunk_store::impl::recall(sequence_handle sequence, view<const chunk_id, 1> chunks,
-                                        recall_report* report, stream_ref stream) noexcept {
-  const auto refuse = [&](const fault& f) {
-    ++counters.recalls_failed;
-    return fail(f);
-  };
-  sequence_state* s;
+/// What every call that changes a recall begins with.
+fault tiered_chunk_store::impl::enter_recall(sequence_handle sequence, stream_ref stream,
+                                             sequence_state** s) noexcept {
   const char* what;
-  const status found = find(sequence, &s, &what);
-  if (found != status::ok) return refuse(make_fault(found, what, sequence.index));
+  const status found = find(sequence, s, &what);
+  if (found != status::ok) return make_fault(found, what, sequence.index);
   fault f = tier->enter(stream);
   f.sequence = sequence.index;
-  if (f.code != status::ok) return refuse(f);
+  return f;
+}
+
+status tiered_chunk_store::impl::refuse_recall(const fault& f) noexcept {
+  ++counters.recalls_failed;
+  return fail(f);
+}
+
+status tiered_chunk_store::impl::recall(sequence_handle sequence, view<const chunk_id, 1> chunks,
+                                        recall_report* report, stream_ref stream) noexcept {
+  sequence_state* s;
+  fault f = enter_recall(sequence, stream, &s);
+  if (f.code != status::ok) return refuse_recall(f);
   std::uint32_t requested;
   f = check_request(*s, sequence.index, chunks, &requested);
-  if (f.code != status::ok) return refuse(f);
+  if (f.code != status::ok) return refuse_recall(f);
   drop_recall(*s);
   f = begin_recall(*s, sequence.index, chunks, requested, true);
-  if (f.code != status::ok) return refuse(f);
+  if (f.code != status::ok) return refuse_recall(f);
   f = landed(*s, sequence.index);
   if (f.code == status::pending) {
     ++counters.recalls_waited;
@@ -169,7 +177,7 @@ status tiered_chunk_store::impl::recall(sequence_handle sequence, view<const chu
   if (f.code != status::ok) {
     drop_recall(*s);
     f.sequence = sequence.index;
-    return refuse(f);
+    return refuse_recall(f);
   }
   flip(*s, report);
   return status::ok;
@@ -177,28 +185,20 @@ status tiered_chunk_store::impl::recall(sequence_handle sequence, view<const chu
 
 status tiered_chunk_store::impl::start_recall(sequence_handle sequence, view<const chunk_id, 1> chunks,
                                               recall_report* report, stream_ref stream) noexcept {
-  const auto refuse = [&](const fault& f) {
-    ++counters.recalls_failed;
-    return fail(f);
-  };
   sequence_state* s;
-  const char* what;
-  const status found = find(sequence, &s, &what);
-  if (found != status::ok) return refuse(make_fault(found, what, sequence.index));
-  fault f = tier->enter(stream);
-  f.sequence = sequence.index;
-  if (f.code != status::ok) return refuse(f);
+  fault f = enter_recall(sequence, stream, &s);
+  if (f.code != status::ok) return refuse_recall(f);
   if (s->recall_pending)
-    return refuse(make_fault(status::out_of_order, "a recall is under way", sequence.index));
+    return refuse_recall(make_fault(status::out_of_order, "a recall is under way", sequence.index));
   std::uint32_t requested;
   f = check_request(*s, sequence.index, chunks, &requested);
   if (f.code == status::ok) f = begin_recall(*s, sequence.index, chunks, requested, false);
-  if (f.code != status::ok) return refuse(f);
+  if (f.code != status::ok) return refuse_recall(f);
   f = tier->leave(stream);
   if (f.code != status::ok) {
     drop_recall(*s);
     f.sequence = sequence.index;
-    return refuse(f);
+    return refuse_recall(f);
   }
   if (report) {
     *report = s->coming_report;
