@@ -250,7 +250,7 @@ void run_ask(const ask_options& options) {
   }
   always_kept kept = kept_by(options.data + "/indexer.safetensors");
   if (options.recent >= 0) kept.recent = options.recent;
-  const auto cells = make_cells(options.policies, {options.budget}, kept);
+  const auto cells = make_cells(options.policies, {{options.budget}}, kept);
   asking(options, cells).run();
 }
 

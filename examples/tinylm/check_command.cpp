@@ -158,7 +158,7 @@ void golden_check::check_short(const std::string& json_path, const std::string& 
   encoded.insert(encoded.end(), text.begin(), text.end());
   result_.expect(encoded == ids, fmt::format("token ids of the prompt ({})", ids.size()));
 
-  const auto cells = make_cells({"full", "lsa"}, {0.135});
+  const auto cells = make_cells({"full", "lsa"}, {});
   memory_options_.max_tokens = static_cast<std::int64_t>(ids.size() + wanted.size()) + 8;
   memory mind(engine_, cells, memory_options_);
   const auto prompt = mind.open_prompt(memory_options_.max_tokens);
@@ -195,7 +195,8 @@ void golden_check::check_lsa(const std::string& json_path, const std::vector<tas
     const std::string id = entry.at("id");
     const auto task = std::find_if(tasks.begin(), tasks.end(), [&](const auto& t) { return t.id == id; });
     if (task == tasks.end()) throw std::runtime_error(fmt::format("prompt {} is not in the task file", id));
-    const std::vector<policy_cell> cells{make_cell(policy, entry.at("frac").get<double>())};
+    const double limit = policy == "lsa-threshold" ? 0.5 : entry.at("frac").get<double>();
+    const std::vector<policy_cell> cells{make_cell(policy, limit)};
     std::vector<token_id> ids{words_.bos()};
     const auto text = words_.encode(task->prompt);
     ids.insert(ids.end(), text.begin(), text.end());

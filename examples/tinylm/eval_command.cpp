@@ -34,7 +34,7 @@ struct eval_options {
   std::string indexer;
   std::vector<std::string> tasks;
   std::vector<std::string> policies{"full", "lsa"};
-  std::vector<double> budgets{0.135};
+  cell_limits limits;
   std::vector<std::string> only;
   std::int64_t limit = 0;
   std::string json;
@@ -187,7 +187,8 @@ void write_json(const eval_options& options, const std::vector<eval_result>& res
   nlohmann::json out;
   out["settings"] = {{"tasks", options.tasks},
                      {"policies", options.policies},
-                     {"budgets", options.budgets},
+                     {"budgets", options.limits.budgets},
+                     {"thresholds", options.limits.thresholds},
                      {"only", options.only},
                      {"limit", options.limit},
                      {"kv_dtype", fm::to_string(options.kv_type)},
@@ -234,7 +235,7 @@ void run_eval(const eval_options& options) {
   always_kept kept = kept_by(indexer_path(options));
   if (options.interval > 0) kept.interval = options.interval;
   if (options.recent >= 0) kept.recent = options.recent;
-  const auto cells = make_cells(options.policies, options.budgets, kept);
+  const auto cells = make_cells(options.policies, options.limits, kept);
   const tokenizer words(options.data + "/tokenizer.json");
   const model weights = load_model(options.data);
   thread_pool threads(options.threads);
@@ -287,9 +288,16 @@ void add_eval_command(CLI::App& app) {
       ->add_option("--policy", options->policies, "full, lsa, lsa-threshold, recency, random, quest, oracle")
       ->delimiter(',')
       ->capture_default_str();
-  command->add_option("--kv-budget", options->budgets, "Fractions of the complete chunks that may stay")
+  command
+      ->add_option("--kv-budget", options->limits.budgets, "Fractions of the complete chunks that may stay")
       ->delimiter(',')
       ->check(CLI::Range(0.001, 1.0))
+      ->capture_default_str();
+  command
+      ->add_option("--threshold", options->limits.thresholds,
+                   "Probabilities above which lsa-threshold keeps a chunk")
+      ->delimiter(',')
+      ->check(CLI::Range(0.0001, 0.9999))
       ->capture_default_str();
   command
       ->add_option("--interval", options->interval,

@@ -11,10 +11,11 @@ namespace tinylm {
 namespace fm = flashmemory;
 
 std::string policy_cell::label() const {
+  if (threshold > 0) return fmt::format("{} {:g}", name, threshold);
   return budget > 0 ? fmt::format("{} {:g}%", name, 100 * budget) : name;
 }
 
-policy_cell make_cell(const std::string& name, double budget, const always_kept& kept) {
+policy_cell make_cell(const std::string& name, double limit, const always_kept& kept) {
   policy_cell cell;
   cell.name = name;
   cell.policy.interval = kept.interval;
@@ -24,11 +25,12 @@ policy_cell make_cell(const std::string& name, double budget, const always_kept&
     cell.policy.mode = fm::selection_mode::everything;
   } else if (name == "lsa-threshold") {
     cell.policy.mode = fm::selection_mode::threshold;
-    cell.policy.threshold = fm::log_odds(0.5);
+    cell.threshold = limit;
+    cell.policy.threshold = fm::log_odds(limit);
     cell.policy.budget_fraction = 0;
   } else if (name == "lsa" || name == "recency" || name == "random" || name == "quest" || name == "oracle") {
     cell.policy.mode = fm::selection_mode::budget;
-    cell.policy.budget_fraction = cell.budget = budget;
+    cell.policy.budget_fraction = cell.budget = limit;
   } else {
     throw std::invalid_argument(fmt::format(
         "there is no policy \"{}\"; there are full, lsa, lsa-threshold, recency, random, quest and oracle",
@@ -37,14 +39,16 @@ policy_cell make_cell(const std::string& name, double budget, const always_kept&
   return cell;
 }
 
-std::vector<policy_cell> make_cells(const std::vector<std::string>& names, const std::vector<double>& budgets,
+std::vector<policy_cell> make_cells(const std::vector<std::string>& names, const cell_limits& limits,
                                     const always_kept& kept) {
   std::vector<policy_cell> cells;
   for (const auto& name : names) {
-    const policy_cell first = make_cell(name, budgets.empty() ? 0.135 : budgets.front(), kept);
-    cells.push_back(first);
-    for (std::size_t i = 1; i < budgets.size() && first.budget > 0; ++i)
-      cells.push_back(make_cell(name, budgets[i], kept));
+    if (name == "full") {
+      cells.push_back(make_cell(name, 0, kept));
+      continue;
+    }
+    for (const double limit : name == "lsa-threshold" ? limits.thresholds : limits.budgets)
+      cells.push_back(make_cell(name, limit, kept));
   }
   return cells;
 }

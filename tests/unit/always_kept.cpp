@@ -16,7 +16,7 @@ TEST_CASE("recent chunks leave half of a small budget to be chosen", "[tinylm]")
   CHECK(recent("lsa", 0.10, 60, 4) == 2);  // 6: 3 and 3
   CHECK(recent("lsa", 0.10, 20, 4) == 2);  // never below the paper's
   CHECK(recent("lsa", 0.10, 20, 1) == 1);  // unless less was wanted
-  CHECK(recent("lsa-threshold", 0, 60, 4) == 4);
+  CHECK(recent("lsa-threshold", 0.5, 60, 4) == 4);
   CHECK(recent("full", 0, 60, 4) == 4);
 }
 

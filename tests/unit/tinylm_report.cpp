@@ -54,7 +54,7 @@ TEST_CASE("the report is one page that escapes what it shows", "[tinylm][report]
   task.prompt_tokens = 40;
   task.answers = {"1234567"};
   task.need = {{0, 8, 12, 16}};
-  const auto cells = tinylm::make_cells({"full", "lsa"}, {0.5});
+  const auto cells = tinylm::make_cells({"full", "lsa"}, {{0.5}});
   std::vector<tinylm::eval_result> results(2);
   for (std::size_t i = 0; i < 2; ++i) {
     results[i].task = &task;
