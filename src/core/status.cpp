@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
-#include <fmt/format.h>
-
 #include <cstring>
 #include <flashmemory/error.hpp>
 #include <flashmemory/flashmemory.hpp>
 #include <flashmemory/status.hpp>
+
+#include "core/format.hpp"
 
 #define FLASHMEMORY_TEXT_(x) #x
 #define FLASHMEMORY_TEXT(x) FLASHMEMORY_TEXT_(x)
@@ -66,9 +66,9 @@ const char* to_string(status code) noexcept {
 
 std::string describe(const fault& f) {
   std::string text = to_string(f.code);
-  if (f.what && *f.what) text += fmt::format(": {}", f.what);
+  if (f.what && *f.what) text += formatted(": {}", f.what);
   const auto field = [&](const char* name, std::int64_t value) {
-    if (value != -1) text += fmt::format(", {} {}", name, value);
+    if (value != -1) text += formatted(", {} {}", name, value);
   };
   field("sequence", f.sequence);
   field("chunk", f.chunk);
@@ -77,8 +77,8 @@ std::string describe(const fault& f) {
   field("expected", f.expected);
   field("actual", f.actual);
   if (f.os_error != 0)
-    text += f.code == status::cuda_error ? fmt::format(", cudaError_t {}", f.os_error)
-                                         : fmt::format(", {}", std::strerror(f.os_error));
+    text += f.code == status::cuda_error ? formatted(", cudaError_t {}", f.os_error)
+                                         : formatted(", {}", std::strerror(f.os_error));
   return text;
 }
 

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: MIT
-#include <fmt/format.h>
-
 #include <cmath>
 #include <flashmemory/error.hpp>
 #include <set>
 
+#include "core/format.hpp"
 #include "indexer/dual_encoder_impl.hpp"
 #include "indexer/kernels.hpp"
 
@@ -17,13 +16,13 @@ namespace {
 void check_tensor(const retriever_weights& retriever, const char* name, const std::vector<float>& values,
                   std::int64_t rows, std::int64_t columns) {
   if (static_cast<std::int64_t>(values.size()) != rows * columns) {
-    refuse(status::bad_shape, fmt::format("dual encoder: retriever '{}': {} has {} values, expected {} x {}",
-                                          retriever.name, name, values.size(), rows, columns));
+    refuse(status::bad_shape, formatted("dual encoder: retriever '{}': {} has {} values, expected {} x {}",
+                                        retriever.name, name, values.size(), rows, columns));
   }
   for (std::size_t i = 0; i < values.size(); ++i) {
     if (!std::isfinite(values[i])) {
-      refuse(status::not_finite, fmt::format("dual encoder: retriever '{}': {} has {} at element {}",
-                                             retriever.name, name, values[i], i));
+      refuse(status::not_finite, formatted("dual encoder: retriever '{}': {} has {} at element {}",
+                                           retriever.name, name, values[i], i));
     }
   }
 }
@@ -35,7 +34,7 @@ namespace detail {
 void validate(const dual_encoder_config& c) {
   const auto need = [](bool good, const char* field, const auto& value, const char* wanted) {
     if (!good) {
-      refuse(status::bad_argument, fmt::format("dual encoder: {} is {}, expected {}", field, value, wanted));
+      refuse(status::bad_argument, formatted("dual encoder: {} is {}, expected {}", field, value, wanted));
     }
   };
   constexpr std::int32_t most = 1 << 20;
@@ -71,29 +70,29 @@ void validate(const dual_encoder_config& c) {
   for (const retriever_weights& retriever : c.retrievers) {
     if (retriever.name.empty() || retriever.name.find('.') != std::string::npos) {
       refuse(status::bad_argument,
-             fmt::format("dual encoder: '{}' cannot name a retriever: empty or with a dot", retriever.name));
+             formatted("dual encoder: '{}' cannot name a retriever: empty or with a dot", retriever.name));
     }
     if (!names.insert(retriever.name).second) {
-      refuse(status::bad_argument, fmt::format("dual encoder: retriever '{}' stands twice", retriever.name));
+      refuse(status::bad_argument, formatted("dual encoder: retriever '{}' stands twice", retriever.name));
     }
     if (retriever.query_layer < 0 || retriever.key_layer < 0) {
       refuse(status::bad_argument,
-             fmt::format("dual encoder: retriever '{}': layers {} and {} must not be negative",
-                         retriever.name, retriever.query_layer, retriever.key_layer));
+             formatted("dual encoder: retriever '{}': layers {} and {} must not be negative", retriever.name,
+                       retriever.query_layer, retriever.key_layer));
     }
     check_tensor(retriever, "wq_a", retriever.wq_a, c.rank, c.hidden);
     check_tensor(retriever, "q_norm", retriever.q_norm, c.rank, 1);
     check_tensor(retriever, "wq_b", retriever.wq_b, std::int64_t{c.heads} * index_key_dim, c.rank);
     check_tensor(retriever, "weights_proj", retriever.weights_proj, c.heads, c.hidden);
     if (has_keys != !retriever.wk.empty()) {
-      refuse(status::bad_argument, fmt::format("dual encoder: retriever '{}' {} wk, but '{}' {}",
-                                               retriever.name, has_keys ? "has no" : "has",
-                                               c.retrievers.front().name, has_keys ? "has" : "has not"));
+      refuse(status::bad_argument,
+             formatted("dual encoder: retriever '{}' {} wk, but '{}' {}", retriever.name,
+                       has_keys ? "has no" : "has", c.retrievers.front().name, has_keys ? "has" : "has not"));
     }
     if (has_keys) check_tensor(retriever, "wk", retriever.wk, index_key_dim, c.hidden);
     if (!std::isfinite(retriever.logit_offset)) {
-      refuse(status::not_finite, fmt::format("dual encoder: retriever '{}': logit_offset is {}",
-                                             retriever.name, retriever.logit_offset));
+      refuse(status::not_finite, formatted("dual encoder: retriever '{}': logit_offset is {}", retriever.name,
+                                           retriever.logit_offset));
     }
   }
 }
@@ -102,41 +101,40 @@ void validate(const dual_encoder_config& c) {
 
 void check_compatible(const indexer& index, const kv_geometry& geometry) {
   const auto differ = [&](const std::string& what) {
-    refuse(status::bad_shape, fmt::format("indexer '{}' does not fit the store: {}", index.name(), what));
+    refuse(status::bad_shape, formatted("indexer '{}' does not fit the store: {}", index.name(), what));
   };
   const std::int32_t streams = index.key_streams();
   if (geometry.key_streams < streams) {
-    differ(fmt::format("it reads {} key streams, the store keeps {}", streams, geometry.key_streams));
+    differ(formatted("it reads {} key streams, the store keeps {}", streams, geometry.key_streams));
   }
   if (streams > 0 && geometry.key_bytes != detail::index_key_bytes) {
-    differ(
-        fmt::format("its keys take {} bytes, the store's {}", detail::index_key_bytes, geometry.key_bytes));
+    differ(formatted("its keys take {} bytes, the store's {}", detail::index_key_bytes, geometry.key_bytes));
   }
   const auto* dual = dynamic_cast<const dual_encoder_indexer*>(&index);
   if (dual && dual->config().tokens_per_key != geometry.tokens_per_key) {
-    differ(fmt::format("it was trained for {} tokens a key, the store has {}", dual->config().tokens_per_key,
-                       geometry.tokens_per_key));
+    differ(formatted("it was trained for {} tokens a key, the store has {}", dual->config().tokens_per_key,
+                     geometry.tokens_per_key));
   }
   const auto key_taps = index.key_taps();
   if (key_taps.shape[0] > geometry.key_streams) {
-    differ(fmt::format("it encodes {} key streams, the store keeps {}", key_taps.shape[0],
-                       geometry.key_streams));
+    differ(
+        formatted("it encodes {} key streams, the store keeps {}", key_taps.shape[0], geometry.key_streams));
   }
   for (std::int64_t i = 0; i < key_taps.shape[0]; ++i) {
     const key_tap& tap = key_taps(i);
     if (tap.tokens_per_key != geometry.tokens_per_key) {
-      differ(fmt::format("its key stream {} has {} tokens a key, the store {}", i, tap.tokens_per_key,
-                         geometry.tokens_per_key));
+      differ(formatted("its key stream {} has {} tokens a key, the store {}", i, tap.tokens_per_key,
+                       geometry.tokens_per_key));
     }
     if (tap.layer < 0 || tap.layer >= geometry.layers) {
-      differ(fmt::format("its key stream {} reads layer {} of {}", i, tap.layer, geometry.layers));
+      differ(formatted("its key stream {} reads layer {} of {}", i, tap.layer, geometry.layers));
     }
   }
   const auto query_taps = index.query_taps();
   for (std::int64_t i = 0; i < query_taps.shape[0]; ++i) {
     const query_tap& tap = query_taps(i);
     if (tap.layer < 0 || tap.layer >= geometry.layers) {
-      differ(fmt::format("its query tap {} reads layer {} of {}", i, tap.layer, geometry.layers));
+      differ(formatted("its query tap {} reads layer {} of {}", i, tap.layer, geometry.layers));
     }
   }
 }

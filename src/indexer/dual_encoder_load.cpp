@@ -1,6 +1,4 @@
 // SPDX-License-Identifier: MIT
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <charconv>
 #include <cmath>
@@ -11,6 +9,7 @@
 #include <set>
 #include <string_view>
 
+#include "core/format.hpp"
 #include "indexer/dual_encoder_file.hpp"
 #include "indexer/dual_encoder_impl.hpp"
 #include "io/safetensors_header.hpp"
@@ -25,7 +24,7 @@ constexpr std::string_view prefix = "retrievers.";
 
 [[noreturn]] void refuse(const std::string& file, const std::string& what,
                          status code = status::bad_argument) {
-  throw format_error(code, fmt::format("{}: {}", file, what));
+  throw format_error(code, formatted("{}: {}", file, what));
 }
 
 // One JSON object of the artifact's description. Every field must be there, of its type and in its range; a
@@ -34,7 +33,7 @@ class fields {
  public:
   fields(const std::string& file, std::string where, const json& object)
       : file_(file), where_(std::move(where)), object_(object) {
-    if (!object.is_object()) refuse(file_, fmt::format("{} is not an object", where_));
+    if (!object.is_object()) refuse(file_, formatted("{} is not an object", where_));
   }
 
   template <class T>
@@ -76,19 +75,19 @@ class fields {
 
   const json& at(const char* name) {
     const auto found = object_.find(name);
-    if (found == object_.end()) refuse(file_, fmt::format("{} has no '{}'", where_, name));
+    if (found == object_.end()) refuse(file_, formatted("{} has no '{}'", where_, name));
     asked_.insert(name);
     return *found;
   }
 
   [[noreturn]] void bad(const char* name, const char* wanted) const {
-    refuse(file_, fmt::format("{}: '{}' is not {}", where_, name, wanted));
+    refuse(file_, formatted("{}: '{}' is not {}", where_, name, wanted));
   }
 
   void finish() const {
     for (const auto& item : object_.items()) {
       if (asked_.count(item.key()) == 0) {
-        refuse(file_, fmt::format("{}: unknown field '{}'", where_, detail::printable(item.key())));
+        refuse(file_, formatted("{}: unknown field '{}'", where_, detail::printable(item.key())));
       }
     }
   }
@@ -106,8 +105,8 @@ dual_encoder_config read_description(const safetensors_file& file) {
   const auto version = metadata.find("version");
   if (version == metadata.end()) refuse(file.name(), "__metadata__ has no 'version'");
   if (version->second != detail::artifact_version) {
-    refuse(file.name(), fmt::format("artifact version '{}', this library reads '{}'",
-                                    detail::printable(version->second), detail::artifact_version));
+    refuse(file.name(), formatted("artifact version '{}', this library reads '{}'",
+                                  detail::printable(version->second), detail::artifact_version));
   }
   const auto text = metadata.find("config");
   if (text == metadata.end()) refuse(file.name(), "__metadata__ has no 'config'");
@@ -150,7 +149,7 @@ dual_encoder_config read_description(const safetensors_file& file) {
   const json& retrievers = top.at("retrievers");
   if (!retrievers.is_array()) top.bad("retrievers", "a list");
   for (const json& item : retrievers) {
-    fields one(file.name(), fmt::format("config.retrievers[{}]", config.retrievers.size()), item);
+    fields one(file.name(), formatted("config.retrievers[{}]", config.retrievers.size()), item);
     retriever_weights retriever;
     retriever.name = one.string("name");
     retriever.query_layer = one.integer<std::int32_t>("query_layer");
@@ -163,16 +162,16 @@ dual_encoder_config read_description(const safetensors_file& file) {
 }
 
 std::string tensor_name(const retriever_weights& retriever, const char* tensor) {
-  return fmt::format("{}{}.{}", prefix, retriever.name, tensor);
+  return formatted("{}{}.{}", prefix, retriever.name, tensor);
 }
 
 const tensor_entry& find_matrix(const safetensors_file& file, const std::string& name) {
   const tensor_entry* entry = file.find(name);
-  if (!entry) refuse(file.name(), fmt::format("no tensor '{}'", name));
+  if (!entry) refuse(file.name(), formatted("no tensor '{}'", name));
   if (entry->shape.size() != 2 || entry->shape[0] < 1 || entry->shape[1] < 1 ||
       std::max(entry->shape[0], entry->shape[1]) > std::numeric_limits<std::int32_t>::max()) {
     refuse(file.name(),
-           fmt::format("tensor '{}' has shape [{}], expected a matrix", name, fmt::join(entry->shape, ", ")),
+           formatted("tensor '{}' has shape [{}], expected a matrix", name, fmt::join(entry->shape, ", ")),
            status::bad_shape);
   }
   return *entry;
@@ -193,21 +192,21 @@ dual_encoder_config infer_description(const safetensors_file& file,
                             ? std::from_chars(retriever.data() + 1, end, id)
                             : std::from_chars_result{nullptr, std::errc::invalid_argument};
     if (parsed.ec != std::errc() || parsed.ptr != end || id < 0) {
-      refuse(file.name(), fmt::format("tensor '{}' is not of a retriever l{{ID}}, and there is no metadata",
-                                      detail::printable(name)));
+      refuse(file.name(), formatted("tensor '{}' is not of a retriever l{{ID}}, and there is no metadata",
+                                    detail::printable(name)));
     }
     const auto [known, added] = ids.emplace(id, retriever);
     if (!added && known->second != retriever) {
-      refuse(file.name(), fmt::format("retrievers '{}' and '{}' are the same", known->second, retriever));
+      refuse(file.name(), formatted("retrievers '{}' and '{}' are the same", known->second, retriever));
     }
   }
   if (ids.empty()) {
-    refuse(file.name(), fmt::format("neither metadata of a {} nor tensors 'retrievers.l{{ID}}.*'",
-                                    detail::artifact_format));
+    refuse(file.name(),
+           formatted("neither metadata of a {} nor tensors 'retrievers.l{{ID}}.*'", detail::artifact_format));
   }
   if (!layer_of_id.empty() && layer_of_id.size() != ids.size()) {
-    throw argument_error(status::bad_argument, fmt::format("{} has {} retrievers, layer_of_id {} layers",
-                                                           file.name(), ids.size(), layer_of_id.size()));
+    throw argument_error(status::bad_argument, formatted("{} has {} retrievers, layer_of_id {} layers",
+                                                         file.name(), ids.size(), layer_of_id.size()));
   }
   dual_encoder_config config;
   config.rope.dim = detail::rope_dim;
@@ -225,8 +224,8 @@ dual_encoder_config infer_description(const safetensors_file& file,
   const tensor_entry& wq_b = find_matrix(file, tensor_name(first, "wq_b.weight"));
   if (wq_b.shape[0] % index_key_dim != 0) {
     refuse(file.name(),
-           fmt::format("tensor '{}' has {} rows, expected a multiple of {}", wq_b.name, wq_b.shape[0],
-                       index_key_dim),
+           formatted("tensor '{}' has {} rows, expected a multiple of {}", wq_b.name, wq_b.shape[0],
+                     index_key_dim),
            status::bad_shape);
   }
   config.heads = static_cast<std::int32_t>(wq_b.shape[0] / index_key_dim);
@@ -242,7 +241,7 @@ dual_encoder_config read_dual_encoder(const safetensors_file& file,
   const auto format = file.metadata().find("format");
   const bool ours = format != file.metadata().end() && format->second.rfind("flashmemory.", 0) == 0;
   if (ours && format->second != artifact_format) {
-    refuse(file.name(), fmt::format("a '{}', expected a '{}'", printable(format->second), artifact_format));
+    refuse(file.name(), formatted("a '{}', expected a '{}'", printable(format->second), artifact_format));
   }
   dual_encoder_config config = ours ? read_description(file) : infer_description(file, layer_of_id);
 
@@ -269,7 +268,7 @@ dual_encoder_config read_dual_encoder(const safetensors_file& file,
   for (const tensor_entry& tensor : file.tensors()) {
     const bool of_a_retriever = tensor.name.compare(0, prefix.size(), prefix) == 0;
     if ((ours || of_a_retriever) && known.count(tensor.name) == 0) {
-      refuse(file.name(), fmt::format("unexpected tensor '{}'", printable(tensor.name)));
+      refuse(file.name(), formatted("unexpected tensor '{}'", printable(tensor.name)));
     }
   }
   try {

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: MIT
-#include <fmt/format.h>
-
 #include <flashmemory/error.hpp>
 #include <nlohmann/json.hpp>
 
+#include "core/format.hpp"
 #include "indexer/dual_encoder_file.hpp"
 #include "indexer/dual_encoder_impl.hpp"
 
@@ -51,20 +50,20 @@ void save_dual_encoder(const dual_encoder_config& config, const std::string& pat
   std::map<std::string, std::string> metadata = notes;
   for (const char* name : {"format", "version", "config"}) {
     if (notes.count(name) == 0) continue;
-    throw argument_error(status::bad_argument, fmt::format("{}: a note cannot be called '{}'", path, name));
+    throw argument_error(status::bad_argument, formatted("{}: a note cannot be called '{}'", path, name));
   }
   std::string description;
   try {
     description = describe(config).dump();
   } catch (const nlohmann::json::exception&) {
     throw argument_error(status::bad_argument,
-                         fmt::format("{}: a retriever's name or model_fingerprint is not UTF-8", path));
+                         formatted("{}: a retriever's name or model_fingerprint is not UTF-8", path));
   }
   std::vector<tensor_source> tensors;
   const auto add = [&](const retriever_weights& retriever, const char* name, const float* values,
                        std::vector<std::int64_t> shape) {
     tensor_source tensor;
-    tensor.name = fmt::format("retrievers.{}.{}", retriever.name, name);
+    tensor.name = formatted("retrievers.{}.{}", retriever.name, name);
     tensor.shape = std::move(shape);
     tensor.data = reinterpret_cast<const std::byte*>(values);
     tensor.bytes = static_cast<std::size_t>(tensor.elements()) * sizeof(float);

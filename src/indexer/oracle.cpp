@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: MIT
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <cmath>
 #include <flashmemory/error.hpp>
 #include <flashmemory/indexer/controls.hpp>
 #include <unordered_map>
 #include <vector>
+
+#include "core/format.hpp"
 
 namespace flashmemory {
 inline namespace v0 {
@@ -25,7 +25,7 @@ struct oracle_indexer::impl {
 oracle_indexer::oracle_indexer(std::int32_t horizon) : impl_(std::make_unique<impl>()) {
   if (horizon < 1)
     throw argument_error(status::bad_argument,
-                         fmt::format("oracle_indexer: horizon must be at least 1, it is {}", horizon));
+                         formatted("oracle_indexer: horizon must be at least 1, it is {}", horizon));
   impl_->horizon = horizon;
 }
 
@@ -35,7 +35,7 @@ void oracle_indexer::record(std::uint32_t sequence_index, std::int64_t position,
   if (position < 0 || mass.shape[0] < 0 || (mass.shape[0] > 0 && mass.data == nullptr))
     throw argument_error(
         status::bad_argument,
-        fmt::format("oracle_indexer: position {} and {} chunks cannot be recorded", position, mass.shape[0]));
+        formatted("oracle_indexer: position {} and {} chunks cannot be recorded", position, mass.shape[0]));
   impl::entry made;
   made.position = position;
   made.mass.reserve(static_cast<std::size_t>(mass.shape[0]));

@@ -1,6 +1,4 @@
 // SPDX-License-Identifier: MIT
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <cmath>
 #include <flashmemory/error.hpp>
@@ -10,6 +8,7 @@
 #include <vector>
 
 #include "core/convert.hpp"
+#include "core/format.hpp"
 #include "core/parallel.hpp"
 
 namespace flashmemory {
@@ -65,7 +64,7 @@ quest_indexer::quest_indexer(const kv_geometry& geometry, std::int32_t query_hea
   validate(geometry);
   const auto require = [](bool holds, const char* what, double value) {
     if (!holds)
-      throw argument_error(status::bad_argument, fmt::format("quest_indexer: {} cannot be {}", what, value));
+      throw argument_error(status::bad_argument, formatted("quest_indexer: {} cannot be {}", what, value));
   };
   require(geometry.format == kv_format::separate, "kv_format", static_cast<double>(geometry.format));
   require(query_heads >= 1 && query_heads % geometry.kv_heads == 0, "query_heads", query_heads);
@@ -89,8 +88,8 @@ quest_indexer::quest_indexer(const kv_geometry& geometry, std::int32_t query_hea
         new (std::nothrow) float[static_cast<std::size_t>(max_sequences * max_chunks * im.summary_floats())]);
   if (im.summaries == nullptr)
     throw admission_error(status::budget_exceeded,
-                          fmt::format("quest_indexer: no memory for {} sequences x {} chunks x {} bytes",
-                                      max_sequences, max_chunks, im.summary_floats() * 4));
+                          formatted("quest_indexer: no memory for {} sequences x {} chunks x {} bytes",
+                                    max_sequences, max_chunks, im.summary_floats() * 4));
   im.places.resize(static_cast<std::size_t>(max_sequences));
 }
 

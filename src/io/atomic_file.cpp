@@ -2,7 +2,6 @@
 #include "atomic_file.hpp"
 
 #include <fcntl.h>
-#include <fmt/format.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -12,6 +11,8 @@
 #include <cstring>
 #include <flashmemory/error.hpp>
 #include <utility>
+
+#include "core/format.hpp"
 
 namespace flashmemory {
 inline namespace v0 {
@@ -30,7 +31,7 @@ atomic_file::atomic_file(std::string path) : path_(std::move(path)) {
   static std::atomic<unsigned> serial{0};
   // Not mkstemp(): it would give the finished file mode 0600 whatever the umask says.
   for (int attempt = 0; attempt < 100; ++attempt) {
-    std::string name = fmt::format("{}.{}-{}.tmp", path_, ::getpid(), serial.fetch_add(1));
+    std::string name = formatted("{}.{}-{}.tmp", path_, ::getpid(), serial.fetch_add(1));
     descriptor_ = ::open(name.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
     if (descriptor_ >= 0) {
       temporary_ = std::move(name);
@@ -48,7 +49,7 @@ atomic_file::~atomic_file() {
 
 void atomic_file::fail(const char* action) {
   const int reason = errno;
-  throw io_failure(status::io_error, fmt::format("cannot {} {}: {}", action, path_, std::strerror(reason)));
+  throw io_failure(status::io_error, formatted("cannot {} {}: {}", action, path_, std::strerror(reason)));
 }
 
 void atomic_file::write(const void* data, std::size_t bytes) {

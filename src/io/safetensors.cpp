@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: MIT
 #include <fcntl.h>
-#include <fmt/format.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -13,6 +12,7 @@
 #include <utility>
 
 #include "core/convert.hpp"
+#include "core/format.hpp"
 #include "safetensors_header.hpp"
 
 namespace flashmemory {
@@ -43,8 +43,7 @@ class mapping {
 
   explicit mapping(const std::string& path) {
     const auto refuse = [&](const char* action, int reason) {
-      throw io_failure(status::io_error,
-                       fmt::format("cannot {} {}: {}", action, path, std::strerror(reason)));
+      throw io_failure(status::io_error, formatted("cannot {} {}: {}", action, path, std::strerror(reason)));
     };
     // O_NONBLOCK: opening a FIFO would otherwise wait for a writer before it can be refused.
     const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
@@ -144,12 +143,12 @@ const tensor_entry& safetensors_file::require(std::string_view name,
   const tensor_entry* entry = find(name);
   if (!entry) {
     throw format_error(status::bad_argument,
-                       fmt::format("{}: no tensor '{}'", impl_->name, detail::printable(name)));
+                       formatted("{}: no tensor '{}'", impl_->name, detail::printable(name)));
   }
   if (entry->shape != shape) {
-    throw format_error(status::bad_shape, fmt::format("{}: tensor '{}' has shape [{}], expected [{}]",
-                                                      impl_->name, detail::printable(name),
-                                                      fmt::join(entry->shape, ", "), fmt::join(shape, ", ")));
+    throw format_error(status::bad_shape, formatted("{}: tensor '{}' has shape [{}], expected [{}]",
+                                                    impl_->name, detail::printable(name),
+                                                    fmt::join(entry->shape, ", "), fmt::join(shape, ", ")));
   }
   return *entry;
 }
@@ -180,16 +179,16 @@ std::vector<float> to_floats(const safetensors_file& file, const tensor_entry& t
       break;
     default:
       throw format_error(status::bad_dtype,
-                         fmt::format("{}: tensor '{}' is {}, expected F32, BF16 or F16", file.name(),
-                                     detail::printable(tensor.name), to_string(tensor.type)));
+                         formatted("{}: tensor '{}' is {}, expected F32, BF16 or F16", file.name(),
+                                   detail::printable(tensor.name), to_string(tensor.type)));
   }
   if (finite) {
     const auto bad =
         std::find_if(values.begin(), values.end(), [](float value) { return !std::isfinite(value); });
     if (bad != values.end()) {
       throw format_error(status::not_finite,
-                         fmt::format("{}: tensor '{}' has {} at element {}", file.name(),
-                                     detail::printable(tensor.name), *bad, bad - values.begin()));
+                         formatted("{}: tensor '{}' has {} at element {}", file.name(),
+                                   detail::printable(tensor.name), *bad, bad - values.begin()));
     }
   }
   return values;

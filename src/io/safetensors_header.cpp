@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: MIT
 #include "safetensors_header.hpp"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <cstring>
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <set>
 #include <tuple>
+
+#include "core/format.hpp"
 
 namespace flashmemory {
 inline namespace v0 {
@@ -59,7 +59,7 @@ class header_reader final : public nlohmann::json_sax<nlohmann::json> {
     }
     if (place_ == place::tensor && field_ == field::type) {
       const auto type = tensor_type_of(value);
-      if (!type) return fail(fmt::format("{}: unknown dtype '{}'", where(), printable(value)));
+      if (!type) return fail(formatted("{}: unknown dtype '{}'", where(), printable(value)));
       tensors.back().entry.type = *type;
       return true;
     }
@@ -122,23 +122,23 @@ class header_reader final : public nlohmann::json_sax<nlohmann::json> {
                : name == "data_offsets" ? field::offsets
                                         : field::none;
       if (field_ == field::none) {
-        return fail(fmt::format("{}: unknown field '{}'", where(), printable(name)));
+        return fail(formatted("{}: unknown field '{}'", where(), printable(name)));
       }
       bool& seen = field_ == field::type ? seen_type_ : field_ == field::shape ? seen_shape_ : seen_offsets_;
-      if (std::exchange(seen, true)) return fail(fmt::format("{}: '{}' stands twice", where(), name));
+      if (std::exchange(seen, true)) return fail(formatted("{}: '{}' stands twice", where(), name));
       return true;
     }
     auto& names = place_ == place::metadata ? metadata_names_ : names_;
     if (!names.insert(name).second) {
-      return fail(fmt::format("{}'{}' stands twice", place_ == place::metadata ? "__metadata__ " : "tensor ",
-                              printable(name)));
+      return fail(formatted("{}'{}' stands twice", place_ == place::metadata ? "__metadata__ " : "tensor ",
+                            printable(name)));
     }
     key_ = std::move(name);
     return true;
   }
 
   bool parse_error(std::size_t position, const std::string&, const nlohmann::json::exception&) override {
-    return fail(fmt::format("header is not JSON, at its byte {}", position));
+    return fail(formatted("header is not JSON, at its byte {}", position));
   }
 
  private:
@@ -150,7 +150,7 @@ class header_reader final : public nlohmann::json_sax<nlohmann::json> {
     return false;
   }
 
-  bool misplaced(const char* what) { return fail(fmt::format("{}: {} does not belong here", where(), what)); }
+  bool misplaced(const char* what) { return fail(formatted("{}: {} does not belong here", where(), what)); }
 
   std::string where() const {
     switch (place_) {
@@ -158,11 +158,11 @@ class header_reader final : public nlohmann::json_sax<nlohmann::json> {
       case place::end:
         return "header";
       case place::top:
-        return fmt::format("header field '{}'", printable(key_));
+        return formatted("header field '{}'", printable(key_));
       case place::metadata:
-        return fmt::format("__metadata__ '{}'", printable(key_));
+        return formatted("__metadata__ '{}'", printable(key_));
       default:
-        return fmt::format("tensor '{}'", printable(tensors.back().entry.name));
+        return formatted("tensor '{}'", printable(tensors.back().entry.name));
     }
   }
 
@@ -197,17 +197,17 @@ std::optional<std::int64_t> element_count(const std::vector<std::int64_t>& shape
 
 safetensors_header parse_safetensors(const std::byte* data, std::size_t bytes, const std::string& file) {
   const auto refuse = [&](const std::string& what) {
-    throw format_error(status::bad_argument, fmt::format("{}: {}", file, what));
+    throw format_error(status::bad_argument, formatted("{}: {}", file, what));
   };
   std::uint64_t length = 0;
-  if (bytes < sizeof length) refuse(fmt::format("not a safetensors file: only {} bytes", bytes));
+  if (bytes < sizeof length) refuse(formatted("not a safetensors file: only {} bytes", bytes));
   std::memcpy(&length, data, sizeof length);
   if (length > max_header_bytes) {
-    refuse(fmt::format("not a safetensors file: header of {} bytes, at most {} are read", length,
-                       max_header_bytes));
+    refuse(formatted("not a safetensors file: header of {} bytes, at most {} are read", length,
+                     max_header_bytes));
   }
   if (length > bytes - sizeof length) {
-    refuse(fmt::format("truncated: header of {} bytes, but only {} follow", length, bytes - sizeof length));
+    refuse(formatted("truncated: header of {} bytes, but only {} follow", length, bytes - sizeof length));
   }
   const char* text = reinterpret_cast<const char*>(data) + sizeof length;
   if (length == 0 || *text != '{') refuse("not a safetensors file: the header does not start with '{'");
@@ -227,32 +227,32 @@ safetensors_header parse_safetensors(const std::byte* data, std::size_t bytes, c
   for (raw_tensor& raw : reader.tensors) {
     tensor_entry& entry = raw.entry;
     const auto bad = [&](const std::string& what) {
-      refuse(fmt::format("tensor '{}': {}", printable(entry.name), what));
+      refuse(formatted("tensor '{}': {}", printable(entry.name), what));
     };
-    if (raw.end < raw.begin) bad(fmt::format("data_offsets [{}, {}] run backwards", raw.begin, raw.end));
+    if (raw.end < raw.begin) bad(formatted("data_offsets [{}, {}] run backwards", raw.begin, raw.end));
     if (raw.end > payload) {
-      bad(fmt::format("data_offsets [{}, {}] end beyond the {} bytes of data", raw.begin, raw.end, payload));
+      bad(formatted("data_offsets [{}, {}] end beyond the {} bytes of data", raw.begin, raw.end, payload));
     }
     if (raw.begin != reached) {
-      bad(fmt::format("data_offsets begin at {}, where {} bytes are taken: {}", raw.begin, reached,
-                      raw.begin < reached ? "tensors overlap" : "there is a hole"));
+      bad(formatted("data_offsets begin at {}, where {} bytes are taken: {}", raw.begin, reached,
+                    raw.begin < reached ? "tensors overlap" : "there is a hole"));
     }
     const auto count = element_count(entry.shape);
     const std::uint64_t width = size_of(entry.type);
     if (!count || static_cast<std::uint64_t>(*count) > std::numeric_limits<std::uint64_t>::max() / width) {
-      bad(fmt::format("shape [{}] is too large", fmt::join(entry.shape, ", ")));
+      bad(formatted("shape [{}] is too large", fmt::join(entry.shape, ", ")));
     }
     if (static_cast<std::uint64_t>(*count) * width != raw.end - raw.begin) {
-      bad(fmt::format("{} [{}] takes {} bytes, but data_offsets give {}", to_string(entry.type),
-                      fmt::join(entry.shape, ", "), static_cast<std::uint64_t>(*count) * width,
-                      raw.end - raw.begin));
+      bad(formatted("{} [{}] takes {} bytes, but data_offsets give {}", to_string(entry.type),
+                    fmt::join(entry.shape, ", "), static_cast<std::uint64_t>(*count) * width,
+                    raw.end - raw.begin));
     }
     entry.data = data + sizeof length + length + raw.begin;
     entry.bytes = raw.end - raw.begin;
     reached = raw.end;
     header.tensors.push_back(std::move(entry));
   }
-  if (reached != payload) refuse(fmt::format("{} bytes follow the last tensor", payload - reached));
+  if (reached != payload) refuse(formatted("{} bytes follow the last tensor", payload - reached));
   return header;
 }
 

@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: MIT
-#include <fmt/format.h>
-
 #include <flashmemory/io/safetensors.hpp>
 #include <nlohmann/json.hpp>
 #include <set>
 
 #include "atomic_file.hpp"
+#include "core/format.hpp"
 #include "safetensors_header.hpp"
 
 namespace flashmemory {
@@ -13,14 +12,14 @@ inline namespace v0 {
 namespace {
 
 [[noreturn]] void refuse(const std::string& path, const std::string& what) {
-  throw argument_error(status::bad_argument, fmt::format("{}: {}", path, what));
+  throw argument_error(status::bad_argument, formatted("{}: {}", path, what));
 }
 
 std::string quote(const std::string& path, const std::string& text) {
   try {
     return nlohmann::json(text).dump();
   } catch (const nlohmann::json::exception&) {
-    refuse(path, fmt::format("'{}' is not UTF-8", detail::printable(text)));
+    refuse(path, formatted("'{}' is not UTF-8", detail::printable(text)));
   }
 }
 
@@ -41,7 +40,7 @@ std::string detail::safetensors_preamble(const std::string& path, const std::vec
   std::uint64_t offset = 0;
   for (const tensor_source& tensor : tensors) {
     const auto bad = [&](const std::string& what) {
-      refuse(path, fmt::format("tensor '{}': {}", detail::printable(tensor.name), what));
+      refuse(path, formatted("tensor '{}': {}", detail::printable(tensor.name), what));
     };
     if (tensor.name == "__metadata__") bad("the name is reserved");
     if (!names.insert(tensor.name).second) bad("the name stands twice");
@@ -50,20 +49,20 @@ std::string detail::safetensors_preamble(const std::string& path, const std::vec
     if (width == 0) bad("unknown type");
     if (count < 0 || static_cast<std::uint64_t>(count) > SIZE_MAX / width ||
         static_cast<std::uint64_t>(count) * width != tensor.bytes) {
-      bad(fmt::format("{} [{}] does not take {} bytes", to_string(tensor.type), fmt::join(tensor.shape, ", "),
-                      tensor.bytes));
+      bad(formatted("{} [{}] does not take {} bytes", to_string(tensor.type), fmt::join(tensor.shape, ", "),
+                    tensor.bytes));
     }
     if (header.back() != '{') header += ',';
-    header += fmt::format("{}:{{\"dtype\":\"{}\",\"shape\":[{}],\"data_offsets\":[{},{}]}}",
-                          quote(path, tensor.name), to_string(tensor.type), fmt::join(tensor.shape, ","),
-                          offset, offset + tensor.bytes);
+    header +=
+        formatted("{}:{{\"dtype\":\"{}\",\"shape\":[{}],\"data_offsets\":[{},{}]}}", quote(path, tensor.name),
+                  to_string(tensor.type), fmt::join(tensor.shape, ","), offset, offset + tensor.bytes);
     offset += tensor.bytes;
   }
   header += '}';
   header.resize((header.size() + 7) / 8 * 8, ' ');  // keeps the data 8-byte aligned in the file
   if (header.size() > detail::max_header_bytes) {
-    refuse(path, fmt::format("header of {} bytes, at most {} can be read back", header.size(),
-                             detail::max_header_bytes));
+    refuse(path, formatted("header of {} bytes, at most {} can be read back", header.size(),
+                           detail::max_header_bytes));
   }
 
   const std::uint64_t length = header.size();
@@ -76,7 +75,7 @@ void write_safetensors(const std::string& path, const std::vector<tensor_source>
   const std::string preamble = detail::safetensors_preamble(path, tensors, metadata);
   for (const tensor_source& tensor : tensors)
     if (tensor.bytes > 0 && tensor.data == nullptr)
-      refuse(path, fmt::format("tensor '{}': no data", detail::printable(tensor.name)));
+      refuse(path, formatted("tensor '{}': no data", detail::printable(tensor.name)));
   detail::atomic_file file(path);
   file.write(preamble.data(), preamble.size());
   for (const tensor_source& tensor : tensors) file.write(tensor.data, tensor.bytes);

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <cmath>
 #include <flashmemory/error.hpp>
 #include <flashmemory/select/policy.hpp>
+
+#include "core/format.hpp"
 
 namespace flashmemory {
 inline namespace v0 {
@@ -24,7 +24,7 @@ std::int64_t chunks_in(std::size_t bytes, const kv_geometry& geometry) noexcept 
 void require(bool holds, const char* field, const char* rule, double value) {
   if (!holds)
     throw argument_error(status::bad_argument,
-                         fmt::format("selection_policy::{} must be {}, it is {}", field, rule, value));
+                         formatted("selection_policy::{} must be {}, it is {}", field, rule, value));
 }
 
 }  // namespace
@@ -63,19 +63,19 @@ void validate(const selection_policy& policy, const kv_geometry& geometry) {
   if (policy.max_chunks > 0 && policy.max_chunks < forced)
     throw argument_error(
         status::bad_argument,
-        fmt::format("selection_policy::max_chunks {} is below sink_chunks {} + recent_chunks {} = {}",
-                    policy.max_chunks, policy.sink_chunks, policy.recent_chunks, forced));
+        formatted("selection_policy::max_chunks {} is below sink_chunks {} + recent_chunks {} = {}",
+                  policy.max_chunks, policy.sink_chunks, policy.recent_chunks, forced));
   if (policy.budget_bytes > 0 && chunks_in(policy.budget_bytes, geometry) < std::max<std::int64_t>(forced, 1))
     throw argument_error(
         status::bad_argument,
-        fmt::format("selection_policy::budget_bytes {} holds {} chunks of {} bytes, below sink_chunks {} + "
-                    "recent_chunks {} = {}",
-                    policy.budget_bytes, chunks_in(policy.budget_bytes, geometry),
-                    chunk_layout(geometry).chunk_bytes(), policy.sink_chunks, policy.recent_chunks, forced));
+        formatted("selection_policy::budget_bytes {} holds {} chunks of {} bytes, below sink_chunks {} + "
+                  "recent_chunks {} = {}",
+                  policy.budget_bytes, chunks_in(policy.budget_bytes, geometry),
+                  chunk_layout(geometry).chunk_bytes(), policy.sink_chunks, policy.recent_chunks, forced));
   if (policy.max_chunks > 0 && policy.min_chunks > policy.max_chunks)
     throw argument_error(status::bad_argument,
-                         fmt::format("selection_policy::min_chunks {} is above max_chunks {}",
-                                     policy.min_chunks, policy.max_chunks));
+                         formatted("selection_policy::min_chunks {} is above max_chunks {}",
+                                   policy.min_chunks, policy.max_chunks));
 }
 
 std::int64_t budget_chunks(const selection_policy& policy, const kv_geometry& geometry,
@@ -99,11 +99,11 @@ sequence_options sequence_options_for(const selection_policy& policy, const kv_g
   if (late_tokens < 0)
     throw argument_error(
         status::bad_argument,
-        fmt::format("sequence_options_for: late_tokens must not be negative, it is {}", late_tokens));
+        formatted("sequence_options_for: late_tokens must not be negative, it is {}", late_tokens));
   if (max_tokens < 1)
     throw argument_error(
         status::bad_argument,
-        fmt::format("sequence_options_for: max_tokens must be at least 1, it is {}", max_tokens));
+        formatted("sequence_options_for: max_tokens must be at least 1, it is {}", max_tokens));
   if (geometry.tokens_per_chunk() < 1)
     throw argument_error(status::bad_argument, "sequence_options_for: the geometry has empty chunks");
   sequence_options options;

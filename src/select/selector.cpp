@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: MIT
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <cmath>
 #include <flashmemory/indexer/dual_encoder.hpp>
 #include <flashmemory/select/selector.hpp>
 
+#include "core/format.hpp"
 #include "select/host_level1.hpp"
 #include "select/selector_impl.hpp"
 
@@ -19,7 +18,7 @@ buffer::buffer(const memory_resource& memory, std::size_t bytes, const char* pur
   data_ = memory_.allocate(memory_.context, bytes_, alignment);
   if (data_ == nullptr)
     throw admission_error(status::budget_exceeded,
-                          fmt::format("{}: the memory resource has no block of {} bytes", purpose, bytes_));
+                          formatted("{}: the memory resource has no block of {} bytes", purpose, bytes_));
 }
 
 [[noreturn]] void refuse(const std::string& message) {
@@ -36,22 +35,22 @@ selector::impl::impl(std::unique_ptr<detail::level1> level1, chunk_store& s, con
     : level1_context(s, o), scoring(std::move(level1)), index(scoring->index()), policy(p) {
   validate(policy, geometry);
   if (options.max_sequences < 1)
-    refuse(fmt::format("max_sequences must be at least 1, it is {}", options.max_sequences));
+    refuse(formatted("max_sequences must be at least 1, it is {}", options.max_sequences));
   if (options.max_tokens < 1)
-    refuse(fmt::format("max_tokens must be at least 1, it is {}", options.max_tokens));
+    refuse(formatted("max_tokens must be at least 1, it is {}", options.max_tokens));
   if (options.max_rollback_tokens < 0)
-    refuse(fmt::format("max_rollback_tokens must be at least 0, it is {}", options.max_rollback_tokens));
+    refuse(formatted("max_rollback_tokens must be at least 0, it is {}", options.max_rollback_tokens));
   if (options.apply != apply_mode::at_once && options.apply != apply_mode::overlapped)
-    refuse(fmt::format("apply is {}", static_cast<int>(options.apply)));
+    refuse(formatted("apply is {}", static_cast<int>(options.apply)));
   if (options.late != late_policy::keep && options.late != late_policy::wait &&
       options.late != late_policy::fail)
-    refuse(fmt::format("late is {}", static_cast<int>(options.late)));
+    refuse(formatted("late is {}", static_cast<int>(options.late)));
   if (options.max_staleness < 0)
-    refuse(fmt::format("max_staleness must be at least 0, it is {}", options.max_staleness));
+    refuse(formatted("max_staleness must be at least 0, it is {}", options.max_staleness));
   if (options.concurrent_recalls < 1)
-    refuse(fmt::format("concurrent_recalls must be at least 1, it is {}", options.concurrent_recalls));
+    refuse(formatted("concurrent_recalls must be at least 1, it is {}", options.concurrent_recalls));
   if (options.deadline.count() < 1)
-    refuse(fmt::format("deadline must be positive, it is {} ms", options.deadline.count()));
+    refuse(formatted("deadline must be positive, it is {} ms", options.deadline.count()));
   if (options.memory.allocate == nullptr || options.memory.deallocate == nullptr)
     refuse("memory needs both functions");
   check_compatible(index, geometry);
@@ -60,44 +59,44 @@ selector::impl::impl(std::unique_ptr<detail::level1> level1, chunk_store& s, con
   for (std::int64_t t = 0; t < query_taps.shape[0]; ++t) {
     const query_tap& tap = query_taps(t);
     if (tap.width < 1 || tap.layer < 0)
-      refuse(fmt::format("query tap {} of indexer {} has layer {} and width {}", t, index.name(), tap.layer,
-                         tap.width));
+      refuse(formatted("query tap {} of indexer {} has layer {} and width {}", t, index.name(), tap.layer,
+                       tap.width));
     std::size_t at = 0;
     while (at < query_sources.size() &&
            (query_sources[at].layer != tap.layer || query_sources[at].kind != tap.kind))
       ++at;
     if (at == query_sources.size()) query_sources.push_back({tap.layer, tap.kind, tap.width});
     if (query_sources[at].width != tap.width)
-      refuse(fmt::format("query taps of layer {} of indexer {} have widths {} and {}", tap.layer,
-                         index.name(), query_sources[at].width, tap.width));
+      refuse(formatted("query taps of layer {} of indexer {} have widths {} and {}", tap.layer, index.name(),
+                       query_sources[at].width, tap.width));
     source_of_tap.push_back(static_cast<std::int32_t>(at));
   }
 
   const auto key_taps = index.key_taps();
   if (key_taps.shape[0] > geometry.key_streams)
-    refuse(fmt::format("indexer {} encodes {} key streams, the store keeps {}", index.name(),
-                       key_taps.shape[0], geometry.key_streams));
+    refuse(formatted("indexer {} encodes {} key streams, the store keeps {}", index.name(), key_taps.shape[0],
+                     geometry.key_streams));
   for (std::int64_t t = 0; t < key_taps.shape[0]; ++t) {
     const key_tap& tap = key_taps(t);
     if (tap.width < 1 || tap.layer < 0 || tap.tokens_per_key != geometry.tokens_per_key ||
         tap.window < tap.tokens_per_key)
-      refuse(fmt::format(
+      refuse(formatted(
           "key tap {} of indexer {}: layer {}, width {}, {} tokens per key (store: {}), window {}", t,
           index.name(), tap.layer, tap.width, tap.tokens_per_key, geometry.tokens_per_key, tap.window));
     std::size_t at = 0;
     while (at < key_sources.size() && key_sources[at].layer != tap.layer) ++at;
     if (at == key_sources.size()) key_sources.push_back({tap.layer, tap.width, 0, {}});
     if (key_sources[at].width != tap.width)
-      refuse(fmt::format("key taps of layer {} of indexer {} have widths {} and {}", tap.layer, index.name(),
-                         key_sources[at].width, tap.width));
+      refuse(formatted("key taps of layer {} of indexer {} have widths {} and {}", tap.layer, index.name(),
+                       key_sources[at].width, tap.width));
     key_sources[at].window = std::max<std::int64_t>(key_sources[at].window, tap.window);
     key_sources[at].streams.push_back(static_cast<std::int32_t>(t));
   }
   for (const auto& q : query_sources)
     for (const auto& k : key_sources)
       if (q.kind == tap_kind::hidden && q.layer == k.layer && q.width != k.width)
-        refuse(fmt::format("query and key taps of layer {} of indexer {} have widths {} and {}", q.layer,
-                           index.name(), q.width, k.width));
+        refuse(formatted("query and key taps of layer {} of indexer {} have widths {} and {}", q.layer,
+                         index.name(), q.width, k.width));
 
   max_chunks = geometry.chunks_for(options.max_tokens);
   detail::block_layout plan;
@@ -173,22 +172,22 @@ status selector::impl::check_items(batch items, std::int64_t* tokens) noexcept {
 sequence_info selector::impl::open_info(sequence_handle sequence) const {
   sequence_info info;
   if (const status code = store.info(sequence, &info); code != status::ok)
-    throw error(code, fmt::format("selector: sequence {} (generation {}) cannot be served: {}",
-                                  sequence.index, sequence.generation, to_string(code)));
+    throw error(code, formatted("selector: sequence {} (generation {}) cannot be served: {}", sequence.index,
+                                sequence.generation, to_string(code)));
   return info;
 }
 
 served_sequence& selector::impl::prepare(sequence_handle sequence, const sequence_info& info,
                                          const selection_policy& use) {
-  if (find(sequence) != nullptr) refuse(fmt::format("sequence {} is attached already", sequence.index));
+  if (find(sequence) != nullptr) refuse(formatted("sequence {} is attached already", sequence.index));
   validate(use, geometry);
   if (use.sink_chunks != info.options.sink_chunks || use.recent_chunks != info.options.recent_chunks)
-    refuse(fmt::format("the policy keeps {} sink and {} recent chunks, sequence {} was opened with {} and {}",
-                       use.sink_chunks, use.recent_chunks, sequence.index, info.options.sink_chunks,
-                       info.options.recent_chunks));
+    refuse(formatted("the policy keeps {} sink and {} recent chunks, sequence {} was opened with {} and {}",
+                     use.sink_chunks, use.recent_chunks, sequence.index, info.options.sink_chunks,
+                     info.options.recent_chunks));
   if (info.options.max_tokens > options.max_tokens)
-    refuse(fmt::format("sequence {} may grow to {} tokens, the selector to {}", sequence.index,
-                       info.options.max_tokens, options.max_tokens));
+    refuse(formatted("sequence {} may grow to {} tokens, the selector to {}", sequence.index,
+                     info.options.max_tokens, options.max_tokens));
 
   if (sequence.index >= by_index.size()) by_index.resize(std::size_t{sequence.index} + 1, -1);
   // What sat in this place before is closed, or the store would not have given the place away.
@@ -210,7 +209,7 @@ served_sequence& selector::impl::prepare(sequence_handle sequence, const sequenc
     if (pool.size() >= static_cast<std::size_t>(options.max_sequences))
       throw admission_error(
           status::budget_exceeded,
-          fmt::format("selector: all max_sequences = {} places are taken", options.max_sequences));
+          formatted("selector: all max_sequences = {} places are taken", options.max_sequences));
     auto made = std::make_unique<served_sequence>();
     made->place = static_cast<std::int32_t>(pool.size());
     const auto ring = [](std::int64_t width, std::int64_t capacity) {
@@ -291,9 +290,9 @@ void selector::attach(sequence_handle sequence, const selection_policy* policy) 
       }
       if (!fits)
         refuse(
-            fmt::format("sequence {} holds {} tokens whose hidden states at layer {} the key encoder has not "
-                        "seen; attach it before its prompt, or with load_state()",
-                        sequence.index, info.tokens, impl_->key_sources[k].layer));
+            formatted("sequence {} holds {} tokens whose hidden states at layer {} the key encoder has not "
+                      "seen; attach it before its prompt, or with load_state()",
+                      sequence.index, info.tokens, impl_->key_sources[k].layer));
       s.keys[k].ring.begin = s.keys[k].ring.end = info.tokens;
     }
   }
@@ -303,25 +302,25 @@ void selector::attach(sequence_handle sequence, const selection_policy* policy) 
 void selector::attach_fork(sequence_handle parent, sequence_handle child, const selection_policy* policy) {
   const served_sequence* from = impl_->find(parent);
   if (from == nullptr)
-    throw error(status::unknown_sequence, fmt::format("selector: sequence {} (generation {}) is not attached",
-                                                      parent.index, parent.generation));
+    throw error(status::unknown_sequence, formatted("selector: sequence {} (generation {}) is not attached",
+                                                    parent.index, parent.generation));
   const sequence_info info = impl_->open_info(child);
   const selection_policy use = policy != nullptr ? *policy : from->policy;
   const bool selects = use.mode != selection_mode::everything;
   if (selects && from->policy.mode == selection_mode::everything && info.tokens > 0)
     refuse(
-        fmt::format("the policy of sequence {} is everything, so its hidden states were not observed; its "
-                    "fork {} cannot select",
-                    parent.index, child.index));
+        formatted("the policy of sequence {} is everything, so its hidden states were not observed; its "
+                  "fork {} cannot select",
+                  parent.index, child.index));
   for (const auto& input : from->keys)
     if (selects &&
         (info.tokens > input.ring.end || info.tokens < input.ring.end - impl_->options.max_rollback_tokens))
-      refuse(fmt::format("the fork {} stands at {} tokens, its parent {} was observed up to {}", child.index,
-                         info.tokens, parent.index, input.ring.end));
+      refuse(formatted("the fork {} stands at {} tokens, its parent {} was observed up to {}", child.index,
+                       info.tokens, parent.index, input.ring.end));
   served_sequence& s = impl_->prepare(child, info, use);
   from = impl_->find(parent);
   if (from == nullptr)
-    throw error(status::stale_sequence, fmt::format("selector: sequence {} is closed", parent.index));
+    throw error(status::stale_sequence, formatted("selector: sequence {} is closed", parent.index));
   s.own_policy = policy != nullptr || from->own_policy;
   s.started = from->started;
   // A refresh of the parent that is under way serves the parent alone.

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT
-#include <fmt/format.h>
 #include <xxhash.h>
 
 #include <cmath>
 #include <cstring>
 #include <type_traits>
 
+#include "core/format.hpp"
 #include "select/selector_impl.hpp"
 
 /// Layout of a saved state, all little-endian:
@@ -63,15 +63,15 @@ class reader {
   template <class T>
   void expect(T wanted, const char* field) {
     const T found = get<T>(field);
-    if (found != wanted) reject(fmt::format("{} is {}, this selector has {}", field, found, wanted));
+    if (found != wanted) reject(formatted("{} is {}, this selector has {}", field, found, wanted));
   }
   bool flag(const char* field) {
     const auto value = get<std::uint8_t>(field);
-    if (value > 1) reject(fmt::format("{} is {}", field, value));
+    if (value > 1) reject(formatted("{} is {}", field, value));
     return value != 0;
   }
   const std::byte* take(std::size_t bytes, const char* field) {
-    if (bytes > left_) reject(fmt::format("ends within {}", field));
+    if (bytes > left_) reject(formatted("ends within {}", field));
     const std::byte* at = data_;
     data_ += bytes;
     left_ -= bytes;
@@ -135,7 +135,7 @@ void put_report(writer& out, const selection_report& r) {
 template <class Enum>
 Enum get_enum(reader& in, Enum last, const char* field) {
   const auto value = in.get<std::int32_t>(field);
-  if (value < 0 || value > static_cast<std::int32_t>(last)) reject(fmt::format("{} is {}", field, value));
+  if (value < 0 || value > static_cast<std::int32_t>(last)) reject(formatted("{} is {}", field, value));
   return static_cast<Enum>(value);
 }
 
@@ -158,7 +158,7 @@ void get_ring(reader& in, const detail::row_ring& shape, detail::row_ring* out, 
   ring.begin = in.get<std::int64_t>("begin of rows");
   ring.end = in.get<std::int64_t>("end of rows");
   if (ring.begin < 0 || ring.end < ring.begin || ring.end - ring.begin > ring.capacity)
-    reject(fmt::format("rows [{}, {}) do not fit {} places", ring.begin, ring.end, ring.capacity));
+    reject(formatted("rows [{}, {}) do not fit {} places", ring.begin, ring.end, ring.capacity));
   const std::size_t bytes = std::size_t(ring.width) * sizeof(float);
   for (std::int64_t t = ring.begin; t < ring.end; ++t) {
     const std::byte* row = in.take(bytes, "rows");
@@ -199,7 +199,7 @@ scalars get_scalars(reader& in, std::int64_t max_tokens) {
   if (s.own_policy) s.policy = get_policy(in);
   constexpr std::int64_t far = std::int64_t{1} << 40;
   for (const std::int64_t tokens : {s.processed, s.refreshed})
-    if (tokens < 0 || tokens > max_tokens) reject(fmt::format("{} processed tokens", tokens));
+    if (tokens < 0 || tokens > max_tokens) reject(formatted("{} processed tokens", tokens));
   if (s.next_due < 0 || s.next_due > far || s.calls < 0 || s.calm < 0 || std::isnan(s.mass) || s.mass < 0)
     reject("the cadence is out of range");
   return s;
@@ -211,13 +211,13 @@ std::vector<std::byte> selector::save_state(sequence_handle sequence) const {
   const impl& im = *impl_;
   const served_sequence* s = im.find(sequence);
   if (s == nullptr)
-    throw error(status::unknown_sequence, fmt::format("selector: sequence {} (generation {}) is not attached",
-                                                      sequence.index, sequence.generation));
+    throw error(status::unknown_sequence, formatted("selector: sequence {} (generation {}) is not attached",
+                                                    sequence.index, sequence.generation));
   for (const auto& input : s->keys)
     if (input.torn)
       throw error(
           status::keys_missing,
-          fmt::format("selector: an append of index keys of sequence {} failed half way", sequence.index));
+          formatted("selector: an append of index keys of sequence {} failed half way", sequence.index));
   writer out;
   out.put(state_magic);
   out.put(state_version);
@@ -268,14 +268,14 @@ std::vector<std::byte> selector::save_state(sequence_handle sequence) const {
 void selector::load_state(sequence_handle sequence, const std::byte* data, std::size_t bytes) {
   impl& im = *impl_;
   constexpr std::size_t frame = 4 * sizeof(std::uint64_t);
-  if (data == nullptr || bytes < frame) reject(fmt::format("{} bytes are too few", bytes));
+  if (data == nullptr || bytes < frame) reject(formatted("{} bytes are too few", bytes));
   reader in(data, bytes - sizeof(std::uint64_t));
   if (in.get<std::uint64_t>("magic") != state_magic) reject("it is no selector state");
   if (const auto version = in.get<std::uint32_t>("version"); version != state_version)
-    reject(fmt::format("version {}, this library reads {}", version, state_version));
+    reject(formatted("version {}, this library reads {}", version, state_version));
   if (in.get<std::uint32_t>("reserved") != 0) reject("reserved bytes are not zero");
   if (const auto total = in.get<std::uint64_t>("bytes"); total != bytes)
-    reject(fmt::format("it has {} bytes and says {}", bytes, total));
+    reject(formatted("it has {} bytes and says {}", bytes, total));
   std::uint64_t checksum;
   std::memcpy(&checksum, data + bytes - sizeof checksum, sizeof checksum);
   if (XXH3_64bits(data, bytes - sizeof checksum) != checksum) reject("the checksum does not match");
@@ -315,23 +315,23 @@ void selector::load_state(sequence_handle sequence, const std::byte* data, std::
     check_ring(in, shape);
     if (use.mode == selection_mode::everything) continue;
     if (info.tokens > end || info.tokens < end - im.options.max_rollback_tokens)
-      reject(fmt::format("its key window ends at {} tokens, the sequence holds {}", end, info.tokens));
+      reject(formatted("its key window ends at {} tokens, the sequence holds {}", end, info.tokens));
     for (const std::int32_t stream : source.streams) {
       key_pages pages;
       const status code = im.store.keys(sequence, stream, &pages);
       if (code != status::ok || pages.keys != info.tokens / im.geometry.tokens_per_key)
-        reject(fmt::format("the sequence holds {} keys of stream {} at {} tokens", pages.keys, stream,
-                           info.tokens));
+        reject(formatted("the sequence holds {} keys of stream {} at {} tokens", pages.keys, stream,
+                         info.tokens));
     }
   }
-  if (in.left() != 0) reject(fmt::format("{} bytes too many", in.left()));
+  if (in.left() != 0) reject(formatted("{} bytes too many", in.left()));
 
   served_sequence* s = nullptr;
   try {
     s = &im.prepare(sequence, info, use);
   } catch (const argument_error& e) {
     if (im.find(sequence) != nullptr) throw;
-    throw format_error(e.code(), fmt::format("selector state: {}", e.what()));
+    throw format_error(e.code(), formatted("selector state: {}", e.what()));
   }
   s->own_policy = found.own_policy;
   s->started = found.started;

@@ -2,7 +2,6 @@
 #include "session/byte_source.hpp"
 
 #include <fcntl.h>
-#include <fmt/format.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -11,6 +10,8 @@
 #include <cstring>
 #include <flashmemory/error.hpp>
 
+#include "core/format.hpp"
+
 namespace flashmemory {
 inline namespace v0 {
 namespace detail {
@@ -18,12 +19,12 @@ namespace detail {
 namespace {
 
 [[noreturn]] void fail(const std::string& path, const char* action, const char* reason) {
-  throw io_failure(status::io_error, fmt::format("{}: cannot {}: {}", path, action, reason));
+  throw io_failure(status::io_error, formatted("{}: cannot {}: {}", path, action, reason));
 }
 
 [[noreturn]] void ends(const std::string& name, const char* field, std::uint64_t wanted, std::uint64_t left) {
   throw format_error(status::bad_argument,
-                     fmt::format("{}: ends within {}: {} bytes wanted, {} left", name, field, wanted, left));
+                     formatted("{}: ends within {}: {} bytes wanted, {} left", name, field, wanted, left));
 }
 
 }  // namespace

@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: MIT
 #include "session/load.hpp"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <flashmemory/error.hpp>
 #include <flashmemory/select/selector.hpp>
 #include <vector>
 
+#include "core/format.hpp"
 #include "session/session_header.hpp"
 
 namespace flashmemory {
@@ -44,7 +43,7 @@ class loader {
   loader(detail::byte_source& in, chunk_store& store) : in_(in), store_(store) {}
 
   [[noreturn]] void reject(const std::string& what) const {
-    throw format_error(status::bad_argument, fmt::format("{}: {}", in_.name(), what));
+    throw format_error(status::bad_argument, formatted("{}: {}", in_.name(), what));
   }
 
   /// What the store says about what the file holds. Damage is the file's, a failing medium is not.
@@ -53,7 +52,7 @@ class loader {
     fault f = store_.last_fault();
     if (f.code != code) f = fault{};
     f.code = code;
-    const std::string message = fmt::format("{}: {}: {}", in_.name(), what, describe(f));
+    const std::string message = formatted("{}: {}: {}", in_.name(), what, describe(f));
     if (code == status::io_error) throw io_failure(code, message);
     if (code == status::bad_shape || code == status::bad_argument || code == status::out_of_range ||
         code == status::out_of_order || code == status::not_finite || code == status::sequence_full)
@@ -66,7 +65,7 @@ class loader {
     std::uint64_t checksum;
     in_.read(&checksum, sizeof checksum, field);
     if (detail::section_checksum(data, bytes) != checksum)
-      reject(fmt::format("the checksum of {} does not match", field));
+      reject(formatted("the checksum of {} does not match", field));
   }
 
   std::vector<chunk_id> resident(const detail::session_header& h) const {
@@ -74,7 +73,7 @@ class loader {
     section(ids.data(), ids.size() * sizeof(chunk_id), "the resident set");
     for (std::size_t i = 0; i < ids.size(); ++i)
       if (ids[i] < 0 || ids[i] >= h.complete_chunks() || (i > 0 && ids[i] <= ids[i - 1]))
-        reject(fmt::format("resident chunk {} is out of place", ids[i]));
+        reject(formatted("resident chunk {} is out of place", ids[i]));
     return ids;
   }
 
@@ -116,8 +115,8 @@ sequence_handle detail::load_session_from(byte_source& in, chunk_store& store, s
   std::vector<std::byte> state(static_cast<std::size_t>(h.state_bytes));
   load.section(state.data(), state.size(), "the selector's state");
   if (options.max_tokens != 0 && options.max_tokens < h.tokens)
-    throw argument_error(status::bad_argument, fmt::format("{}: holds {} tokens, options.max_tokens is {}",
-                                                           in.name(), h.tokens, options.max_tokens));
+    throw argument_error(status::bad_argument, formatted("{}: holds {} tokens, options.max_tokens is {}",
+                                                         in.name(), h.tokens, options.max_tokens));
   std::vector<std::vector<std::byte>> keys(h.keys.size());
   for (std::size_t s = 0; s < keys.size(); ++s) {
     keys[s].resize(static_cast<std::size_t>(h.keys[s]) * static_cast<std::size_t>(h.geometry.key_bytes));
@@ -130,7 +129,7 @@ sequence_handle detail::load_session_from(byte_source& in, chunk_store& store, s
     sequence = store.open(saved ? h.options : options);
   } catch (const argument_error& e) {
     if (!saved) throw;
-    load.reject(fmt::format("the saved options cannot work: {}", e.what()));
+    load.reject(formatted("the saved options cannot work: {}", e.what()));
   }
   unfinished guard(store, select, sequence);
   load.chunks(h, sequence);

@@ -1,6 +1,4 @@
 // SPDX-License-Identifier: MIT
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <cstring>
 #include <flashmemory/error.hpp>
@@ -9,6 +7,7 @@
 #include <flashmemory/session.hpp>
 #include <vector>
 
+#include "core/format.hpp"
 #include "io/atomic_file.hpp"
 #include "session/session_header.hpp"
 
@@ -22,8 +21,8 @@ void require(status code, sequence_handle sequence, const chunk_store& store, co
   fault f = store.last_fault();
   if (f.code != code) f = fault{};
   f.code = code;
-  throw error(code, fmt::format("saving sequence {} (generation {}): {}: {}", sequence.index,
-                                sequence.generation, what, describe(f)));
+  throw error(code, formatted("saving sequence {} (generation {}): {}: {}", sequence.index,
+                              sequence.generation, what, describe(f)));
 }
 
 void write_section(detail::atomic_file& out, const void* data, std::size_t bytes) {
@@ -77,11 +76,10 @@ void save_session(const chunk_store& store, sequence_handle sequence, const std:
   for (std::size_t s = 0; s < streams.size(); ++s) {
     require(store.keys(sequence, static_cast<std::int32_t>(s), &streams[s]), sequence, store, "keys");
     if (streams[s].keys > info.tokens / header.geometry.tokens_per_key)
-      throw error(
-          status::out_of_order,
-          fmt::format("saving sequence {}: stream {} holds {} keys at {} tokens: a forward pass is not "
-                      "finished",
-                      sequence.index, s, streams[s].keys, info.tokens));
+      throw error(status::out_of_order,
+                  formatted("saving sequence {}: stream {} holds {} keys at {} tokens: a forward pass is not "
+                            "finished",
+                            sequence.index, s, streams[s].keys, info.tokens));
     header.keys.push_back(streams[s].keys);
   }
 

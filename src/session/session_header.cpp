@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: MIT
 #include "session/session_header.hpp"
 
-#include <fmt/format.h>
 #include <xxhash.h>
 
 #include <cstring>
 #include <flashmemory/error.hpp>
 #include <limits>
+
+#include "core/format.hpp"
 
 namespace flashmemory {
 inline namespace v0 {
@@ -40,7 +41,7 @@ class byte_count {
   explicit byte_count(const std::string& name) : name_(name) {}
   void add(std::uint64_t count, std::uint64_t each) {
     if (each != 0 && count > (limit - total_) / each)
-      throw format_error(status::bad_argument, fmt::format("{}: the header describes too many bytes", name_));
+      throw format_error(status::bad_argument, formatted("{}: the header describes too many bytes", name_));
     total_ += count * each;
   }
   std::uint64_t total() const noexcept { return total_; }
@@ -111,18 +112,18 @@ std::vector<std::byte> encode_header(const session_header& h) {
 
 session_header read_header(byte_source& in, const kv_geometry& geometry) {
   const auto reject = [&](const std::string& what) {
-    throw format_error(status::bad_argument, fmt::format("{}: {}", in.name(), what));
+    throw format_error(status::bad_argument, formatted("{}: {}", in.name(), what));
   };
   fixed_part fixed;
   in.read(&fixed, sizeof fixed, "the header");
   if (fixed.magic != session_magic) reject("it is no flashmemory session");
   if (fixed.version != session_version)
-    reject(fmt::format("version {}, this library reads {}", fixed.version, session_version));
+    reject(formatted("version {}, this library reads {}", fixed.version, session_version));
   if (fixed.key_streams < 0 ||
       fixed.header_bytes != header_bytes(static_cast<std::uint64_t>(fixed.key_streams)))
-    reject(fmt::format("key_streams {} and header_bytes {} disagree", fixed.key_streams, fixed.header_bytes));
+    reject(formatted("key_streams {} and header_bytes {} disagree", fixed.key_streams, fixed.header_bytes));
   if (fixed.file_bytes != in.size())
-    reject(fmt::format("the header says {} bytes, the file has {}", fixed.file_bytes, in.size()));
+    reject(formatted("the header says {} bytes, the file has {}", fixed.file_bytes, in.size()));
   if (fixed.header_bytes > in.size()) reject("ends within the header");
 
   std::vector<std::byte> image(fixed.header_bytes);
@@ -134,7 +135,7 @@ session_header read_header(byte_source& in, const kv_geometry& geometry) {
   if (section_checksum(image.data(), body) != checksum) reject("the header's checksum does not match");
 
   const auto same = [&](const char* field, std::int64_t found, std::int64_t wanted) {
-    if (found != wanted) reject(fmt::format("{} is {}, the store's is {}", field, found, wanted));
+    if (found != wanted) reject(formatted("{} is {}, the store's is {}", field, found, wanted));
   };
   same("layers", fixed.layers, geometry.layers);
   same("kv_heads", fixed.kv_heads, geometry.kv_heads);
@@ -160,8 +161,7 @@ session_header read_header(byte_source& in, const kv_geometry& geometry) {
   h.resident = fixed.resident;
   h.state_bytes = fixed.state_bytes;
   const auto within = [&](const char* field, std::int64_t value, std::int64_t most) {
-    if (value < 0 || value > most)
-      reject(fmt::format("{} is {}, at most {} is possible", field, value, most));
+    if (value < 0 || value > most) reject(formatted("{} is {}, at most {} is possible", field, value, most));
   };
   // Half of the range keeps chunks_for() from overflowing.
   within("max_tokens", h.options.max_tokens, std::numeric_limits<std::int64_t>::max() / 2);
@@ -173,7 +173,7 @@ session_header read_header(byte_source& in, const kv_geometry& geometry) {
     std::memcpy(h.keys.data(), image.data() + sizeof fixed, h.keys.size() * sizeof(std::int64_t));
   for (const std::int64_t keys : h.keys) within("index keys", keys, h.tokens / geometry.tokens_per_key);
   if (const std::uint64_t bytes = session_bytes(h, in.name()); bytes != in.size())
-    reject(fmt::format("the header describes {} bytes, the file has {}", bytes, in.size()));
+    reject(formatted("the header describes {} bytes, the file has {}", bytes, in.size()));
   return h;
 }
 

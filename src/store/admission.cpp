@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: MIT
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <flashmemory/error.hpp>
 #include <limits>
 
+#include "core/format.hpp"
 #include "store/impl.hpp"
 
 namespace flashmemory {
@@ -22,26 +21,25 @@ void tiered_chunk_store::impl::check_options(const sequence_options& wanted) con
   const auto refuse = [](const std::string& message) {
     throw argument_error(status::bad_argument, "sequence_options::" + message);
   };
-  if (wanted.max_tokens < 1)
-    refuse(fmt::format("max_tokens is {}; it must be at least 1", wanted.max_tokens));
+  if (wanted.max_tokens < 1) refuse(formatted("max_tokens is {}; it must be at least 1", wanted.max_tokens));
   const std::int64_t most = std::numeric_limits<chunk_id>::max() * geometry.tokens_per_chunk();
   if (wanted.max_tokens > most)
-    refuse(fmt::format("max_tokens is {}; a sequence has at most 2^31 - 1 chunks, {} tokens",
-                       wanted.max_tokens, most));
+    refuse(formatted("max_tokens is {}; a sequence has at most 2^31 - 1 chunks, {} tokens", wanted.max_tokens,
+                     most));
   if (wanted.max_resident_chunks < 0)
-    refuse(fmt::format("max_resident_chunks is {}; it must not be negative", wanted.max_resident_chunks));
+    refuse(formatted("max_resident_chunks is {}; it must not be negative", wanted.max_resident_chunks));
   if (wanted.sink_chunks < 0)
-    refuse(fmt::format("sink_chunks is {}; it must not be negative", wanted.sink_chunks));
+    refuse(formatted("sink_chunks is {}; it must not be negative", wanted.sink_chunks));
   if (wanted.recent_chunks < 0)
-    refuse(fmt::format("recent_chunks is {}; it must not be negative", wanted.recent_chunks));
+    refuse(formatted("recent_chunks is {}; it must not be negative", wanted.recent_chunks));
   const std::int64_t chunks = geometry.chunks_for(wanted.max_tokens);
   if (wanted.max_resident_chunks == 0 || wanted.max_resident_chunks >= chunks) return;
   const std::int64_t least = std::int64_t{wanted.sink_chunks} + wanted.recent_chunks + 2;
   if (wanted.max_resident_chunks < least)
     refuse(
-        fmt::format("max_resident_chunks is {}; it must be at least {} = {} sink_chunks + {} recent_chunks "
-                    "+ 1 open + 1 that one interval adds, or 0, or all {} chunks",
-                    wanted.max_resident_chunks, least, wanted.sink_chunks, wanted.recent_chunks, chunks));
+        formatted("max_resident_chunks is {}; it must be at least {} = {} sink_chunks + {} recent_chunks "
+                  "+ 1 open + 1 that one interval adds, or 0, or all {} chunks",
+                  wanted.max_resident_chunks, least, wanted.sink_chunks, wanted.recent_chunks, chunks));
 }
 
 std::int64_t tiered_chunk_store::impl::transition_slots(const sequence_state* added) const noexcept {
@@ -72,7 +70,7 @@ sequence_state* tiered_chunk_store::impl::admit(const sequence_options& wanted, 
   if (place == options.max_sequences)
     throw admission_error(
         status::budget_exceeded,
-        fmt::format("all {} places of store_options::max_sequences are taken", options.max_sequences));
+        formatted("all {} places of store_options::max_sequences are taken", options.max_sequences));
 
   const std::int64_t chunks = geometry.chunks_for(wanted.max_tokens);
   const std::int64_t quota =
@@ -107,7 +105,7 @@ sequence_state* tiered_chunk_store::impl::admit(const sequence_options& wanted, 
   }
   const bool backing_fits = target_records <= records.max_records();
   const auto arithmetic = [&](const char* problem) {
-    return fmt::format(
+    return formatted(
         "{}: fast tier: {} new slots ({} of the quota, transition pool of {} slots) x {} bytes = {} + {} "
         "bytes "
         "of keys + {} bytes of tables = {} bytes, {} in use of {}; backing store: {} chunks x {} bytes = {} "

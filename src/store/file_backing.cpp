@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: MIT
 #include <fcntl.h>
-#include <fmt/format.h>
 #include <sys/stat.h>
 #include <sys/types.h>
 #include <unistd.h>
@@ -11,6 +10,8 @@
 #include <flashmemory/store/backing_store.hpp>
 #include <limits>
 
+#include "core/format.hpp"
+
 namespace flashmemory {
 inline namespace v0 {
 namespace {
@@ -20,34 +21,33 @@ class file_backing final : public backing_store {
   file_backing(const std::string& path, std::int64_t records, std::size_t record_bytes)
       : path_(path), records_(records), record_bytes_(record_bytes) {
     if (records < 1 || record_bytes < 1)
-      throw argument_error(
-          status::bad_argument,
-          fmt::format("file backing store {}: {} records of {} bytes; both must be at least 1", path, records,
-                      record_bytes));
+      throw argument_error(status::bad_argument,
+                           formatted("file backing store {}: {} records of {} bytes; both must be at least 1",
+                                     path, records, record_bytes));
     constexpr auto largest = static_cast<std::uint64_t>(std::numeric_limits<off_t>::max());
     if (std::uint64_t(records) > largest / record_bytes)
       throw argument_error(status::bad_argument,
-                           fmt::format("file backing store {}: {} records x {} bytes pass the largest file",
-                                       path, records, record_bytes));
+                           formatted("file backing store {}: {} records x {} bytes pass the largest file",
+                                     path, records, record_bytes));
     do file_ = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, S_IRUSR | S_IWUSR);
     while (file_ < 0 && errno == EINTR);
     if (file_ < 0)
-      throw io_failure(status::io_error, fmt::format("file backing store {}: cannot be created: {}", path,
-                                                     std::strerror(errno)));
+      throw io_failure(status::io_error,
+                       formatted("file backing store {}: cannot be created: {}", path, std::strerror(errno)));
     // Emptied only once it is known to be a plain file: a device or a pipe has no records to hold, and must
     // not be removed at the end either.
     struct stat facts = {};
     if (::fstat(file_, &facts) != 0 || !S_ISREG(facts.st_mode)) {
       ::close(file_);
-      throw io_failure(status::io_error, fmt::format("file backing store {}: not a plain file", path));
+      throw io_failure(status::io_error, formatted("file backing store {}: not a plain file", path));
     }
     const auto size = static_cast<off_t>(std::uint64_t(records) * record_bytes);
     if (::ftruncate(file_, 0) != 0 || ::ftruncate(file_, size) != 0) {
       const int reason = errno;
       ::close(file_);
       ::unlink(path.c_str());
-      throw io_failure(status::io_error, fmt::format("file backing store {}: cannot be sized to {} bytes: {}",
-                                                     path, size, std::strerror(reason)));
+      throw io_failure(status::io_error, formatted("file backing store {}: cannot be sized to {} bytes: {}",
+                                                   path, size, std::strerror(reason)));
     }
   }
 

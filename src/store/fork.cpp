@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: MIT
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <flashmemory/error.hpp>
 
+#include "core/format.hpp"
 #include "store/impl.hpp"
 
 namespace flashmemory {
@@ -18,17 +17,15 @@ sequence_handle tiered_chunk_store::impl::fork(sequence_handle parent, const seq
   const char* what;
   const status found = find(parent, &from, &what);
   if (found != status::ok)
-    throw error(found,
-                fmt::format("fork: {}: index {}, generation {}", what, parent.index, parent.generation));
+    throw error(found, formatted("fork: {}: index {}, generation {}", what, parent.index, parent.generation));
   if (from->in_span())
     throw argument_error(status::out_of_order,
-                         fmt::format("fork: sequence {} is in the middle of a forward pass, layer {} is next",
-                                     parent.index, from->next_layer));
+                         formatted("fork: sequence {} is in the middle of a forward pass, layer {} is next",
+                                   parent.index, from->next_layer));
   if (wanted.max_tokens < from->tokens)
-    throw argument_error(
-        status::bad_argument,
-        fmt::format("fork: sequence_options::max_tokens is {}, but sequence {} has {} tokens",
-                    wanted.max_tokens, parent.index, from->tokens));
+    throw argument_error(status::bad_argument,
+                         formatted("fork: sequence_options::max_tokens is {}, but sequence {} has {} tokens",
+                                   wanted.max_tokens, parent.index, from->tokens));
   std::uint32_t index;
   sequence_state* const s = admit(wanted, &index);
   const std::int64_t complete = from->complete_chunks();
@@ -99,7 +96,7 @@ sequence_handle tiered_chunk_store::impl::fork(sequence_handle parent, const seq
       records.release(open_chunk);
     }
     withdraw(s);
-    throw error(f.code, fmt::format("fork of sequence {}: {}", parent.index, describe(f)));
+    throw error(f.code, formatted("fork of sequence {}: {}", parent.index, describe(f)));
   }
 
   for (std::int64_t id = 0; id < chunks; ++id) ++s->chunks[id].record->references;

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <cstdint>
 #include <flashmemory/error.hpp>
 #include <flashmemory/store/geometry.hpp>
 #include <limits>
+
+#include "core/format.hpp"
 
 namespace flashmemory {
 inline namespace v0 {
@@ -14,7 +14,7 @@ namespace {
 constexpr std::int64_t max_chunk_bytes = std::int64_t{1} << 31;
 
 [[noreturn]] void refuse(const char* field, std::int64_t value, const char* rule) {
-  throw argument_error(status::bad_argument, fmt::format("kv_geometry::{} is {}; {}", field, value, rule));
+  throw argument_error(status::bad_argument, formatted("kv_geometry::{} is {}; {}", field, value, rule));
 }
 
 void require_positive(const char* field, std::int64_t value) {
@@ -26,7 +26,7 @@ void require_deepseek_v4(const kv_geometry& g) {
     if (value != wanted)
       throw argument_error(
           status::bad_argument,
-          fmt::format("kv_geometry::{} is {}; kv_format::deepseek_v4 has {}", field, value, wanted));
+          formatted("kv_geometry::{} is {}; kv_format::deepseek_v4 has {}", field, value, wanted));
   };
   require("kv_heads", g.kv_heads, 1);
   require("key_dim", g.key_dim, deepseek_v4::entry_dim);
@@ -68,15 +68,15 @@ void validate(const kv_geometry& g) {
   const std::int64_t tokens = bounded_product(g.entries_per_chunk, g.tokens_per_entry);
   if (tokens > limit)
     throw argument_error(status::bad_argument,
-                         fmt::format("kv_geometry::entries_per_chunk {} x tokens_per_entry {} is more than "
-                                     "{} tokens a chunk",
-                                     g.entries_per_chunk, g.tokens_per_entry, limit));
+                         formatted("kv_geometry::entries_per_chunk {} x tokens_per_entry {} is more than "
+                                   "{} tokens a chunk",
+                                   g.entries_per_chunk, g.tokens_per_entry, limit));
   if (g.key_streams > 0) {
     if (tokens % g.tokens_per_key != 0)
       throw argument_error(status::bad_argument,
-                           fmt::format("kv_geometry::tokens_per_key {} does not divide the {} tokens of a "
-                                       "chunk",
-                                       g.tokens_per_key, tokens));
+                           formatted("kv_geometry::tokens_per_key {} does not divide the {} tokens of a "
+                                     "chunk",
+                                     g.tokens_per_key, tokens));
     if (g.key_bytes < 5) refuse("key_bytes", g.key_bytes, "a key is at least one e4m3 byte and an f32 scale");
     if (bounded_product(tokens / g.tokens_per_key, g.key_bytes) > limit)
       refuse("key_bytes", g.key_bytes, "the keys of one chunk pass 2^31 bytes");
@@ -95,9 +95,9 @@ void validate(const kv_geometry& g) {
   if (bytes > limit)
     throw argument_error(
         status::bad_argument,
-        fmt::format("kv_geometry: a chunk of {} layers x {} kv_heads x {} entries_per_chunk x (key_dim {} + "
-                    "value_dim {}) x {} passes 2^31 bytes",
-                    g.layers, g.kv_heads, g.entries_per_chunk, g.key_dim, g.value_dim, to_string(g.type)));
+        formatted("kv_geometry: a chunk of {} layers x {} kv_heads x {} entries_per_chunk x (key_dim {} + "
+                  "value_dim {}) x {} passes 2^31 bytes",
+                  g.layers, g.kv_heads, g.entries_per_chunk, g.key_dim, g.value_dim, to_string(g.type)));
 }
 
 }  // namespace v0

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: MIT
-#include <fmt/format.h>
-
 #include <cstring>
 #include <flashmemory/error.hpp>
 #include <flashmemory/store/backing_store.hpp>
 
+#include "core/format.hpp"
 #include "store/fast_memory.hpp"
 
 namespace flashmemory {
@@ -19,18 +18,17 @@ class ram_backing final : public backing_store {
       : records_(records), record_bytes_(record_bytes), memory_(memory) {
     if (records < 1 || record_bytes < 1)
       throw argument_error(status::bad_argument,
-                           fmt::format("ram backing store: {} records of {} bytes; both must be at least 1",
-                                       records, record_bytes));
+                           formatted("ram backing store: {} records of {} bytes; both must be at least 1",
+                                     records, record_bytes));
     if (!memory.allocate || !memory.deallocate)
       throw argument_error(status::null_data, "ram backing store: the memory resource lacks a function");
     const std::size_t bytes = detail::saturating_multiply(std::size_t(records), record_bytes);
     block_ = static_cast<std::byte*>(memory.allocate(memory.context, bytes, block_alignment));
     if (!block_)
-      throw admission_error(
-          status::budget_exceeded,
-          fmt::format("ram backing store: host memory has no block of {} records x {} bytes "
-                      "= {} bytes",
-                      records, record_bytes, bytes));
+      throw admission_error(status::budget_exceeded,
+                            formatted("ram backing store: host memory has no block of {} records x {} bytes "
+                                      "= {} bytes",
+                                      records, record_bytes, bytes));
   }
 
   ~ram_backing() override {

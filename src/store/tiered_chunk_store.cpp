@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: MIT
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <flashmemory/error.hpp>
 #include <new>
 
+#include "core/format.hpp"
 #include "store/host_tier.hpp"
 #include "store/impl.hpp"
 
@@ -23,11 +22,11 @@ store_options checked(const store_options& options) {
   if (options.max_sequences < 1)
     throw argument_error(
         status::bad_argument,
-        fmt::format("store_options::max_sequences is {}; it must be at least 1", options.max_sequences));
+        formatted("store_options::max_sequences is {}; it must be at least 1", options.max_sequences));
   if (options.transition_chunks < 0)
     throw argument_error(status::bad_argument,
-                         fmt::format("store_options::transition_chunks is {}; it must not be negative",
-                                     options.transition_chunks));
+                         formatted("store_options::transition_chunks is {}; it must not be negative",
+                                   options.transition_chunks));
   if (!options.memory.allocate || !options.memory.deallocate)
     throw argument_error(status::null_data, "store_options::memory lacks a function");
   return options;
@@ -58,31 +57,31 @@ tiered_chunk_store::impl::impl(const store_options& wanted, std::unique_ptr<back
   if (options.backing_bytes < chunk_bytes)
     throw admission_error(
         status::budget_exceeded,
-        fmt::format("store_options::backing_bytes is {}, but one chunk has {} bytes ({} layers x {} bytes)",
-                    options.backing_bytes, chunk_bytes, geometry.layers, layer_bytes));
+        formatted("store_options::backing_bytes is {}, but one chunk has {} bytes ({} layers x {} bytes)",
+                  options.backing_bytes, chunk_bytes, geometry.layers, layer_bytes));
   if (options.fast_bytes < needed)
     throw admission_error(
         status::budget_exceeded,
-        fmt::format("store_options::fast_bytes is {}, but one slot of {} bytes + {} bytes of tables for {} "
-                    "sequences + {} bytes of staging = {} bytes",
-                    options.fast_bytes, slots.slot_bytes(), place_bytes, options.max_sequences, staging,
-                    needed));
+        formatted("store_options::fast_bytes is {}, but one slot of {} bytes + {} bytes of tables for {} "
+                  "sequences + {} bytes of staging = {} bytes",
+                  options.fast_bytes, slots.slot_bytes(), place_bytes, options.max_sequences, staging,
+                  needed));
   tier->open_backing(options, records.max_records(), std::move(own_backing));
 
   places = static_cast<detail::sequence_place*>(fast.allocate(place_bytes, alignment));
   if (!places || !tier->set_up(fast)) {
     fast.release(places, place_bytes, alignment);
     throw admission_error(status::budget_exceeded,
-                          fmt::format("the memory resource has no {} bytes for the store's tables{}",
-                                      place_bytes + staging, tier->allocation_failure()));
+                          formatted("the memory resource has no {} bytes for the store's tables{}",
+                                    place_bytes + staging, tier->allocation_failure()));
   }
   if (!tier->host_memory()) retired.reserve(std::size_t(options.max_sequences));
   for (std::int32_t i = 0; i < options.max_sequences; ++i) new (places + i) detail::sequence_place;
   const std::int64_t first = tier->initial_slots();
   if (first < 1) return;
   if (!slots.add_first_slab(first)) {
-    const std::string message = fmt::format("the fast tier has no room for {} initial slots x {} bytes{}",
-                                            first, slots.slot_bytes(), tier->allocation_failure());
+    const std::string message = formatted("the fast tier has no room for {} initial slots x {} bytes{}",
+                                          first, slots.slot_bytes(), tier->allocation_failure());
     tier->tear_down(fast);
     fast.release(places, place_bytes, alignment);
     throw admission_error(status::budget_exceeded, message);

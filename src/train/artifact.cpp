@@ -1,6 +1,4 @@
 // SPDX-License-Identifier: MIT
-#include <fmt/format.h>
-
 #include <cmath>
 #include <cstring>
 #include <flashmemory/error.hpp>
@@ -10,6 +8,7 @@
 #include <nlohmann/json.hpp>
 #include <utility>
 
+#include "core/format.hpp"
 #include "train/random.hpp"
 
 namespace flashmemory {
@@ -23,7 +22,7 @@ constexpr const char* note = "training";
 constexpr int record_version = 1;
 
 [[noreturn]] void refuse(const std::string& path, const std::string& what) {
-  throw format_error(status::bad_argument, fmt::format("{}: training record: {}", path, what));
+  throw format_error(status::bad_argument, formatted("{}: training record: {}", path, what));
 }
 
 // Names the weights. Offsets are among them: calibration belongs to them.
@@ -40,7 +39,7 @@ std::string digest(const dual_encoder_config& config) {
     for (const auto* part : {&w.wq_a, &w.q_norm, &w.wq_b, &w.weights_proj, &w.wk}) mix(*part);
     mix({w.logit_offset});
   }
-  return fmt::format("{:016x}", sum);
+  return formatted("{:016x}", sum);
 }
 
 // Fields must be there and of their type; the library writes all of them.
@@ -49,15 +48,15 @@ void read(const std::string& path, const json& from, const char* name, T& out) {
   try {
     from.at(name).get_to(out);
   } catch (const json::exception&) {
-    refuse(path, fmt::format("'{}' is missing or of another type", name));
+    refuse(path, formatted("'{}' is missing or of another type", name));
   }
 }
 
 }  // namespace
 
 void save_artifact(const dual_encoder_config& config, training_record record, const std::string& path) {
-  record.library_version = fmt::format("{}.{}.{}", FLASHMEMORY_VERSION_MAJOR, FLASHMEMORY_VERSION_MINOR,
-                                       FLASHMEMORY_VERSION_PATCH);
+  record.library_version =
+      formatted("{}.{}.{}", FLASHMEMORY_VERSION_MAJOR, FLASHMEMORY_VERSION_MINOR, FLASHMEMORY_VERSION_PATCH);
   const window_options& w = record.windows;
   json all = {{"version", record_version},
               {"library", record.library_version},
@@ -82,7 +81,7 @@ void save_artifact(const dual_encoder_config& config, training_record record, co
   try {
     save_dual_encoder(config, path, {{note, all.dump()}});
   } catch (const json::exception&) {
-    throw argument_error(status::bad_argument, fmt::format("{}: the training record is not UTF-8", path));
+    throw argument_error(status::bad_argument, formatted("{}: the training record is not UTF-8", path));
   }
 }
 
@@ -99,7 +98,7 @@ training_record load_training_record(const std::string& path) {
   int version = 0;
   read(path, all, "version", version);
   if (version != record_version) {
-    refuse(path, fmt::format("version {}, this library reads {}", version, record_version));
+    refuse(path, formatted("version {}, this library reads {}", version, record_version));
   }
   std::string weights;
   read(path, all, "weights", weights);
@@ -142,7 +141,7 @@ void check_compatible(const training_record& record, const kv_geometry& geometry
     if (trained == engine) return;
     throw argument_error(
         status::bad_shape,
-        fmt::format("the indexer was trained with {} = {}, the store has {}", field, trained, engine));
+        formatted("the indexer was trained with {} = {}, the store has {}", field, trained, engine));
   };
   same("entries_per_chunk", record.windows.entries_per_chunk, geometry.entries_per_chunk);
   same("tokens_per_entry", record.windows.tokens_per_entry, geometry.tokens_per_entry);

@@ -1,6 +1,4 @@
 // SPDX-License-Identifier: MIT
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -11,6 +9,7 @@
 #include <utility>
 
 #include "core/convert.hpp"
+#include "core/format.hpp"
 #include "core/parallel.hpp"
 #include "train/attention_kernel.hpp"
 
@@ -45,24 +44,24 @@ void load_vector(const void* data, dtype type, std::int64_t offset, std::int64_t
 }
 
 void check_options(const attention_mass_options& o, std::int64_t query_heads) {
-  if (!(o.softmax_scale >= 0)) refuse(status::bad_argument, fmt::format("softmax_scale {}", o.softmax_scale));
+  if (!(o.softmax_scale >= 0)) refuse(status::bad_argument, formatted("softmax_scale {}", o.softmax_scale));
   if (!(o.logit_soft_cap >= 0))
-    refuse(status::bad_argument, fmt::format("logit_soft_cap {}", o.logit_soft_cap));
-  if (o.max_entries < 1) refuse(status::bad_argument, fmt::format("max_entries {}", o.max_entries));
+    refuse(status::bad_argument, formatted("logit_soft_cap {}", o.logit_soft_cap));
+  if (o.max_entries < 1) refuse(status::bad_argument, formatted("max_entries {}", o.max_entries));
   if (!(o.min_mass >= 0 && o.min_mass <= 1))
-    refuse(status::bad_argument, fmt::format("min_mass {}", o.min_mass));
+    refuse(status::bad_argument, formatted("min_mass {}", o.min_mass));
   if (!(o.coverage > 0 && o.coverage <= 1))
-    refuse(status::bad_argument, fmt::format("coverage {}", o.coverage));
+    refuse(status::bad_argument, formatted("coverage {}", o.coverage));
   if (o.sink_logits.data != nullptr && o.sink_logits.shape[0] != query_heads)
     refuse(status::bad_shape,
-           fmt::format("{} sink logits for {} query heads", o.sink_logits.shape[0], query_heads));
+           formatted("{} sink logits for {} query heads", o.sink_logits.shape[0], query_heads));
 }
 
 void check_type(const char* name, const_tensor<3> t) {
   if (t.type != dtype::f32 && t.type != dtype::bf16 && t.type != dtype::f16)
-    refuse(status::bad_dtype, fmt::format("{} of type {}", name, to_string(t.type)));
+    refuse(status::bad_dtype, formatted("{} of type {}", name, to_string(t.type)));
   if (t.data == nullptr && t.shape[0] * t.shape[1] * t.shape[2] > 0)
-    refuse(status::null_data, fmt::format("{} is null", name));
+    refuse(status::null_data, formatted("{} is null", name));
 }
 
 /// Picks the heaviest entries of one head.
@@ -112,7 +111,7 @@ class head_picker {
 };
 
 [[noreturn]] void refuse_logits(std::int32_t layer) {
-  throw error(status::not_finite, fmt::format("attention_mass: a logit of layer {} is NaN or Inf", layer));
+  throw error(status::not_finite, formatted("attention_mass: a logit of layer {} is NaN or Inf", layer));
 }
 
 /// Many tokens over keys that `load(kv_head, entry, out [key_dim])` reads.
@@ -201,20 +200,19 @@ void check_queries(view<const std::int64_t, 1> positions, const_tensor<3> q, std
                    const attention_mass_options& options, const std::vector<token_attention>& out) {
   check_type("q", q);
   if (positions.shape[0] != q.shape[0])
-    refuse(status::bad_shape, fmt::format("{} positions for {} queries", positions.shape[0], q.shape[0]));
+    refuse(status::bad_shape, formatted("{} positions for {} queries", positions.shape[0], q.shape[0]));
   if (q.shape[0] > 0 && positions.data == nullptr) refuse(status::null_data, "positions is null");
   if (kv_heads < 1 || q.shape[1] < 1 || q.shape[1] % kv_heads != 0)
-    refuse(status::bad_shape, fmt::format("{} query heads over {} KV heads", q.shape[1], kv_heads));
+    refuse(status::bad_shape, formatted("{} query heads over {} KV heads", q.shape[1], kv_heads));
   if (q.shape[2] != key_dim || key_dim < 1)
-    refuse(status::bad_shape, fmt::format("queries of {} and keys of {} elements", q.shape[2], key_dim));
-  if (tokens_per_entry < 1)
-    refuse(status::bad_argument, fmt::format("tokens_per_entry {}", tokens_per_entry));
+    refuse(status::bad_shape, formatted("queries of {} and keys of {} elements", q.shape[2], key_dim));
+  if (tokens_per_entry < 1) refuse(status::bad_argument, formatted("tokens_per_entry {}", tokens_per_entry));
   check_options(options, q.shape[1]);
   if (!out.empty() && static_cast<std::int64_t>(out.size()) != q.shape[0])
-    refuse(status::bad_shape, fmt::format("out of {} tokens for {} queries", out.size(), q.shape[0]));
+    refuse(status::bad_shape, formatted("out of {} tokens for {} queries", out.size(), q.shape[0]));
   for (std::int64_t t = 0; t < positions.shape[0]; ++t)
     if (positions(t) < 0 || (positions(t) + 1) / tokens_per_entry > entries)
-      refuse(status::out_of_range, fmt::format("position {} with {} entries", positions(t), entries));
+      refuse(status::out_of_range, formatted("position {} with {} entries", positions(t), entries));
 }
 
 }  // namespace
@@ -238,10 +236,10 @@ void attention_mass(const chunk_store& store, sequence_handle sequence, view<con
                     std::vector<token_attention>& out) {
   const chunk_layout layout(store.geometry());
   const kv_geometry& g = layout.geometry;
-  if (layer < 0 || layer >= g.layers) refuse(status::out_of_range, fmt::format("layer {}", layer));
+  if (layer < 0 || layer >= g.layers) refuse(status::out_of_range, formatted("layer {}", layer));
   resident_set resident;
   if (const status code = store.resident(sequence, layer, &resident); code != status::ok)
-    throw error(code, fmt::format("attention_mass: {}", describe(store.last_fault())));
+    throw error(code, formatted("attention_mass: {}", describe(store.last_fault())));
   check_queries(positions, q, g.kv_heads, g.key_dim, g.tokens_per_entry, g.entries_for(resident.tokens),
                 options, out);
   std::int64_t newest = -1;
@@ -250,7 +248,7 @@ void attention_mass(const chunk_store& store, sequence_handle sequence, view<con
   for (std::int64_t c = 0; c * g.entries_per_chunk < entries; ++c)
     if (c >= resident.count || resident.chunks[c].id != c)
       throw error(status::not_resident,
-                  fmt::format("attention_mass: chunk {} is not resident, and mass counts all history", c));
+                  formatted("attention_mass: chunk {} is not resident, and mass counts all history", c));
   run(
       positions, q, g.kv_heads, g.tokens_per_entry, layer, options,
       [&](std::int64_t head, std::int64_t entry, float* key) {
@@ -266,7 +264,7 @@ void attention_mass(view<const float, 2> logits, std::int32_t layer, const atten
   check_options(options, logits.shape[0]);
   if (logits.size() > 0 && logits.data == nullptr) refuse(status::null_data, "logits is null");
   if (logits.shape[1] > 1 && logits.stride[1] != 1)
-    refuse(status::bad_shape, fmt::format("logits with a last stride of {}", logits.stride[1]));
+    refuse(status::bad_shape, formatted("logits with a last stride of {}", logits.stride[1]));
   token_attention found;
   head_picker picker(options);
   for (std::int64_t h = 0; h < logits.shape[0]; ++h)

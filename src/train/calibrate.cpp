@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: MIT
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <cmath>
 #include <flashmemory/error.hpp>
 
+#include "core/format.hpp"
 #include "train/scoring.hpp"
 
 namespace flashmemory {
@@ -99,10 +98,9 @@ calibration calibrate(const document_source& source, dual_encoder_config& config
                       const calibration_goal& goal) {
   detail::validate(o);
   if ((goal.recall > 0) == (goal.footprint > 0) || !(goal.recall <= 1) || !(goal.footprint <= 1)) {
-    throw argument_error(
-        status::bad_argument,
-        fmt::format("calibration: recall {} and footprint {}: one must be above 0, at most 1", goal.recall,
-                    goal.footprint));
+    throw argument_error(status::bad_argument,
+                         formatted("calibration: recall {} and footprint {}: one must be above 0, at most 1",
+                                   goal.recall, goal.footprint));
   }
   if (config.combine != ensemble::max) {
     throw argument_error(status::unsupported, "calibration: only an ensemble of maxima can be calibrated");
@@ -136,7 +134,7 @@ calibration calibrate(const document_source& source, dual_encoder_config& config
   if (h.windows == 0 || (goal.recall > 0 && h.positives == 0)) {
     throw argument_error(
         status::bad_argument,
-        fmt::format("calibration: {} windows with {} positives were held out", h.windows, h.positives));
+        formatted("calibration: {} windows with {} positives were held out", h.windows, h.positives));
   }
   std::vector<double> offsets(h.logits.size(), 0.0);
   operating_point best = sweep(h, combined(h, offsets), goal);

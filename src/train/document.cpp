@@ -1,6 +1,4 @@
 // SPDX-License-Identifier: MIT
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <cstring>
 #include <flashmemory/error.hpp>
@@ -8,6 +6,7 @@
 #include <tuple>
 
 #include "core/convert.hpp"
+#include "core/format.hpp"
 
 namespace flashmemory {
 inline namespace v0 {
@@ -45,9 +44,8 @@ bool operator!=(const recording_geometry& a, const recording_geometry& b) noexce
 row_matrix::row_matrix(dtype type, std::int64_t width) : type_(type), width_(width) {
   if (type != dtype::bf16 && type != dtype::f32)
     throw argument_error(status::bad_dtype,
-                         fmt::format("row_matrix: rows are bf16 or f32, not {}", to_string(type)));
-  if (width < 0)
-    throw argument_error(status::bad_argument, fmt::format("row_matrix: the width is {}", width));
+                         formatted("row_matrix: rows are bf16 or f32, not {}", to_string(type)));
+  if (width < 0) throw argument_error(status::bad_argument, formatted("row_matrix: the width is {}", width));
 }
 
 void row_matrix::append(const float* row) {

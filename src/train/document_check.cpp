@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: MIT
 #include "train/document_check.hpp"
 
-#include <fmt/format.h>
-
 #include <cmath>
 #include <flashmemory/error.hpp>
 #include <flashmemory/train/document.hpp>
 #include <vector>
+
+#include "core/format.hpp"
 
 namespace flashmemory {
 inline namespace v0 {
@@ -14,8 +14,7 @@ namespace train {
 namespace {
 
 [[noreturn]] void refuse(const std::string& field, std::int64_t value) {
-  throw argument_error(status::bad_argument,
-                       fmt::format("recording_geometry: {} cannot be {}", field, value));
+  throw argument_error(status::bad_argument, formatted("recording_geometry: {} cannot be {}", field, value));
 }
 
 /// Complaints about one document.
@@ -25,7 +24,7 @@ class checker {
 
   template <class... Args>
   void require(bool good, status code, const char* format, const Args&... args) const {
-    if (!good) throw format_error(code, name_ + ": " + fmt::format(fmt::runtime(format), args...));
+    if (!good) throw format_error(code, name_ + ": " + formatted(fmt::runtime(format), args...));
   }
 
   /// Ascending, without repetition, inside the document.
@@ -107,7 +106,7 @@ void check_keys(const checker& check, const document& doc, const recording_geome
       check.require(
           keys.native.empty() && keys.inputs.rows() == expected && keys.inputs.width() == stream.width,
           status::bad_shape, "key stream {}: inputs of [{}, {}]", s, keys.inputs.rows(), keys.inputs.width());
-      check.finite(fmt::format("key stream {}", s), keys.inputs);
+      check.finite(formatted("key stream {}", s), keys.inputs);
     }
   }
 }
@@ -126,7 +125,7 @@ void validate(const recording_geometry& g) {
   within("entries_per_chunk", g.entries_per_chunk, 1, most);
   for (std::size_t i = 0; i < g.queries.size(); ++i) {
     const query_tap& tap = g.queries[i];
-    const auto field = [&](const char* name) { return fmt::format("queries[{}].{}", i, name); };
+    const auto field = [&](const char* name) { return formatted("queries[{}].{}", i, name); };
     within(field("layer"), tap.layer, 0, most);
     within(field("width"), tap.width, 1, most);
     within(field("kind"), static_cast<std::int32_t>(tap.kind), 0, 1);
@@ -136,7 +135,7 @@ void validate(const recording_geometry& g) {
   }
   for (std::size_t i = 0; i < g.keys.size(); ++i) {
     const recorded_key_stream& stream = g.keys[i];
-    const auto field = [&](const char* name) { return fmt::format("keys[{}].{}", i, name); };
+    const auto field = [&](const char* name) { return formatted("keys[{}].{}", i, name); };
     within(field("layer"), stream.layer, 0, most);
     within(field("tokens_per_key"), stream.tokens_per_key, 1, most);
     within(field("window"), stream.window, stream.tokens_per_key, most);
@@ -166,7 +165,7 @@ void check_document(const document& doc, const recording_geometry& g, const std:
         rows.rows() == static_cast<std::int64_t>(doc.positions.size()) && rows.width() == g.queries[i].width,
         status::bad_shape, "queries {}: [{}, {}], expected [{}, {}]", i, rows.rows(), rows.width(),
         doc.positions.size(), g.queries[i].width);
-    check.finite(fmt::format("queries {}", i), rows);
+    check.finite(formatted("queries {}", i), rows);
   }
   check_keys(check, doc, g);
   check_attention(check, doc, g);

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT
 #include "train/document_part.hpp"
 
-#include <fmt/format.h>
-
 #include <cstring>
 #include <flashmemory/error.hpp>
 #include <string>
+
+#include "core/format.hpp"
 
 namespace flashmemory {
 inline namespace v0 {
@@ -17,14 +17,14 @@ namespace {
 class part_reader {
  public:
   part_reader(const safetensors_file& shard, std::int64_t number, std::int64_t part)
-      : shard_(shard), prefix_(fmt::format("{}.{}.", number, part)) {}
+      : shard_(shard), prefix_(formatted("{}.{}.", number, part)) {}
 
   /// [rows] or, if `width` is not 0, [rows, width].
   const tensor_entry* find(const std::string& name, tensor_type type, std::int64_t width) const {
     const tensor_entry* t = shard_.find(prefix_ + name);
     if (t == nullptr) return nullptr;
     if (t->type != type)
-      fail(*t, status::bad_dtype, fmt::format("is {}, expected {}", to_string(t->type), to_string(type)));
+      fail(*t, status::bad_dtype, formatted("is {}, expected {}", to_string(t->type), to_string(type)));
     check_shape(*t, width);
     return t;
   }
@@ -40,7 +40,7 @@ class part_reader {
     const tensor_entry* t = shard_.find(prefix_ + name);
     if (t == nullptr) return;
     if (t->type != tensor_type::bf16 && t->type != tensor_type::f32)
-      fail(*t, status::bad_dtype, fmt::format("is {}, expected BF16 or F32", to_string(t->type)));
+      fail(*t, status::bad_dtype, formatted("is {}, expected BF16 or F32", to_string(t->type)));
     check_shape(*t, width);
     const dtype type = t->type == tensor_type::f32 ? dtype::f32 : dtype::bf16;
     if (to.empty())
@@ -51,11 +51,11 @@ class part_reader {
   }
 
   [[noreturn]] void fail(const tensor_entry& t, status code, const std::string& what) const {
-    throw format_error(code, fmt::format("{}: tensor '{}' {}", shard_.name(), t.name, what));
+    throw format_error(code, formatted("{}: tensor '{}' {}", shard_.name(), t.name, what));
   }
   [[noreturn]] void fail(const std::string& what) const {
     throw format_error(status::bad_shape,
-                       fmt::format("{}: document part '{}' {}", shard_.name(), prefix_, what));
+                       formatted("{}: document part '{}' {}", shard_.name(), prefix_, what));
   }
 
  private:
@@ -63,7 +63,7 @@ class part_reader {
     const bool good = width == 0 ? t.shape.size() == 1 : t.shape.size() == 2 && t.shape[1] == width;
     if (!good)
       fail(t, status::bad_shape,
-           fmt::format("has shape [{}], the width is {}", fmt::join(t.shape, ", "), width));
+           formatted("has shape [{}], the width is {}", fmt::join(t.shape, ", "), width));
   }
 
   template <class T>
@@ -109,10 +109,10 @@ void append_part(const safetensors_file& shard, std::int64_t number, std::int64_
   const part_reader part(shard, number, part_number);
   append(doc.positions, part.numbers<std::int64_t>("positions", tensor_type::i64));
   for (std::size_t i = 0; i < geometry.queries.size(); ++i)
-    part.rows(fmt::format("queries.{}", i), geometry.queries[i].width, doc.queries[i]);
+    part.rows(formatted("queries.{}", i), geometry.queries[i].width, doc.queries[i]);
   for (std::size_t i = 0; i < geometry.keys.size(); ++i) {
     const recorded_key_stream& stream = geometry.keys[i];
-    const std::string name = fmt::format("keys.{}", i);
+    const std::string name = formatted("keys.{}", i);
     document_keys& keys = doc.keys[i];
     if (!stream.native()) {
       part.rows(name, stream.width, keys.inputs);

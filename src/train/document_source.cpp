@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: MIT
-#include <fmt/format.h>
-
 #include <flashmemory/error.hpp>
 #include <flashmemory/train/document_source.hpp>
 #include <utility>
 
+#include "core/format.hpp"
 #include "train/random.hpp"
 
 namespace flashmemory {
@@ -22,7 +21,7 @@ memory_source::memory_source(recording_geometry geometry, std::vector<document> 
   if (documents_.empty()) throw argument_error(status::bad_argument, "memory_source: there is no document");
   for (const document& doc : documents_) {
     document_info info;
-    info.name = fmt::format("{}/{}", doc.tag, infos_.size());
+    info.name = formatted("{}/{}", doc.tag, infos_.size());
     check_document(doc, geometry_, info.name);
     info.tag = doc.tag;
     info.split = doc.split;
@@ -42,7 +41,7 @@ const std::vector<document_info>& memory_source::documents() const { return info
 document memory_source::load(std::int64_t index) const {
   if (index < 0 || index >= static_cast<std::int64_t>(documents_.size())) {
     throw argument_error(status::out_of_range,
-                         fmt::format("memory_source: document {} of {}", index, documents_.size()));
+                         formatted("memory_source: document {} of {}", index, documents_.size()));
   }
   return documents_[static_cast<std::size_t>(index)];
 }
@@ -61,7 +60,7 @@ std::string memory_source::fingerprint() const {
       mix(keys.native.data(), keys.native.size());
     }
   }
-  return fmt::format("{:016x}{:016x}", sums[0], sums[1]);
+  return formatted("{:016x}{:016x}", sums[0], sums[1]);
 }
 
 }  // namespace train

@@ -1,6 +1,4 @@
 // SPDX-License-Identifier: MIT
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -10,6 +8,7 @@
 #include <nlohmann/json.hpp>
 #include <numeric>
 
+#include "core/format.hpp"
 #include "train/scoring.hpp"
 
 namespace flashmemory {
@@ -153,7 +152,7 @@ evaluation evaluate(const document_source& source, const dual_encoder_config& co
   for (const auto& [name, t] : tags) result.groups.push_back(finish("tag " + name, t, o.budgets));
   for (const auto& [below, t] : buckets) {
     const std::int64_t from = below == o.position_bucket ? 0 : below / 2;
-    result.groups.push_back(finish(fmt::format("position {}-{}", from, below), t, o.budgets));
+    result.groups.push_back(finish(formatted("position {}-{}", from, below), t, o.budgets));
   }
   result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   return result;
@@ -161,18 +160,18 @@ evaluation evaluate(const document_source& source, const dual_encoder_config& co
 
 std::string to_table(const evaluation& e) {
   if (e.groups.empty()) return {};
-  std::string out = fmt::format("{:<26} {:>8} {:>8}", "recall / coverage / oracle %", "windows", "needs");
+  std::string out = formatted("{:<26} {:>8} {:>8}", "recall / coverage / oracle %", "windows", "needs");
   for (const budget_result& b : e.groups.front().budgets)
-    out += fmt::format(" {:>15}", fmt::format("{:.1f}% kept", 100 * b.budget));
-  out += fmt::format(" {:>17} {:>9}\n", "logit > 0: rec/kept", "needless");
+    out += formatted(" {:>15}", formatted("{:.1f}% kept", 100 * b.budget));
+  out += formatted(" {:>17} {:>9}\n", "logit > 0: rec/kept", "needless");
   for (const group_result& g : e.groups) {
-    out += fmt::format("{:<28} {:>6} {:>8}", g.name, g.windows, g.positives);
+    out += formatted("{:<28} {:>6} {:>8}", g.name, g.windows, g.positives);
     for (const budget_result& b : g.budgets) {
-      out += fmt::format("  {:>4.1f}/{:>4.1f}/{:>4.1f}", 100 * b.recall, 100 * b.coverage,
-                         100 * b.oracle_coverage);
+      out += formatted("  {:>4.1f}/{:>4.1f}/{:>4.1f}", 100 * b.recall, 100 * b.coverage,
+                       100 * b.oracle_coverage);
     }
-    out += fmt::format("   {:>7.1f} /{:>7.2f} {:>9.2f}\n", 100 * g.threshold_recall,
-                       100 * g.threshold_footprint, 100 * g.needless_kept);
+    out += formatted("   {:>7.1f} /{:>7.2f} {:>9.2f}\n", 100 * g.threshold_recall,
+                     100 * g.threshold_footprint, 100 * g.needless_kept);
   }
   return out;
 }

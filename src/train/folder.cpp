@@ -1,5 +1,4 @@
 // SPDX-License-Identifier: MIT
-#include <fmt/format.h>
 #include <xxhash.h>
 
 #include <algorithm>
@@ -10,6 +9,7 @@
 #include <flashmemory/error.hpp>
 #include <memory>
 
+#include "core/format.hpp"
 #include "train/manifest.hpp"
 
 namespace flashmemory {
@@ -21,7 +21,7 @@ namespace {
 namespace fs = std::filesystem;
 
 [[noreturn]] void refuse(const char* action, const std::string& path, const std::string& reason) {
-  throw io_failure(status::io_error, fmt::format("cannot {} {}: {}", action, path, reason));
+  throw io_failure(status::io_error, formatted("cannot {} {}: {}", action, path, reason));
 }
 
 /// Calls f(data, bytes) for a file's content in pieces.
@@ -42,11 +42,11 @@ void each_piece(const std::string& path, F&& f) {
 }  // namespace
 
 std::string manifest_path(const std::string& folder, const std::string& writer) {
-  return fmt::format("{}/manifest.{}.json", folder, writer);
+  return formatted("{}/manifest.{}.json", folder, writer);
 }
 
 std::string shard_path(const std::string& folder, const std::string& writer, std::int64_t number) {
-  return fmt::format("{}/shard.{}.{:06}.safetensors", folder, writer, number);
+  return formatted("{}/shard.{}.{:06}.safetensors", folder, writer, number);
 }
 
 std::string read_text(const std::string& path) {

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <cmath>
 #include <flashmemory/error.hpp>
 #include <flashmemory/train/labels.hpp>
 #include <utility>
+
+#include "core/format.hpp"
 
 namespace flashmemory {
 inline namespace v0 {
@@ -13,7 +13,7 @@ namespace train {
 namespace {
 
 [[noreturn]] void refuse(const char* type, const char* field, double value) {
-  throw argument_error(status::bad_argument, fmt::format("{}: {} cannot be {}", type, field, value));
+  throw argument_error(status::bad_argument, formatted("{}: {} cannot be {}", type, field, value));
 }
 
 /// Items [begin, end) of an attention table.
@@ -56,7 +56,7 @@ class window {
     if (position < 0 || position >= doc.tokens)
       throw argument_error(
           status::out_of_range,
-          fmt::format("label_window: position {} of a document of {} tokens", position, doc.tokens));
+          formatted("label_window: position {} of a document of {} tokens", position, doc.tokens));
     begin_ = position + 1;
     // tau may be as large as the type allows
     end_ = options.tau < doc.tokens - begin_ ? begin_ + options.tau : doc.tokens;

@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: MIT
 #include "train/loss.hpp"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <cmath>
 #include <flashmemory/error.hpp>
 
+#include "core/format.hpp"
 #include "train/random.hpp"
 
 namespace flashmemory {
@@ -17,7 +16,7 @@ void validate(const loss_options& o) {
   const auto need = [](bool good, const char* field, double value, const char* wanted) {
     if (good) return;
     throw argument_error(status::bad_argument,
-                         fmt::format("loss: {} is {}, expected {}", field, value, wanted));
+                         formatted("loss: {} is {}, expected {}", field, value, wanted));
   };
   const auto weight = [&](const char* field, double value) {
     need(std::isfinite(value) && value >= 0, field, value, "a number >= 0");

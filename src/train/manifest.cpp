@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT
 #include "train/manifest.hpp"
 
-#include <fmt/format.h>
 #include <xxhash.h>
 
 #include <algorithm>
@@ -9,6 +8,7 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
+#include "core/format.hpp"
 #include "io/safetensors_header.hpp"
 
 namespace flashmemory {
@@ -55,16 +55,16 @@ class field_reader {
 
   const json& at(const char* key) const {
     const auto found = value_.find(key);
-    if (found == value_.end()) fail(fmt::format("has no '{}'", key));
+    if (found == value_.end()) fail(formatted("has no '{}'", key));
     return *found;
   }
   std::int64_t integer(const char* key, std::int64_t least, std::int64_t most) const {
     const json& v = at(key);
     if (!v.is_number_integer() ||
         (v.is_number_unsigned() && v.get<std::uint64_t>() > std::uint64_t(no_limit)))
-      fail(fmt::format("'{}' is not an integer", key));
+      fail(formatted("'{}' is not an integer", key));
     const auto value = v.get<std::int64_t>();
-    if (value < least || value > most) fail(fmt::format("'{}' is {}", key, value));
+    if (value < least || value > most) fail(formatted("'{}' is {}", key, value));
     return value;
   }
   std::int32_t small(const char* key, std::int64_t least) const {
@@ -72,31 +72,31 @@ class field_reader {
   }
   std::string text(const char* key) const {
     const json& v = at(key);
-    if (!v.is_string()) fail(fmt::format("'{}' is not a string", key));
+    if (!v.is_string()) fail(formatted("'{}' is not a string", key));
     return v.get<std::string>();
   }
   std::uint64_t checksum(const char* key) const {
     const std::string hex = text(key);
     if (hex.size() != 16 || hex.find_first_not_of("0123456789abcdef") != std::string::npos)
-      fail(fmt::format("'{}' is no checksum", key));
+      fail(formatted("'{}' is no checksum", key));
     return std::stoull(hex, nullptr, 16);
   }
   const json& list(const char* key) const {
     const json& v = at(key);
-    if (!v.is_array()) fail(fmt::format("'{}' is not a list", key));
+    if (!v.is_array()) fail(formatted("'{}' is not a list", key));
     return v;
   }
   template <class F>
   void each(const char* key, F&& f) const {
     std::size_t i = 0;
     for (const json& item : list(key))
-      f(field_reader(item, fmt::format("{}{}[{}]", prefix(), key, i++), file_));
+      f(field_reader(item, formatted("{}{}[{}]", prefix(), key, i++), file_));
   }
   field_reader object(const char* key) const { return field_reader(at(key), prefix() + key, file_); }
 
   [[noreturn]] void fail(const std::string& what) const {
     throw format_error(status::bad_argument,
-                       fmt::format("{}: {} {}", file_, where_.empty() ? "the manifest" : where_, what));
+                       formatted("{}: {} {}", file_, where_.empty() ? "the manifest" : where_, what));
   }
 
  private:
@@ -117,7 +117,7 @@ recording_geometry read_geometry(const field_reader& from) {
   from.each("queries", [&](const field_reader& f) {
     const std::string kind = f.text("kind");
     if (kind != "hidden" && kind != "queries")
-      f.fail(fmt::format("is of kind '{}'", flashmemory::detail::printable(kind)));
+      f.fail(formatted("is of kind '{}'", flashmemory::detail::printable(kind)));
     g.queries.push_back(
         {f.small("layer", 0), kind == "hidden" ? tap_kind::hidden : tap_kind::queries, f.small("width", 1)});
   });
@@ -142,11 +142,11 @@ manifest_document read_document(const field_reader& f, const manifest& m) {
   manifest_document d;
   d.number = f.integer("number", 0, m.next_document - 1);
   if (!m.documents.empty() && d.number <= m.documents.back().number) f.fail("is out of order");
-  d.info.name = fmt::format("{}/{}", m.writer, d.number);
+  d.info.name = formatted("{}/{}", m.writer, d.number);
   d.info.tag = f.text("tag");
   const std::string split = f.text("split");
   if (split != "train" && split != "validation")
-    f.fail(fmt::format("has split '{}'", flashmemory::detail::printable(split)));
+    f.fail(formatted("has split '{}'", flashmemory::detail::printable(split)));
   d.info.split = split == "train" ? dataset_split::train : dataset_split::validation;
   d.info.tokens = f.integer("tokens", 0, no_limit);
   d.info.queries = f.integer("queries", 0, no_limit);
@@ -155,13 +155,13 @@ manifest_document read_document(const field_reader& f, const manifest& m) {
   d.info.bytes = static_cast<std::size_t>(f.integer("bytes", 0, no_limit));
   for (const json& part : f.list("parts")) {
     if (!part.is_number_integer() || m.find_shard(part.get<std::int64_t>()) == nullptr)
-      f.fail(fmt::format("has a part in shard {}, which is not listed", part.dump()));
+      f.fail(formatted("has a part in shard {}, which is not listed", part.dump()));
     d.parts.push_back(part.get<std::int64_t>());
   }
   return d;
 }
 
-std::string hex(std::uint64_t value) { return fmt::format("{:016x}", value); }
+std::string hex(std::uint64_t value) { return formatted("{:016x}", value); }
 
 /// Keys come out sorted, so a value has one text.
 std::uint64_t checksum_of(const json& content) {
@@ -203,8 +203,8 @@ std::string to_text(const manifest& m) {
                         {"shards", shards},
                         {"documents", documents}};
   const std::string text = content.dump();
-  return fmt::format("{{\"format\":\"{}\",\"version\":{},\"xxh3\":\"{}\",\"content\":\n{}}}\n", format_name,
-                     format_version, hex(XXH3_64bits(text.data(), text.size())), text);
+  return formatted("{{\"format\":\"{}\",\"version\":{},\"xxh3\":\"{}\",\"content\":\n{}}}\n", format_name,
+                   format_version, hex(XXH3_64bits(text.data(), text.size())), text);
 }
 
 std::string with_right_checksum(const std::string& text) {
@@ -219,12 +219,12 @@ manifest parse_manifest(std::string_view text, const std::string& file) {
   try {
     root = json::parse(text);
   } catch (const json::exception& e) {
-    throw format_error(status::bad_argument, fmt::format("{}: not a manifest: {}", file, e.what()));
+    throw format_error(status::bad_argument, formatted("{}: not a manifest: {}", file, e.what()));
   }
   const field_reader outer(root, "", file);
   if (outer.text("format") != format_name) outer.fail("is of another format");
   if (const auto version = outer.integer("version", 0, no_limit); version != format_version)
-    outer.fail(fmt::format("is of version {}, this is version {}", version, format_version));
+    outer.fail(formatted("is of version {}, this is version {}", version, format_version));
   const json& content = outer.at("content");
   if (outer.checksum("xxh3") != checksum_of(content)) outer.fail("is damaged: its checksum does not match");
 

@@ -1,6 +1,4 @@
 // SPDX-License-Identifier: MIT
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -10,6 +8,7 @@
 #include <utility>
 
 #include "core/convert.hpp"
+#include "core/format.hpp"
 #include "train/document_check.hpp"
 #include "train/recorder_impl.hpp"
 
@@ -29,17 +28,17 @@ namespace {
 void require_finite(const std::string& what, const float* values, std::int64_t count) {
   for (std::int64_t i = 0; i < count; ++i)
     if (!std::isfinite(values[i]))
-      throw error(status::not_finite, fmt::format("recorder: {} hold {}", what, values[i]));
+      throw error(status::not_finite, formatted("recorder: {} hold {}", what, values[i]));
 }
 
 /// Rows of a tensor as floats. \throws argument_error
 std::vector<float> floats_of(const char* what, const_tensor<2> rows, std::int64_t width) {
   if (rows.type != dtype::f32 && rows.type != dtype::bf16 && rows.type != dtype::f16)
-    refuse(status::bad_dtype, fmt::format("{} of type {}", what, to_string(rows.type)));
+    refuse(status::bad_dtype, formatted("{} of type {}", what, to_string(rows.type)));
   if (rows.shape[0] < 0 || rows.shape[1] != width)
     refuse(status::bad_shape,
-           fmt::format("{} of [{}, {}], the width is {}", what, rows.shape[0], rows.shape[1], width));
-  if (rows.shape[0] > 0 && rows.data == nullptr) refuse(status::null_data, fmt::format("{} are null", what));
+           formatted("{} of [{}, {}], the width is {}", what, rows.shape[0], rows.shape[1], width));
+  if (rows.shape[0] > 0 && rows.data == nullptr) refuse(status::null_data, formatted("{} are null", what));
   std::vector<float> out(static_cast<std::size_t>(rows.shape[0] * width));
   for (std::int64_t r = 0; r < rows.shape[0]; ++r)
     for (std::int64_t i = 0; i < width; ++i)
@@ -68,11 +67,11 @@ void check_options(const recorder_options& o) {
   if (!detail::is_writer_name(o.writer))
     refuse(status::bad_argument, "writer must be 1 to 64 letters, digits, '-' or '_'");
   if (o.rows != dtype::bf16 && o.rows != dtype::f32)
-    refuse(status::bad_dtype, fmt::format("rows are stored as bf16 or f32, not {}", to_string(o.rows)));
+    refuse(status::bad_dtype, formatted("rows are stored as bf16 or f32, not {}", to_string(o.rows)));
   if (o.memory_budget == 0 || o.shard_bytes == 0) refuse(status::bad_argument, "a budget of 0 bytes");
   if (o.shard_bytes > o.memory_budget)
     refuse(status::bad_argument,
-           fmt::format("shards of {} bytes with a memory budget of {}", o.shard_bytes, o.memory_budget));
+           formatted("shards of {} bytes with a memory budget of {}", o.shard_bytes, o.memory_budget));
 }
 
 recording_geometry checked(const recording_geometry& g, const recorder_options& o) {
@@ -93,13 +92,13 @@ recorder::impl::impl(const std::string& path, const recording_geometry& g, const
 
 waiting_document& recorder::impl::find(recording_id id) {
   const auto found = documents.find(id);
-  if (found == documents.end()) refuse(status::unknown_sequence, fmt::format("{} is no open document", id));
+  if (found == documents.end()) refuse(status::unknown_sequence, formatted("{} is no open document", id));
   return found->second;
 }
 
 waiting_document& recorder::impl::find_open(recording_id id) {
   waiting_document& doc = find(id);
-  if (doc.finished) refuse(status::unknown_sequence, fmt::format("document {} is finished", id));
+  if (doc.finished) refuse(status::unknown_sequence, formatted("document {} is finished", id));
   return doc;
 }
 
@@ -156,14 +155,14 @@ void recorder::add_query(recording_id id, std::int64_t position, const float* co
   waiting_document& doc = impl_->find_open(id);
   const auto& taps = impl_->geometry.queries;
   if (position <= doc.last_query)
-    refuse(status::out_of_order, fmt::format("query position {} after {}", position, doc.last_query));
+    refuse(status::out_of_order, formatted("query position {} after {}", position, doc.last_query));
   if (rows == nullptr && !taps.empty()) refuse(status::null_data, "rows is null");
   std::vector<std::vector<std::byte>> values;
   std::vector<pending_write> writes{{&doc.positions, &position, sizeof position}};
   values.reserve(taps.size());
   for (std::size_t i = 0; i < taps.size(); ++i) {
-    if (rows[i] == nullptr) refuse(status::null_data, fmt::format("row {} is null", i));
-    require_finite(fmt::format("queries of layer {}", taps[i].layer), rows[i], taps[i].width);
+    if (rows[i] == nullptr) refuse(status::null_data, formatted("row {} is null", i));
+    require_finite(formatted("queries of layer {}", taps[i].layer), rows[i], taps[i].width);
     values.push_back(stored(rows[i], static_cast<std::size_t>(taps[i].width), impl_->options.rows));
     writes.push_back({&doc.queries[i], values.back().data(), values.back().size()});
   }
@@ -181,7 +180,7 @@ void recorder::add_hidden(recording_id id, std::int32_t layer, std::int64_t posi
   const std::vector<float> rows = floats_of("hidden states", hidden, pool.width());
   if (position != pool.tokens())
     refuse(status::out_of_order,
-           fmt::format("hidden states of layer {} at {}, expected {}", layer, position, pool.tokens()));
+           formatted("hidden states of layer {} at {}, expected {}", layer, position, pool.tokens()));
   const auto& streams = impl_->geometry.keys;
   std::vector<std::vector<std::byte>> values;
   std::vector<pending_write> writes;
@@ -190,7 +189,7 @@ void recorder::add_hidden(recording_id id, std::int32_t layer, std::int64_t posi
   for (std::size_t s = 0; s < streams.size(); ++s) {
     if (streams[s].layer != layer || streams[s].native()) continue;
     if (doc.feeds[s] == detail::key_feed::engine)
-      refuse(status::bad_argument, fmt::format("the engine gives the keys of stream {} itself", s));
+      refuse(status::bad_argument, formatted("the engine gives the keys of stream {} itself", s));
     const std::vector<float> means = pool.pooled(rows, streams[s].tokens_per_key, streams[s].window);
     require_finite("averaged hidden states", means.data(), static_cast<std::int64_t>(means.size()));
     values.push_back(stored(means.data(), means.size(), impl_->options.rows));
@@ -209,9 +208,9 @@ void recorder::add_key_inputs(recording_id id, std::int32_t stream, const_tensor
   waiting_document& doc = impl_->find_open(id);
   const auto s = static_cast<std::size_t>(stream);
   if (stream < 0 || s >= doc.keys.size() || impl_->geometry.keys[s].native())
-    refuse(status::out_of_range, fmt::format("key stream {} takes no encoder inputs", stream));
+    refuse(status::out_of_range, formatted("key stream {} takes no encoder inputs", stream));
   if (doc.feeds[s] == detail::key_feed::hidden)
-    refuse(status::bad_argument, fmt::format("the keys of stream {} come from add_hidden()", stream));
+    refuse(status::bad_argument, formatted("the keys of stream {} come from add_hidden()", stream));
   const std::vector<float> rows = floats_of("key encoder inputs", inputs, impl_->geometry.keys[s].width);
   const std::vector<std::byte> values = stored(rows.data(), rows.size(), impl_->options.rows);
   impl_->take({{&doc.keys[s], values.data(), values.size()}});
@@ -223,18 +222,18 @@ void recorder::add_native_keys(recording_id id, std::int32_t stream, view<const 
   waiting_document& doc = impl_->find_open(id);
   const auto s = static_cast<std::size_t>(stream);
   if (stream < 0 || s >= doc.keys.size() || !impl_->geometry.keys[s].native())
-    refuse(status::out_of_range, fmt::format("key stream {} takes no native keys", stream));
+    refuse(status::out_of_range, formatted("key stream {} takes no native keys", stream));
   const std::int32_t bytes = impl_->geometry.keys[s].key_bytes;
   if (keys.shape[0] < 0 || keys.shape[1] != bytes)
     refuse(status::bad_shape,
-           fmt::format("keys of [{}, {}], a key has {} bytes", keys.shape[0], keys.shape[1], bytes));
+           formatted("keys of [{}, {}], a key has {} bytes", keys.shape[0], keys.shape[1], bytes));
   if (keys.shape[0] > 0 && keys.data == nullptr) refuse(status::null_data, "keys is null");
   std::vector<std::byte> rows(static_cast<std::size_t>(keys.shape[0] * bytes));
   for (std::int64_t k = 0; k < keys.shape[0]; ++k)
     for (std::int32_t i = 0; i < bytes; ++i) rows[static_cast<std::size_t>(k * bytes + i)] = keys(k, i);
   for (std::int64_t k = 0; k < keys.shape[0]; ++k)
     if (!detail::is_finite_key(rows.data() + k * bytes, bytes))
-      throw error(status::not_finite, fmt::format("recorder: key {} of a part holds NaN or Inf", k));
+      throw error(status::not_finite, formatted("recorder: key {} of a part holds NaN or Inf", k));
   impl_->take({{&doc.keys[s], rows.data(), rows.size()}});
   doc.key_count[s] += keys.shape[0];
 }
@@ -244,7 +243,7 @@ void recorder::add_attention(recording_id id, std::int64_t position,
   waiting_document& doc = impl_->find_open(id);
   const recording_geometry& g = impl_->geometry;
   if (position <= doc.last_attended)
-    refuse(status::out_of_order, fmt::format("attention at {} after {}", position, doc.last_attended));
+    refuse(status::out_of_order, formatted("attention at {} after {}", position, doc.last_attended));
   const std::int64_t visible = (position + 1) / g.tokens_per_entry;
   std::vector<attention_entry> sorted = items;
   const auto place = [](const attention_entry& a) { return std::tie(a.layer, a.head, a.entry); };
@@ -254,12 +253,12 @@ void recorder::add_attention(recording_id id, std::int64_t position,
     const attention_entry& a = sorted[i];
     if (a.layer < 0 || a.layer >= g.layers || a.head < 0 || a.head >= g.heads || a.entry < 0 ||
         a.entry >= visible || a.entry > std::int64_t{UINT32_MAX})
-      refuse(status::out_of_range, fmt::format("attention at {} of layer {} and head {} to entry {}",
-                                               position, a.layer, a.head, a.entry));
+      refuse(status::out_of_range, formatted("attention at {} of layer {} and head {} to entry {}", position,
+                                             a.layer, a.head, a.entry));
     if (!(a.mass > 0 && a.mass <= 1))
-      refuse(status::bad_argument, fmt::format("an attention mass of {}", a.mass));
+      refuse(status::bad_argument, formatted("an attention mass of {}", a.mass));
     if (i > 0 && place(sorted[i - 1]) == place(a))
-      refuse(status::bad_argument, fmt::format("attention at {} names entry {} twice", position, a.entry));
+      refuse(status::bad_argument, formatted("attention at {} names entry {} twice", position, a.entry));
   }
   std::stable_sort(sorted.begin(), sorted.end(), [](const attention_entry& a, const attention_entry& b) {
     return std::tie(a.layer, a.head, b.mass) < std::tie(b.layer, b.head, a.mass);
@@ -289,8 +288,8 @@ void recorder::add_evidence(recording_id id, const evidence_range& need) {
   if (need.token_begin < 0 || need.token_end <= need.token_begin || need.entry_begin < 0 ||
       need.entry_end <= need.entry_begin)
     refuse(status::bad_argument,
-           fmt::format("evidence of tokens [{}, {}) and entries [{}, {})", need.token_begin, need.token_end,
-                       need.entry_begin, need.entry_end));
+           formatted("evidence of tokens [{}, {}) and entries [{}, {})", need.token_begin, need.token_end,
+                     need.entry_begin, need.entry_end));
   doc.needs.push_back(need);
 }
 
@@ -298,15 +297,15 @@ void recorder::finish(recording_id id, std::int64_t tokens) {
   waiting_document& doc = impl_->find_open(id);
   const recording_geometry& g = impl_->geometry;
   const auto beyond = [&](const char* what, std::int64_t last) {
-    refuse(status::out_of_range, fmt::format("{} {} in a document of {} tokens", what, last, tokens));
+    refuse(status::out_of_range, formatted("{} {} in a document of {} tokens", what, last, tokens));
   };
-  if (tokens < 0) refuse(status::bad_argument, fmt::format("a document of {} tokens", tokens));
+  if (tokens < 0) refuse(status::bad_argument, formatted("a document of {} tokens", tokens));
   if (doc.last_query >= tokens) beyond("query position", doc.last_query);
   if (doc.last_attended >= tokens) beyond("attention at position", doc.last_attended);
   for (std::size_t s = 0; s < g.keys.size(); ++s)
     if (doc.key_count[s] != tokens / g.keys[s].tokens_per_key)
-      refuse(status::bad_shape, fmt::format("key stream {} has {} keys, {} tokens make {}", s,
-                                            doc.key_count[s], tokens, tokens / g.keys[s].tokens_per_key));
+      refuse(status::bad_shape, formatted("key stream {} has {} keys, {} tokens make {}", s, doc.key_count[s],
+                                          tokens, tokens / g.keys[s].tokens_per_key));
   std::vector<evidence_range> needs = doc.needs;
   std::stable_sort(needs.begin(), needs.end(), [](const evidence_range& a, const evidence_range& b) {
     return a.token_begin < b.token_begin;

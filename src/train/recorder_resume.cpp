@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: MIT
 #include <fcntl.h>
-#include <fmt/format.h>
 #include <sys/file.h>
 #include <unistd.h>
 
@@ -11,6 +10,7 @@
 #include <flashmemory/error.hpp>
 #include <set>
 
+#include "core/format.hpp"
 #include "io/atomic_file.hpp"
 #include "train/recorder_impl.hpp"
 
@@ -32,8 +32,8 @@ void remove_unlisted(const std::string& folder, const manifest& m) {
   std::set<std::string> listed;
   for (const shard_entry& s : m.shards)
     listed.insert(fs::path(shard_path(folder, m.writer, s.number)).filename());
-  const std::string shard = fmt::format("shard.{}.", m.writer);
-  const std::string temporary = fmt::format("manifest.{}.json.", m.writer);
+  const std::string shard = formatted("shard.{}.", m.writer);
+  const std::string temporary = formatted("manifest.{}.json.", m.writer);
   std::error_code code;
   std::vector<fs::path> unlisted;
   for (fs::directory_iterator at(folder, code), end; !code && at != end; at.increment(code)) {
@@ -46,7 +46,7 @@ void remove_unlisted(const std::string& folder, const manifest& m) {
     fs::remove(path, code);
   }
   if (code)
-    throw io_failure(status::io_error, fmt::format("cannot tidy the folder {}: {}", folder, code.message()));
+    throw io_failure(status::io_error, formatted("cannot tidy the folder {}: {}", folder, code.message()));
 }
 
 void check_shards(const std::string& folder, const manifest& m) {
@@ -55,11 +55,10 @@ void check_shards(const std::string& folder, const manifest& m) {
     std::error_code code;
     const auto bytes = fs::file_size(path, code);
     if (code)
-      throw format_error(status::io_error,
-                         fmt::format("{}: the manifest lists it: {}", path, code.message()));
+      throw format_error(status::io_error, formatted("{}: the manifest lists it: {}", path, code.message()));
     if (bytes != s.bytes)
       throw format_error(status::bad_shape,
-                         fmt::format("{}: {} bytes, the manifest says {}", path, bytes, s.bytes));
+                         formatted("{}: {} bytes, the manifest says {}", path, bytes, s.bytes));
   }
 }
 
@@ -69,18 +68,17 @@ folder_lock::folder_lock(const std::string& folder, const std::string& writer) {
   std::error_code code;
   fs::create_directory(folder, code);
   if (code)
-    throw io_failure(status::io_error, fmt::format("cannot make the folder {}: {}", folder, code.message()));
-  const std::string path = fmt::format("{}/recorder.{}.lock", folder, writer);
+    throw io_failure(status::io_error, formatted("cannot make the folder {}: {}", folder, code.message()));
+  const std::string path = formatted("{}/recorder.{}.lock", folder, writer);
   descriptor_ = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
   if (descriptor_ < 0)
-    throw io_failure(status::io_error, fmt::format("cannot open {}: {}", path, std::strerror(errno)));
+    throw io_failure(status::io_error, formatted("cannot open {}: {}", path, std::strerror(errno)));
   if (::flock(descriptor_, LOCK_EX | LOCK_NB) != 0) {
     const int reason = errno;
     ::close(descriptor_);
-    throw io_failure(status::io_error,
-                     reason == EWOULDBLOCK
-                         ? fmt::format("{}: another recorder writes as '{}'", folder, writer)
-                         : fmt::format("cannot lock {}: {}", path, std::strerror(reason)));
+    throw io_failure(status::io_error, reason == EWOULDBLOCK
+                                           ? formatted("{}: another recorder writes as '{}'", folder, writer)
+                                           : formatted("cannot lock {}: {}", path, std::strerror(reason)));
   }
 }
 
@@ -103,10 +101,9 @@ manifest resume_manifest(const std::string& folder, const recording_geometry& ge
     const std::string path = folder + '/' + name;
     manifest other = parse_manifest(read_text(path), path);
     if (path != manifest_path(folder, other.writer))
-      throw format_error(status::bad_argument,
-                         fmt::format("{}: is writer '{}'s manifest", path, other.writer));
+      throw format_error(status::bad_argument, formatted("{}: is writer '{}'s manifest", path, other.writer));
     if (other.geometry != geometry)
-      throw format_error(status::bad_shape, fmt::format("{}: recordings of another geometry or model", path));
+      throw format_error(status::bad_shape, formatted("{}: recordings of another geometry or model", path));
     if (other.writer != writer) continue;
     m = std::move(other);
     found = true;

@@ -1,5 +1,4 @@
 // SPDX-License-Identifier: MIT
-#include <fmt/format.h>
 #include <unistd.h>
 #include <xxhash.h>
 
@@ -7,6 +6,7 @@
 #include <flashmemory/error.hpp>
 #include <utility>
 
+#include "core/format.hpp"
 #include "io/atomic_file.hpp"
 #include "io/safetensors_header.hpp"
 #include "train/recorder_impl.hpp"
@@ -26,14 +26,14 @@ class shard_builder {
   shard_builder(const recording_geometry& geometry, dtype rows) : geometry_(geometry), rows_(rows) {}
 
   void add_part(const waiting_document& doc) {
-    prefix_ = fmt::format("{}.{}.", doc.entry.number, doc.entry.parts.size());
+    prefix_ = formatted("{}.{}.", doc.entry.number, doc.entry.parts.size());
     const tensor_type rows = rows_ == dtype::f32 ? tensor_type::f32 : tensor_type::bf16;
     add("positions", tensor_type::i64, 0, doc.positions);
     for (std::size_t i = 0; i < doc.queries.size(); ++i)
-      add(fmt::format("queries.{}", i), rows, geometry_.queries[i].width, doc.queries[i]);
+      add(formatted("queries.{}", i), rows, geometry_.queries[i].width, doc.queries[i]);
     for (std::size_t i = 0; i < doc.keys.size(); ++i) {
       const recorded_key_stream& stream = geometry_.keys[i];
-      add(fmt::format("keys.{}", i), stream.native() ? tensor_type::u8 : rows,
+      add(formatted("keys.{}", i), stream.native() ? tensor_type::u8 : rows,
           stream.native() ? stream.key_bytes : stream.width, doc.keys[i]);
     }
     add("attention.positions", tensor_type::i64, 0, doc.attended);
@@ -164,7 +164,7 @@ void recorder::impl::take(const std::vector<detail::pending_write>& writes) {
     if (const std::size_t needed = growth(); needed > options.memory_budget)
       throw admission_error(
           status::budget_exceeded,
-          fmt::format("recorder: {} bytes at once, the memory budget is {}", needed, options.memory_budget));
+          formatted("recorder: {} bytes at once, the memory budget is {}", needed, options.memory_budget));
   }
   for (const auto& w : writes) {
     waiting -= w.to->allocated();

@@ -1,5 +1,4 @@
 // SPDX-License-Identifier: MIT
-#include <fmt/format.h>
 #include <xxhash.h>
 
 #include <filesystem>
@@ -9,6 +8,7 @@
 #include <set>
 #include <utility>
 
+#include "core/format.hpp"
 #include "train/document_part.hpp"
 #include "train/manifest.hpp"
 
@@ -30,11 +30,11 @@ struct recordings::impl {
       const std::string file = folder + '/' + name;
       manifest m = detail::parse_manifest(detail::read_text(file), file);
       if (file != detail::manifest_path(folder, m.writer))
-        throw format_error(status::bad_argument, fmt::format("{}: is writer '{}'s manifest", file, m.writer));
+        throw format_error(status::bad_argument, formatted("{}: is writer '{}'s manifest", file, m.writer));
       if (!manifests.empty() && m.geometry != manifests.front().geometry)
         throw format_error(status::bad_shape,
-                           fmt::format("{}: recordings of another geometry or model than {}", file,
-                                       detail::manifest_path(folder, manifests.front().writer)));
+                           formatted("{}: recordings of another geometry or model than {}", file,
+                                     detail::manifest_path(folder, manifests.front().writer)));
       for (const shard_entry& shard : m.shards) check_size(m, shard);
       manifests.push_back(std::move(m));
     }
@@ -45,7 +45,7 @@ struct recordings::impl {
       }
     if (infos.empty())
       throw argument_error(status::bad_argument,
-                           fmt::format("{}: no recorded documents in this folder", folder));
+                           formatted("{}: no recorded documents in this folder", folder));
   }
 
   std::string path_of(const manifest& m, const shard_entry& shard) const {
@@ -57,18 +57,16 @@ struct recordings::impl {
     std::error_code code;
     const auto bytes = std::filesystem::file_size(path, code);
     if (code)
-      throw format_error(status::io_error,
-                         fmt::format("{}: the manifest lists it: {}", path, code.message()));
+      throw format_error(status::io_error, formatted("{}: the manifest lists it: {}", path, code.message()));
     if (bytes != shard.bytes)
       throw format_error(status::bad_shape,
-                         fmt::format("{}: {} bytes, the manifest says {}", path, bytes, shard.bytes));
+                         formatted("{}: {} bytes, the manifest says {}", path, bytes, shard.bytes));
   }
 
   void check_checksum(const manifest& m, const shard_entry& shard) const {
     const std::string path = path_of(m, shard);
     if (detail::file_checksum(path) != shard.checksum)
-      throw format_error(status::corrupt_chunk,
-                         fmt::format("{}: damaged, its checksum does not match", path));
+      throw format_error(status::corrupt_chunk, formatted("{}: damaged, its checksum does not match", path));
   }
 
   /// Compares a shard's checksum unless that was done before.
@@ -104,15 +102,14 @@ const std::vector<document_info>& recordings::documents() const noexcept { retur
 document recordings::load(std::int64_t index) const {
   if (index < 0 || index >= static_cast<std::int64_t>(impl_->places.size()))
     throw argument_error(status::out_of_range,
-                         fmt::format("{}: document {} of {}", impl_->folder, index, impl_->places.size()));
+                         formatted("{}: document {} of {}", impl_->folder, index, impl_->places.size()));
   const impl::place where = impl_->places[static_cast<std::size_t>(index)];
   const manifest& m = impl_->manifests[where.writer];
   const detail::manifest_document& listed = m.documents[where.document];
   if (listed.info.bytes > impl_->options.max_document_bytes)
-    throw admission_error(
-        status::budget_exceeded,
-        fmt::format("{}: document {} takes {} bytes, at most {} are read", impl_->folder, listed.info.name,
-                    listed.info.bytes, impl_->options.max_document_bytes));
+    throw admission_error(status::budget_exceeded,
+                          formatted("{}: document {} takes {} bytes, at most {} are read", impl_->folder,
+                                    listed.info.name, listed.info.bytes, impl_->options.max_document_bytes));
   document doc = empty_document(geometry(), dtype::bf16);
   doc.tag = listed.info.tag;
   doc.split = listed.info.split;
@@ -126,7 +123,7 @@ document recordings::load(std::int64_t index) const {
     detail::append_part(file, listed.number, static_cast<std::int64_t>(p), geometry(), doc);
     shards += (p == 0 ? "" : ", ") + path;
   }
-  const std::string name = fmt::format("{}: document {}", shards, listed.info.name);
+  const std::string name = formatted("{}: document {}", shards, listed.info.name);
   check_document(doc, geometry(), name);
   if (static_cast<std::int64_t>(doc.positions.size()) != listed.info.queries ||
       doc.attention.tokens() != listed.info.attention_tokens ||
@@ -147,7 +144,7 @@ std::string recordings::fingerprint() const {
   std::string text;
   for (const manifest& m : impl_->manifests) text += detail::to_text(m);
   const XXH128_hash_t hash = XXH3_128bits(text.data(), text.size());
-  return fmt::format("{:016x}{:016x}", hash.high64, hash.low64);
+  return formatted("{:016x}{:016x}", hash.high64, hash.low64);
 }
 
 }  // namespace train

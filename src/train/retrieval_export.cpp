@@ -1,6 +1,4 @@
 // SPDX-License-Identifier: MIT
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <cstring>
 #include <filesystem>
@@ -11,6 +9,7 @@
 #include <nlohmann/json.hpp>
 #include <random>
 
+#include "core/format.hpp"
 #include "io/atomic_file.hpp"
 
 namespace flashmemory {
@@ -73,9 +72,9 @@ retrieval_export_counts export_retrieval(const recordings& data, const retrieval
   const auto within = [](std::int32_t index, std::size_t count) {
     return index >= 0 && static_cast<std::size_t>(index) < count;
   };
-  if (!within(options.query_tap, g.queries.size())) refuse(fmt::format("query_tap {}", options.query_tap));
-  if (!within(options.key_stream, g.keys.size())) refuse(fmt::format("key_stream {}", options.key_stream));
-  if (options.negatives < 0) refuse(fmt::format("{} negatives", options.negatives));
+  if (!within(options.query_tap, g.queries.size())) refuse(formatted("query_tap {}", options.query_tap));
+  if (!within(options.key_stream, g.keys.size())) refuse(formatted("key_stream {}", options.key_stream));
+  if (options.negatives < 0) refuse(formatted("{} negatives", options.negatives));
   validate(options.rule);
   validate(options.windows);
   const auto tap = static_cast<std::size_t>(options.query_tap);
@@ -84,19 +83,19 @@ retrieval_export_counts export_retrieval(const recordings& data, const retrieval
   const std::int64_t chunk_tokens =
       std::int64_t{options.windows.entries_per_chunk} * options.windows.tokens_per_entry;
   if (chunk_tokens % stream.tokens_per_key != 0)
-    refuse(fmt::format("chunks of {} tokens with a key per {}", chunk_tokens, stream.tokens_per_key));
+    refuse(formatted("chunks of {} tokens with a key per {}", chunk_tokens, stream.tokens_per_key));
   const std::int64_t keys_per_chunk = chunk_tokens / stream.tokens_per_key;
   const std::int64_t width = stream.native() ? stream.key_bytes - 4 : stream.width;
 
   std::error_code code;
   std::filesystem::create_directory(folder, code);
   if (code)
-    throw io_failure(status::io_error, fmt::format("cannot make the folder {}: {}", folder, code.message()));
+    throw io_failure(status::io_error, formatted("cannot make the folder {}: {}", folder, code.message()));
   flashmemory::detail::atomic_file rows(folder + "/rows.jsonl");
   retrieval_export_counts counts;
   for (std::size_t d = 0; d < data.documents().size(); ++d) {
     const document doc = data.load(static_cast<std::int64_t>(d));
-    const std::string name = fmt::format("{:06}.safetensors", d);
+    const std::string name = formatted("{:06}.safetensors", d);
     std::mt19937_64 random(options.seed * 1000003 + d);
     std::string lines;
     for (std::size_t q = 0; q < doc.positions.size(); ++q) {

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
-#include <fmt/format.h>
-
 #include <flashmemory/error.hpp>
 #include <flashmemory/io/safetensors.hpp>
 #include <flashmemory/train/retrieval.hpp>
+
+#include "core/format.hpp"
 
 namespace flashmemory {
 inline namespace v0 {
@@ -22,11 +22,11 @@ class encoder_file {
     const tensor_entry* t = find(name);
     if (t == nullptr)
       throw format_error(status::bad_argument,
-                         fmt::format("{}: no tensor '{}{}'", file_.name(), prefix_, name));
+                         formatted("{}: no tensor '{}{}'", file_.name(), prefix_, name));
     if (t->shape.size() != 2 || t->shape[0] < 1 || t->shape[1] < 1)
       throw format_error(status::bad_shape,
-                         fmt::format("{}: tensor '{}{}' has shape [{}], expected a matrix", file_.name(),
-                                     prefix_, name, fmt::join(t->shape, ", ")));
+                         formatted("{}: tensor '{}{}' has shape [{}], expected a matrix", file_.name(),
+                                   prefix_, name, fmt::join(t->shape, ", ")));
     return t->shape;
   }
 
@@ -39,8 +39,8 @@ class encoder_file {
     if (t == nullptr) return 0;
     if (t->elements() != 1)
       throw format_error(status::bad_shape,
-                         fmt::format("{}: tensor '{}logit_offset' has {} elements, expected one",
-                                     file_.name(), prefix_, t->elements()));
+                         formatted("{}: tensor '{}logit_offset' has {} elements, expected one", file_.name(),
+                                   prefix_, t->elements()));
     return to_floats(file_, *t).front();
   }
 
@@ -60,7 +60,7 @@ dual_encoder_config import_dual_encoder(const std::vector<retrieval_import>& fil
     const auto down = file.extents("query.down.weight"), gate = file.extents("query.gate.weight");
     constexpr std::int64_t most = 1 << 24;
     if (down[0] > most || down[1] > most || gate[0] > most)
-      throw format_error(status::bad_shape, fmt::format("{}: extents beyond {}", from.path, most));
+      throw format_error(status::bad_shape, formatted("{}: extents beyond {}", from.path, most));
     const std::int64_t rank = down[0], hidden = down[1], heads = gate[0];
     if (base.retrievers.empty()) {
       base.rank = static_cast<std::int32_t>(rank);
@@ -69,11 +69,11 @@ dual_encoder_config import_dual_encoder(const std::vector<retrieval_import>& fil
     } else if (rank != base.rank || hidden != base.hidden || heads != base.heads) {
       throw argument_error(
           status::bad_shape,
-          fmt::format("{}: rank {}, hidden {} and {} heads, the files before it have {}, {} and {}",
-                      from.path, rank, hidden, heads, base.rank, base.hidden, base.heads));
+          formatted("{}: rank {}, hidden {} and {} heads, the files before it have {}, {} and {}", from.path,
+                    rank, hidden, heads, base.rank, base.hidden, base.heads));
     }
     retriever_weights r;
-    r.name = from.name.empty() ? fmt::format("l{}k{}", from.query_layer, from.key_layer) : from.name;
+    r.name = from.name.empty() ? formatted("l{}k{}", from.query_layer, from.key_layer) : from.name;
     r.query_layer = from.query_layer;
     r.key_layer = from.key_layer;
     r.wq_a = file.values("query.down.weight", {rank, hidden});

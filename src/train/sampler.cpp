@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: MIT
 #include "train/sampler.hpp"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <cmath>
 #include <flashmemory/error.hpp>
 #include <numeric>
 #include <utility>
+
+#include "core/format.hpp"
 
 namespace flashmemory {
 inline namespace v0 {
@@ -34,7 +34,7 @@ sampler::sampler(const document_source& source, std::uint64_t seed) : seed_(seed
   }
   if (documents_.empty()) {
     throw argument_error(status::bad_argument,
-                         fmt::format("none of {} documents is of the training split", all.size()));
+                         formatted("none of {} documents is of the training split", all.size()));
   }
 }
 

@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: MIT
 #include "train/scoring.hpp"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <cmath>
 #include <deque>
 #include <flashmemory/error.hpp>
 
+#include "core/format.hpp"
 #include "train/gemm.hpp"
 
 namespace flashmemory {
@@ -40,7 +39,7 @@ void validate(const evaluation_options& o) {
   const auto need = [](bool good, const char* field, auto value, const char* wanted) {
     if (good) return;
     throw argument_error(status::bad_argument,
-                         fmt::format("evaluation: {} is {}, expected {}", field, value, wanted));
+                         formatted("evaluation: {} is {}, expected {}", field, value, wanted));
   };
   for (const double b : o.budgets) need(b > 0 && b <= 1, "budget", b, "a share above 0, at most 1");
   need(o.position_bucket > 0, "position_bucket", o.position_bucket, "a positive number");
@@ -96,7 +95,7 @@ void score_documents(const document_source& source, const dual_model& model, con
   if (used == 0) {
     throw argument_error(
         status::bad_argument,
-        fmt::format("evaluation: none of {} documents is of the {} split", all.size(), to_string(o.split)));
+        formatted("evaluation: none of {} documents is of the {} split", all.size(), to_string(o.split)));
   }
 }
 
