@@ -12,7 +12,7 @@ flashmemory_test(flashmemory_tasks_unit LABELS unit SOURCES
   ${_tinylm}/task_file.cpp
   ${_tinylm}/tasks.cpp
   ${_tinylm}/tokenizer.cpp
-  LIBRARIES fmt::fmt-header-only nlohmann_json::nlohmann_json)
+  LIBRARIES fmt::fmt nlohmann_json::nlohmann_json)
 target_include_directories(flashmemory_tasks_unit PRIVATE ${_tinylm})
 target_compile_definitions(flashmemory_tasks_unit PRIVATE TINYLM_DATA="${_tinylm}/data")
 
@@ -26,5 +26,5 @@ flashmemory_test(flashmemory_tinylm_report_unit LABELS unit SOURCES
   ${_tinylm}/run_record.cpp
   ${_tinylm}/svg.cpp
   ${_tinylm}/terminal.cpp
-  LIBRARIES fmt::fmt-header-only nlohmann_json::nlohmann_json)
+  LIBRARIES fmt::fmt nlohmann_json::nlohmann_json)
 target_include_directories(flashmemory_tinylm_report_unit PRIVATE ${_tinylm})
