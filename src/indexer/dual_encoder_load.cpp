@@ -5,11 +5,11 @@
 #include <flashmemory/error.hpp>
 #include <limits>
 #include <map>
-#include <nlohmann/json.hpp>
 #include <set>
 #include <string_view>
 
 #include "core/format.hpp"
+#include "core/json.hpp"
 #include "indexer/dual_encoder_file.hpp"
 #include "indexer/dual_encoder_impl.hpp"
 #include "io/safetensors_header.hpp"
@@ -110,7 +110,7 @@ dual_encoder_config read_description(const safetensors_file& file) {
   }
   const auto text = metadata.find("config");
   if (text == metadata.end()) refuse(file.name(), "__metadata__ has no 'config'");
-  const json document = json::parse(text->second, nullptr, /*allow_exceptions=*/false);
+  const json document = json_or_discarded(text->second);
   if (document.is_discarded()) refuse(file.name(), "__metadata__ 'config' is not JSON");
 
   dual_encoder_config config;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 #include <flashmemory/error.hpp>
-#include <nlohmann/json.hpp>
 
 #include "core/format.hpp"
+#include "core/json.hpp"
 #include "indexer/dual_encoder_file.hpp"
 #include "indexer/dual_encoder_impl.hpp"
 
@@ -54,7 +54,7 @@ void save_dual_encoder(const dual_encoder_config& config, const std::string& pat
   }
   std::string description;
   try {
-    description = describe(config).dump();
+    description = json_text(describe(config));
   } catch (const nlohmann::json::exception&) {
     throw argument_error(status::bad_argument,
                          formatted("{}: a retriever's name or model_fingerprint is not UTF-8", path));

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
 #include <flashmemory/io/safetensors.hpp>
-#include <nlohmann/json.hpp>
 #include <set>
 
 #include "atomic_file.hpp"
 #include "core/format.hpp"
+#include "core/json.hpp"
 #include "safetensors_header.hpp"
 
 namespace flashmemory {
@@ -17,7 +17,7 @@ namespace {
 
 std::string quote(const std::string& path, const std::string& text) {
   try {
-    return nlohmann::json(text).dump();
+    return json_text(nlohmann::json(text));
   } catch (const nlohmann::json::exception&) {
     refuse(path, formatted("'{}' is not UTF-8", detail::printable(text)));
   }

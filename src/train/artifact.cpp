@@ -5,10 +5,10 @@
 #include <flashmemory/io/safetensors.hpp>
 #include <flashmemory/train/artifact.hpp>
 #include <flashmemory/version.hpp>
-#include <nlohmann/json.hpp>
 #include <utility>
 
 #include "core/format.hpp"
+#include "core/json.hpp"
 #include "train/random.hpp"
 
 namespace flashmemory {
@@ -79,7 +79,7 @@ void save_artifact(const dual_encoder_config& config, training_record record, co
                           {"windows", c.windows},          {"positives", c.positives}};
   }
   try {
-    save_dual_encoder(config, path, {{note, all.dump()}});
+    save_dual_encoder(config, path, {{note, json_text(all)}});
   } catch (const json::exception&) {
     throw argument_error(status::bad_argument, formatted("{}: the training record is not UTF-8", path));
   }
@@ -93,7 +93,7 @@ training_record load_training_record(const std::string& path) {
     if (found == file.metadata().end()) refuse(path, "there is none");
     text = found->second;
   }
-  const json all = json::parse(text, nullptr, false);
+  const json all = json_or_discarded(text);
   if (!all.is_object()) refuse(path, "not a JSON object");
   int version = 0;
   read(path, all, "version", version);

@@ -5,10 +5,10 @@
 #include <flashmemory/error.hpp>
 #include <functional>
 #include <map>
-#include <nlohmann/json.hpp>
 #include <numeric>
 
 #include "core/format.hpp"
+#include "core/json.hpp"
 #include "train/scoring.hpp"
 
 namespace flashmemory {
@@ -195,8 +195,8 @@ std::string to_json(const evaluation& e) {
                       {"needless_kept", g.needless_kept},
                       {"budgets", budgets}});
   }
-  return nlohmann::json{{"documents", e.documents}, {"seconds", e.seconds}, {"groups", groups}}.dump(
-      -1, ' ', false, nlohmann::json::error_handler_t::replace);
+  return json_text(nlohmann::json{{"documents", e.documents}, {"seconds", e.seconds}, {"groups", groups}},
+                   nlohmann::json::error_handler_t::replace);
 }
 
 }  // namespace train

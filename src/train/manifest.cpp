@@ -5,10 +5,10 @@
 
 #include <algorithm>
 #include <limits>
-#include <nlohmann/json.hpp>
 #include <set>
 
 #include "core/format.hpp"
+#include "core/json.hpp"
 #include "io/safetensors_header.hpp"
 
 namespace flashmemory {
@@ -155,7 +155,7 @@ manifest_document read_document(const field_reader& f, const manifest& m) {
   d.info.bytes = static_cast<std::size_t>(f.integer("bytes", 0, no_limit));
   for (const json& part : f.list("parts")) {
     if (!part.is_number_integer() || m.find_shard(part.get<std::int64_t>()) == nullptr)
-      f.fail(formatted("has a part in shard {}, which is not listed", part.dump()));
+      f.fail(formatted("has a part in shard {}, which is not listed", json_text(part)));
     d.parts.push_back(part.get<std::int64_t>());
   }
   return d;
@@ -165,7 +165,7 @@ std::string hex(std::uint64_t value) { return formatted("{:016x}", value); }
 
 /// Keys come out sorted, so a value has one text.
 std::uint64_t checksum_of(const json& content) {
-  const std::string text = content.dump(-1, ' ', false, json::error_handler_t::replace);
+  const std::string text = json_text(content, json::error_handler_t::replace);
   return XXH3_64bits(text.data(), text.size());
 }
 
@@ -202,22 +202,22 @@ std::string to_text(const manifest& m) {
                         {"next_shard", m.next_shard},
                         {"shards", shards},
                         {"documents", documents}};
-  const std::string text = content.dump();
+  const std::string text = json_text(content);
   return formatted("{{\"format\":\"{}\",\"version\":{},\"xxh3\":\"{}\",\"content\":\n{}}}\n", format_name,
                    format_version, hex(XXH3_64bits(text.data(), text.size())), text);
 }
 
 std::string with_right_checksum(const std::string& text) {
-  json root = json::parse(text, nullptr, false);
+  json root = json_or_discarded(text);
   if (!root.is_object() || !root.contains("content")) return text;
   root["xxh3"] = hex(checksum_of(root["content"]));
-  return root.dump(-1, ' ', false, json::error_handler_t::replace);
+  return json_text(root, json::error_handler_t::replace);
 }
 
 manifest parse_manifest(std::string_view text, const std::string& file) {
   json root;
   try {
-    root = json::parse(text);
+    root = parse_json(text);
   } catch (const json::exception& e) {
     throw format_error(status::bad_argument, formatted("{}: not a manifest: {}", file, e.what()));
   }

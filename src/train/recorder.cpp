@@ -3,12 +3,12 @@
 #include <cmath>
 #include <cstring>
 #include <flashmemory/error.hpp>
-#include <nlohmann/json.hpp>
 #include <tuple>
 #include <utility>
 
 #include "core/convert.hpp"
 #include "core/format.hpp"
+#include "core/json.hpp"
 #include "train/document_check.hpp"
 #include "train/recorder_impl.hpp"
 
@@ -127,7 +127,7 @@ recording_id recorder::begin(const std::string& tag, dataset_split split) {
   if (split != dataset_split::train && split != dataset_split::validation)
     refuse(status::bad_argument, "a split that is neither train nor validation");
   try {
-    static_cast<void>(nlohmann::json(tag).dump());
+    static_cast<void>(json_text(nlohmann::json(tag)));
   } catch (const nlohmann::json::exception&) {
     refuse(status::bad_argument, "the tag is not UTF-8");
   }

@@ -6,10 +6,10 @@
 #include <flashmemory/indexer/index_key.hpp>
 #include <flashmemory/io/safetensors.hpp>
 #include <flashmemory/train/retrieval.hpp>
-#include <nlohmann/json.hpp>
 #include <random>
 
 #include "core/format.hpp"
+#include "core/json.hpp"
 #include "io/atomic_file.hpp"
 
 namespace flashmemory {
@@ -113,7 +113,7 @@ retrieval_export_counts export_retrieval(const recordings& data, const retrieval
                                           {"positives", positives}, {"weights", weights},
                                           {"negatives", negatives}, {"split", to_string(doc.split)},
                                           {"tag", doc.tag},         {"position", doc.positions[q]}};
-      lines += row.dump() + '\n';
+      lines += json_text(row) + '\n';
       ++counts.rows;
       counts.positives += static_cast<std::int64_t>(positives.size());
       counts.negatives += static_cast<std::int64_t>(negatives.size());
