@@ -4,34 +4,20 @@
 #include <csignal>
 #include <filesystem>
 #include <flashmemory/error.hpp>
-#include <flashmemory/train/start.hpp>
-#include <flashmemory/train/trainer.hpp>
 #include <limits>
 
 #include "catch.hpp"
-#include "support/planted_documents.hpp"
+#include "support/planted_training.hpp"
 
 namespace fm = flashmemory;
 namespace ft = flashmemory::train;
 
 namespace {
 
-ft::trainer_options quick() {
-  ft::trainer_options o;
-  o.windows = planted::windows();
-  o.layer_steps = 4;
-  o.ensemble_steps = 0;
-  o.tokens_per_step = 400;
-  o.windows_per_document = 24;
-  o.threads = fm::serial_threads();
-  return o;
-}
+ft::trainer_options quick() { return planted::quick_run(4, 0, 400); }
 
 fm::dual_encoder_config random_start(const ft::document_source& source) {
-  ft::start_options s;
-  s.kind = ft::start_kind::random;
-  s.windows = planted::windows();
-  return ft::start_indexer(source, planted::architecture(1), s);
+  return ft::start_indexer(source, planted::architecture(1), planted::start_of(ft::start_kind::random));
 }
 
 // A source whose second document turns bad after it has been checked, as a damaged disk or memory would make it.
@@ -56,12 +42,7 @@ class damaged_source final : public ft::document_source {
   ft::memory_source inner_;
 };
 
-std::vector<float> weights_of(const ft::trainer& t) {
-  const auto c = t.config();
-  std::vector<float> all = c.retrievers[0].wq_b;
-  all.insert(all.end(), c.retrievers[0].wk.begin(), c.retrievers[0].wk.end());
-  return all;
-}
+std::vector<float> weights_of(const ft::trainer& t) { return planted::weights_of(t.config()); }
 
 }  // namespace
 

@@ -3,39 +3,19 @@
 #include <flashmemory/error.hpp>
 #include <flashmemory/io/safetensors.hpp>
 #include <flashmemory/train/calibrate.hpp>
-#include <flashmemory/train/start.hpp>
-#include <flashmemory/train/trainer.hpp>
 #include <thread>
 
 #include "catch.hpp"
-#include "support/planted_documents.hpp"
+#include "support/planted_training.hpp"
 
 namespace fm = flashmemory;
 namespace ft = flashmemory::train;
+using planted::start_of;
+using planted::weights_of;
 
 namespace {
 
-ft::trainer_options quick() {
-  ft::trainer_options o;
-  o.windows = planted::windows();
-  o.layer_steps = 6;
-  o.ensemble_steps = 6;
-  o.tokens_per_step = 1000;
-  o.windows_per_document = 24;
-  o.optimiser.warm_up = 3;
-  o.threads = fm::serial_threads();
-  return o;
-}
-
-ft::start_options start_of(ft::start_kind kind, std::int64_t convex_steps = 0) {
-  ft::start_options o;
-  o.kind = kind;
-  o.windows = planted::windows();
-  o.convex_steps = convex_steps;
-  o.tokens_per_step = 1000;
-  o.threads = fm::serial_threads();
-  return o;
-}
+ft::trainer_options quick() { return planted::quick_run(6, 6, 1000); }
 
 // Real threads, any number of them.
 fm::thread_hook threads(std::int32_t count) {
@@ -53,17 +33,6 @@ fm::thread_hook threads(std::int32_t count) {
     for (std::thread& t : all) t.join();
   };
   return hook;
-}
-
-std::vector<float> weights_of(const fm::dual_encoder_config& c) {
-  std::vector<float> all;
-  for (const fm::retriever_weights& w : c.retrievers) {
-    for (const auto* part : {&w.wq_a, &w.q_norm, &w.wq_b, &w.weights_proj, &w.wk}) {
-      all.insert(all.end(), part->begin(), part->end());
-    }
-    all.push_back(w.logit_offset);
-  }
-  return all;
 }
 
 struct folder {
