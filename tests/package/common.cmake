@@ -5,14 +5,20 @@ cmake_minimum_required(VERSION 3.24)
 find_program(ccache ccache)
 set(launcher "")
 if(ccache)
-  # The cases compile the same files in several build folders; relative paths make them one entry each.
-  set(ENV{CCACHE_BASEDIR} ${SOURCE})
+  # The cases compile the same files as each other and as the build that they are tests of. What differs are paths
+  # below that build's folder; relative ones make them one entry each.
+  set(ENV{CCACHE_BASEDIR} ${BUILDS})
   set(ENV{CCACHE_NOHASHDIR} 1)
   set(launcher -D CMAKE_CXX_COMPILER_LAUNCHER=${ccache})
 endif()
 
-# What is tested is how things fit together: the quickest code will do, the same in all configurations.
+# What is tested is how things fit together. `as_built` compiles the library as the build that this is a test of did,
+# `quick` is for code that it did not compile: the quickest will do, the same in all configurations.
 set(quick -D CMAKE_CXX_FLAGS_DEBUG=-O0 -D CMAKE_CXX_FLAGS_RELEASE=-O0)
+set(as_built -D CMAKE_BUILD_TYPE=${TYPE} -D "CMAKE_CXX_FLAGS=${FLAGS}" -D FLASHMEMORY_WERROR=${WERROR})
+foreach(type DEBUG RELEASE RELWITHDEBINFO)
+  list(APPEND as_built -D "CMAKE_CXX_FLAGS_${type}=${TYPE_FLAGS}")
+endforeach()
 
 # run(args...): a command that must succeed; its output is shown when it does not.
 function(run)

@@ -2,12 +2,14 @@
 # Builds and installs one KIND and moves the prefix: from here on the place it was installed to does not exist.
 include(${CMAKE_CURRENT_LIST_DIR}/common.cmake)
 set(shared OFF)
-if(KIND STREQUAL "shared")
+set(flags ${as_built})
+if(KIND STREQUAL "shared")  # its objects are others
   set(shared ON)
+  set(flags "")
 endif()
 file(REMOVE_RECURSE ${WORK}/installed_${KIND} ${WORK}/${KIND}/prefix)
-configure_and_build(${SOURCE} ${KIND} -D BUILD_SHARED_LIBS=${shared} -D FLASHMEMORY_TESTS=OFF -D FLASHMEMORY_EXAMPLES=OFF
-  -D FLASHMEMORY_INSTALL=ON -D CMAKE_INSTALL_PREFIX=${WORK}/installed_${KIND} -D CMAKE_INSTALL_LIBDIR=lib)
+configure_and_build(${SOURCE} ${KIND} ${flags} -D BUILD_SHARED_LIBS=${shared} -D FLASHMEMORY_TESTS=OFF
+  -D FLASHMEMORY_EXAMPLES=OFF -D FLASHMEMORY_INSTALL=ON -D CMAKE_INSTALL_PREFIX=${WORK}/installed_${KIND} -D CMAKE_INSTALL_LIBDIR=lib)
 run(${CMAKE_COMMAND} --install ${WORK}/${KIND}/build)
 file(RENAME ${WORK}/installed_${KIND} ${WORK}/${KIND}/prefix)
 

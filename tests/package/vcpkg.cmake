@@ -45,7 +45,7 @@ function(vcpkg_cmake_configure)
       set(prefix ${packages}/debug)
     endif()
     file(REMOVE_RECURSE ${WORK}/vcpkg_${type}/build)
-    run(${CMAKE_COMMAND} -S ${arg_SOURCE_PATH} -B ${WORK}/vcpkg_${type}/build -G ${GENERATOR} ${quick} ${launcher}
+    run(${CMAKE_COMMAND} -S ${arg_SOURCE_PATH} -B ${WORK}/vcpkg_${type}/build -G ${GENERATOR} ${as_built} ${launcher}
       -D CMAKE_BUILD_TYPE=${type} -D CMAKE_CXX_COMPILER=${CXX} -D CMAKE_INSTALL_PREFIX=${prefix}
       -D CMAKE_INSTALL_LIBDIR=lib -D BUILD_SHARED_LIBS=OFF ${arg_OPTIONS})
     if(output MATCHES "Manually-specified variables were not used")
