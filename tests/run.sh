@@ -6,7 +6,6 @@
 #   tests/run.sh --fuzz SECONDS  and each fuzzer for so long
 #   tests/run.sh --checks        and format, files and API documentation
 #   tests/run.sh --all           all of these, fuzzers for a minute each
-# ThreadSanitizer and the fuzzers report; everything else has to pass.
 # CTEST_ARGS is passed on to the first run of ctest.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -19,7 +18,7 @@ while [ $# -gt 0 ]; do
     --fuzz) shift; fuzz=${1:?--fuzz needs a number of seconds} ;;
     --checks) checks=1 ;;
     --all) sanitizers=1 checks=1 fuzz=60 ;;
-    *) sed -n '3,11s/^# //p' "$0"; exit 2 ;;
+    *) sed -n '3,10s/^# //p' "$0"; exit 2 ;;
   esac
   shift
 done
@@ -28,6 +27,8 @@ need_packages "${library_packages[@]}" "${train_packages[@]}" "${example_package
 if [ "$fuzz" -gt 0 ]; then need_packages clang libclang-rt-14-dev || exit 1; fi
 if [ $checks -eq 1 ]; then need_packages clang-format doxygen || exit 1; fi
 
+# What several builds compile alike is compiled once: only paths below build/ differ between them.
+export CCACHE_BASEDIR=$PWD/build CCACHE_NOHASHDIR=1
 jobs=$(nproc)
 passed=0 failed=0 summary=()
 
@@ -39,15 +40,6 @@ step() {
   if "$@"; then passed=$((passed + 1)); else failed=$((failed + 1)) verdict=FAILED; fi
   summary+=("$(printf '%-7s %5d s  %s' $verdict $((SECONDS - start)) "$name")")
   [ $verdict = passed ]
-}
-
-# reported NAME COMMAND...: as step, but a failure is only told.
-reported() {
-  local before=$failed
-  step "$@"
-  local result=$?
-  if [ $failed -gt "$before" ]; then failed=$before; summary[-1]="${summary[-1]} (not required)"; fi
-  return $result
 }
 
 build() {  # PRESET OPTION...
@@ -62,18 +54,22 @@ build() {  # PRESET OPTION...
   rm -f "$log"
 }
 
-fuzz_one() {  # PROGRAM
+# A fuzzer that was not built is a failure. As many run at a time as there are cores.
+fuzz_one() {  # SOURCE
   local name work
-  name=${1##*/flashmemory_fuzz_}
+  name=$(basename "$1" .cpp)
   work=$(mktemp -d)
   local corpora=("$work")
-  [ -d "tests/fuzz/corpus/$name" ] && corpora+=("tests/fuzz/corpus/$name")
-  "$1" -max_total_time="$fuzz" -print_final_stats=1 -artifact_prefix="build/fuzz/" "${corpora[@]}" >"$work.log" 2>&1
+  [ -d "tests/fuzz/corpus/${name#fuzz_}" ] && corpora+=("tests/fuzz/corpus/${name#fuzz_}")
+  "build/fuzz/tests/fuzz/flashmemory_$name" -max_total_time="$fuzz" -print_final_stats=1 -artifact_prefix="build/fuzz/" \
+    "${corpora[@]}" >"$work.log" 2>&1
   local result=$?
-  if [ $result -eq 0 ]; then grep number_of_executed_units "$work.log"; else tail -60 "$work.log"; fi
+  if [ $result -eq 0 ]; then echo "$name: $(grep number_of_executed_units "$work.log")"; else echo "$name:"; tail -60 "$work.log"; fi
   rm -rf "$work" "$work.log"
   return $result
 }
+export -f fuzz_one
+export fuzz
 
 if [ $checks -eq 1 ]; then step "format, files and documentation" tests/checks.sh; fi
 if step "build" build cpu; then
@@ -90,13 +86,10 @@ else
 fi
 if [ $sanitizers -eq 1 ]; then
   if step "build, asan" build asan; then step "unit tests, asan" ctest --preset asan -j "$jobs"; fi
-  if reported "build, tsan" build tsan; then reported "unit tests, tsan" ctest --preset tsan -j "$jobs"; fi
+  if step "build, tsan" build tsan; then step "unit tests, tsan" ctest --preset tsan -j "$jobs"; fi
 fi
-if [ "$fuzz" -gt 0 ] && reported "build, fuzz" build fuzz; then
-  for source in tests/fuzz/fuzz_*.cpp; do  # a fuzzer that was not built is a failure
-    name=$(basename "$source" .cpp)
-    reported "$name, $fuzz s" fuzz_one "build/fuzz/tests/fuzz/flashmemory_$name"
-  done
+if [ "$fuzz" -gt 0 ] && step "build, fuzz" build fuzz; then
+  step "fuzzers, $fuzz s each" xargs -P "$jobs" -I '{}' bash -c 'fuzz_one "$1"' - '{}' < <(ls tests/fuzz/fuzz_*.cpp)
 fi
 
 echo
