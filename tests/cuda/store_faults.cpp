@@ -183,12 +183,7 @@ TEST_CASE("a file that fails or rots under a store on the device is found as on 
   control.verify = true;
   fm::store_options o = small_options();
   o.fast_bytes = std::size_t{4} << 20;
-  const auto bytes = fm::chunk_layout(o.geometry).chunk_bytes();
-  auto store = make_device_store(
-      o, nullptr, {},
-      std::make_unique<failing_backing>(
-          fm::make_ram_backing(std::int64_t(o.backing_bytes / bytes), bytes, fm::default_memory()),
-          &control));
+  auto store = make_device_store(o, nullptr, {}, failing_ram(o, &control));
   device_stream stream;
   scratch_ring ring(std::size_t{1} << 20);
   engine_sequence s = open(*store, tokens(200, 9));

@@ -4,7 +4,7 @@
 #include <functional>
 
 #include "catch.hpp"
-#include "unit/store_support.hpp"
+#include "support/store_testing.hpp"
 
 using namespace store_testing;
 using Catch::Matchers::Contains;
@@ -206,11 +206,7 @@ TEST_CASE("a device that stays full keeps refusing, and what is there stays read
   failing_backing::switches control;
   control.os_error = ENOSPC;
   fm::store_options o = small_options();
-  const auto bytes = fm::chunk_layout(o.geometry).chunk_bytes();
-  fm::tiered_chunk_store store(
-      o, std::make_unique<failing_backing>(
-             fm::make_ram_backing(std::int64_t(o.backing_bytes / bytes), bytes, fm::default_memory()),
-             &control));
+  fm::tiered_chunk_store store(o, failing_ram(o, &control));
   engine_sequence s = open(store, tokens(200, 6));
   REQUIRE(grow(store, s, 43, 1) == status::ok);
   control.read_only_after = control.writes;
@@ -305,11 +301,7 @@ TEST_CASE("RAM is verified only when asked to") {
   failing_backing::switches control;
   fm::store_options o = small_options();
   o.verify_ram = verify;
-  const auto bytes = fm::chunk_layout(o.geometry).chunk_bytes();
-  fm::tiered_chunk_store store(
-      o, std::make_unique<failing_backing>(
-             fm::make_ram_backing(std::int64_t(o.backing_bytes / bytes), bytes, fm::default_memory()),
-             &control));
+  fm::tiered_chunk_store store(o, failing_ram(o, &control));
   engine_sequence s = open(store, tokens(200, 8));
   REQUIRE(grow(store, s, 82, 1) == status::ok);
   control.flip_read = control.reads;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 #include "catch.hpp"
-#include "unit/store_support.hpp"
+#include "support/store_testing.hpp"
 
 using namespace store_testing;
 using Catch::Matchers::Contains;

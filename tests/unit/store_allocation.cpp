@@ -2,7 +2,7 @@
 
 #include "catch.hpp"
 #include "support/counted_allocations.hpp"
-#include "unit/store_support.hpp"
+#include "support/store_testing.hpp"
 
 using namespace store_testing;
 using fm::status;

@@ -7,7 +7,7 @@
 
 #include "catch.hpp"
 #include "reference/deepseek_v4.hpp"
-#include "unit/store_support.hpp"
+#include "support/store_testing.hpp"
 
 using namespace store_testing;
 using fm::status;

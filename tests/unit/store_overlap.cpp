@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 #include "catch.hpp"
-#include "unit/store_support.hpp"
+#include "support/store_testing.hpp"
 
 using namespace store_testing;
 using fm::late_policy;
@@ -238,11 +238,7 @@ TEST_CASE("a fork shares chunks with a recall under way and neither takes them f
 TEST_CASE("a read that fails while a recall is started leaves nothing behind") {
   failing_backing::switches control;
   fm::store_options o = small_options();
-  const auto bytes = fm::chunk_layout(o.geometry).chunk_bytes();
-  fm::tiered_chunk_store store(
-      o, std::make_unique<failing_backing>(
-             fm::make_ram_backing(std::int64_t(o.backing_bytes / bytes), bytes, fm::default_memory()),
-             &control));
+  fm::tiered_chunk_store store(o, failing_ram(o, &control));
   engine_sequence s = open(store, tokens(200, 9));
   REQUIRE(grow(store, s, 82, 1) == status::ok);
   const snapshot before(store, s);

@@ -3,7 +3,7 @@
 
 #include "catch.hpp"
 #include "store/slot_pool.hpp"
-#include "unit/store_support.hpp"
+#include "support/store_testing.hpp"
 
 using namespace store_testing;
 using fm::status;

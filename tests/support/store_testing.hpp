@@ -15,7 +15,7 @@
 #include <string>
 #include <vector>
 
-#include "unit/store_values.hpp"
+#include "support/store_values.hpp"
 
 /// What the store's tests share: made-up K and V that can be computed again from a tag, a memory resource
 /// that counts, backing stores that fail on demand.
@@ -135,6 +135,14 @@ class failing_backing : public fm::backing_store {
   std::unique_ptr<fm::backing_store> inner_;
   switches* control_;
 };
+
+/// RAM for what the options say, which fails when it is told to.
+inline std::unique_ptr<fm::backing_store> failing_ram(const fm::store_options& o,
+                                                      failing_backing::switches* control) {
+  const auto bytes = fm::chunk_layout(o.geometry).chunk_bytes();
+  return std::make_unique<failing_backing>(
+      fm::make_ram_backing(std::int64_t(o.backing_bytes / bytes), bytes, fm::default_memory()), control);
+}
 
 inline fm::kv_geometry small_geometry() {
   fm::kv_geometry g;
