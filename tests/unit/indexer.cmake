@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
 set(_indexer ${CMAKE_CURRENT_LIST_DIR})
-flashmemory_test(flashmemory_safetensors_unit LABELS unit SOURCES
+flashmemory_test(flashmemory_safetensors_unit SERIAL LABELS unit SOURCES
   ${_indexer}/safetensors_read.cpp ${_indexer}/safetensors_write.cpp)
 flashmemory_test(flashmemory_indexer_unit LABELS unit LIBRARIES hwy::hwy SOURCES
   ${_indexer}/dual_encoder_artifact.cpp ${_indexer}/dual_encoder_keys.cpp ${_indexer}/dual_encoder_score.cpp

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-flashmemory_test(flashmemory_policy_unit LABELS unit SOURCES
+flashmemory_test(flashmemory_policy_unit SERIAL LABELS unit SOURCES
   ${CMAKE_CURRENT_LIST_DIR}/policy_limits.cpp
   ${CMAKE_CURRENT_LIST_DIR}/policy_plan.cpp)
 flashmemory_test(flashmemory_selector_unit LABELS unit INTERNAL LIBRARIES xxHash::inline SOURCES

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 # The task generator of the tinylm example, which needs none of the example's other dependencies.
 set(_tinylm ${PROJECT_SOURCE_DIR}/examples/tinylm)
-flashmemory_test(flashmemory_tasks_unit LABELS unit SOURCES
+flashmemory_test(flashmemory_tasks_unit SERIAL LABELS unit SOURCES
   ${CMAKE_CURRENT_LIST_DIR}/tasks_generator.cpp
   ${CMAKE_CURRENT_LIST_DIR}/session_maker.cpp
   ${CMAKE_CURRENT_LIST_DIR}/always_kept.cpp
@@ -16,7 +16,7 @@ flashmemory_test(flashmemory_tasks_unit LABELS unit SOURCES
 target_include_directories(flashmemory_tasks_unit PRIVATE ${_tinylm})
 target_compile_definitions(flashmemory_tasks_unit PRIVATE TINYLM_DATA="${_tinylm}/data")
 
-flashmemory_test(flashmemory_tinylm_report_unit LABELS unit SOURCES
+flashmemory_test(flashmemory_tinylm_report_unit SERIAL LABELS unit SOURCES
   ${CMAKE_CURRENT_LIST_DIR}/tinylm_report.cpp
   ${_tinylm}/always_kept.cpp
   ${_tinylm}/eval_report.cpp
