@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: MIT
+#include <sys/mman.h>
+
 #include <chrono>
 #include <flashmemory/cuda/attend.hpp>
 #include <flashmemory/cuda/store.hpp>
@@ -6,6 +8,7 @@
 #include <random>
 
 #include "cuda/device.hpp"
+#include "recall/gather.hpp"
 
 namespace flashmemory_bench {
 namespace {
@@ -97,12 +100,15 @@ void report_copy(benchmark::State& state, double seconds, double bytes) {
   state.counters["of_copy"] = bytes / seconds / copy_ceiling();
 }
 
-/// recall() of scattered chunks, from the call until it has returned with the new set.
+/// recall() of scattered chunks, from the call until it has returned with the new set. By the copy engines if `sms` is
+/// 0, as the store chooses if it is negative.
 void on_demand(benchmark::State& state) {
   if (!has_device()) return state.SkipWithError("skipped: no CUDA device");
   const std::int64_t kilobytes = state.range(0), count = state.range(1), sms = state.range(2);
   cuda::device_options device;
-  device.on_demand = sms > 0 ? cuda::recall_method::kernel : cuda::recall_method::copy_engine;
+  device.on_demand = sms > 0    ? cuda::recall_method::kernel
+                     : sms == 0 ? cuda::recall_method::copy_engine
+                                : cuda::recall_method::automatic;
   if (sms > 0) device.num_sms = static_cast<std::int32_t>(sms);
   setting s(kilobytes, count * 6, count, device);
   std::shuffle(s.ids.begin(), s.ids.end(), std::mt19937(3));
@@ -117,6 +123,46 @@ void on_demand(benchmark::State& state) {
     if (r.recalled != count) throw std::runtime_error("not every chunk was copied");
   }
   report_copy(state, median(seconds), double(count) * double(s.bytes));
+}
+
+/// The recall kernel alone, from pinned huge pages to scattered slots, in a graph of calls over 256 MB: what of
+/// recall()'s time is the bus.
+void gather_alone(benchmark::State& state) {
+  if (!has_device()) return state.SkipWithError("skipped: no CUDA device");
+  const std::int64_t count = state.range(1), sms = state.range(2);
+  const std::size_t bytes = chunk_layout(geometry_of(state.range(0))).chunk_bytes(),
+                    all = std::size_t{256} << 20;
+  constexpr std::size_t huge_page = std::size_t{2} << 20;
+  auto* const pinned = static_cast<std::byte*>(std::aligned_alloc(huge_page, all));
+  madvise(pinned, all, MADV_HUGEPAGE);
+  for (std::size_t i = 0; i < all; ++i) pinned[i] = std::byte(i * 7);
+  must(cudaHostRegister(pinned, all, cudaHostRegisterMapped));
+  {
+    const device_block<std::byte> slots(all);
+    const auto places = static_cast<std::int64_t>(all / bytes);
+    std::vector<std::int64_t> order(static_cast<std::size_t>(places));
+    std::iota(order.begin(), order.end(), 0);
+    std::shuffle(order.begin(), order.end(), std::mt19937(3));
+    const bool bulk = cuda::detail::has_bulk_gather();
+    std::vector<cuda::detail::copy_span> spans(static_cast<std::size_t>(count));
+    const double seconds = seconds_per_call(
+        static_cast<int>(std::clamp<std::int64_t>(places / count, 4, 64)), [&](int i, stream_ref stream) {
+          for (std::int64_t c = 0; c < count; ++c) {
+            const auto place = std::size_t(order[std::size_t((i * count + c) % places)]);
+            spans[std::size_t(c)] = {slots.data() + place * bytes, pinned + place * bytes};
+          }
+          must(cuda::detail::launch_gather(spans.data(), count, bytes, static_cast<int>(sms), bulk,
+                                           stream.cuda()));
+        });
+    std::vector<std::byte> got(bytes);
+    must(cudaMemcpy(got.data(), spans.back().to, bytes, cudaMemcpyDeviceToHost));
+    if (!std::equal(got.begin(), got.end(), spans.back().from))
+      state.SkipWithError("what was copied differs");
+    else
+      report_copy(state, seconds, double(count) * double(bytes));
+  }
+  must(cudaHostUnregister(pinned));
+  std::free(pinned);
 }
 
 /// start_recall() of 256 MB until poll_recall() says landed; `scattered` or as neighbours in the backing store.
@@ -140,10 +186,12 @@ void prefetch(benchmark::State& state) {
   report_copy(state, median(seconds), double(count) * double(s.bytes));
 }
 
-/// Decode attention, 32 rows of 64 chunks, back to back while 256 MB is prefetched, and without.
+/// Decode attention, 32 rows of 64 chunks, back to back while 256 MB is prefetched, and without. With 0 KB a single
+/// copy of 256 MB without the store takes the prefetch's place: the least that such a copy costs attention.
 void beside_attention(benchmark::State& state) {
   if (!has_device()) return state.SkipWithError("skipped: no CUDA device");
-  const std::int64_t kilobytes = state.range(0), count = (std::int64_t{256} << 10) / kilobytes;
+  const bool bare = state.range(0) == 0;
+  const std::int64_t kilobytes = bare ? 1024 : state.range(0), count = (std::int64_t{256} << 10) / kilobytes;
   setting s(kilobytes, count * 2 + 1, count, {});
   std::shuffle(s.ids.begin(), s.ids.end() - 1, std::mt19937(3));
 
@@ -175,13 +223,22 @@ void beside_attention(benchmark::State& state) {
   must(cudaEventCreate(&begin));
   must(cudaEventCreate(&end));
   constexpr int launches = 30;  // about as long as the copies take
+  constexpr std::size_t bare_bytes = std::size_t{256} << 20;
+  device_block<std::byte> landing(bare ? bare_bytes : 0);
+  void* pinned = nullptr;
+  cudaStream_t copying;
+  must(cudaStreamCreateWithFlags(&copying, cudaStreamNonBlocking));
+  if (bare) must(cudaHostAlloc(&pinned, bare_bytes, cudaHostAllocDefault));
   std::vector<double> alone, beside, copies;
   for (int i = 0; i < 42; ++i) {
     const bool with = i % 2 == 1;
     must(s.store->recall(s.sequence, {}, nullptr, s.ref()));
     must(cudaStreamSynchronize(s.stream));
     const auto started = clock::now();
-    if (with) must(s.store->start_recall(s.sequence, s.some(i / 2 % 2 * count, count), nullptr, s.ref()));
+    if (with && bare)
+      must(cudaMemcpyAsync(landing.data(), pinned, bare_bytes, cudaMemcpyHostToDevice, copying));
+    else if (with)
+      must(s.store->start_recall(s.sequence, s.some(i / 2 % 2 * count, count), nullptr, s.ref()));
     must(cudaEventRecord(begin, s.stream));
     for (int call = 0; call < launches; ++call)
       must(cuda::sparse_attend(plan, view<const cuda::chunk_row, 1>(rows.data(), 32), 0,
@@ -189,18 +246,22 @@ void beside_attention(benchmark::State& state) {
                                tensor<3>(out.data(), g.type, 32, 32, 128), options, s.ref()));
     must(cudaEventRecord(end, s.stream));
     if (with) {
-      while (s.store->poll_recall(s.sequence) == status::pending) {
+      while (bare ? cudaStreamQuery(copying) == cudaErrorNotReady
+                  : s.store->poll_recall(s.sequence) == status::pending) {
       }
+      cudaGetLastError();  // not ready
       copies.push_back(seconds_since(started));
     }
     must(cudaStreamSynchronize(s.stream));
     float ms = 0;
     must(cudaEventElapsedTime(&ms, begin, end));
     if (i >= 2) (with ? beside : alone).push_back(ms * 1e-3);
-    if (with) must(s.store->finish_recall(s.sequence, late_policy::wait, nullptr, s.ref()));
+    if (with && !bare) must(s.store->finish_recall(s.sequence, late_policy::wait, nullptr, s.ref()));
   }
   must(cudaEventDestroy(begin));
   must(cudaEventDestroy(end));
+  must(cudaStreamDestroy(copying));
+  must(cudaFreeHost(pinned));
   state.counters["slowdown"] = median(beside) / median(alone) - 1;
   state.counters["attend_us"] = median(alone) / launches * 1e6;
   report_copy(state, median(copies), double(count) * double(s.bytes));
@@ -210,7 +271,7 @@ void on_demand_args(benchmark::internal::Benchmark* b) {
   b->ArgNames({"KB", "chunks", "sms"})->UseManualTime()->Iterations(1)->Unit(benchmark::kMicrosecond);
   for (const int kilobytes : {37, 64, 256, 1024})
     for (const int chunks : {1, 8, 64})
-      for (const int sms : {0, 4}) b->Args({kilobytes, chunks, sms});
+      for (const int sms : {-1, 0, 4}) b->Args({kilobytes, chunks, sms});
   for (const int sms : {0, 2, 8, 16}) b->Args({64, 512, sms});
   b->Args({64, 512, 4});
 }
@@ -220,6 +281,12 @@ void bulk_args(benchmark::internal::Benchmark* b) {
     for (const int scattered : {0, 1}) b->Args({kilobytes, scattered});
 }
 BENCHMARK(on_demand)->Name("cuda/recall")->Apply(on_demand_args);
+void gather_args(benchmark::internal::Benchmark* b) {
+  b->ArgNames({"KB", "chunks", "sms"})->UseManualTime()->Iterations(1)->Unit(benchmark::kMicrosecond);
+  for (const int kilobytes : {37, 64, 256})
+    for (const int chunks : {1, 8, 64}) b->Args({kilobytes, chunks, 4});
+}
+BENCHMARK(gather_alone)->Name("cuda/recall_kernel")->Apply(gather_args);
 BENCHMARK(prefetch)->Name("cuda/prefetch")->Apply(bulk_args);
 BENCHMARK(beside_attention)
     ->Name("cuda/prefetch_beside_attention")
@@ -227,6 +294,7 @@ BENCHMARK(beside_attention)
     ->UseManualTime()
     ->Iterations(1)
     ->Unit(benchmark::kMicrosecond)
+    ->Arg(0)
     ->Arg(64)
     ->Arg(256)
     ->Arg(1024);

@@ -128,16 +128,19 @@ cudaError_t launch(const copy_span* spans, std::int64_t count, std::size_t bytes
   while (piece < largest_piece && std::size_t(count) * pieces_of() > std::size_t(num_sms) * stages)
     piece *= 2;
   const std::int64_t pieces = count * static_cast<std::int64_t>(pieces_of());
-  const int shared = static_cast<int>(piece) * stages;
-  if (shared > 48 * 1024) {
-    const cudaError_t code =
-        cudaFuncSetAttribute(gather_bulk<N>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
-    if (code != cudaSuccess) return code;
-  }
   const auto blocks = static_cast<unsigned>(std::min<std::int64_t>(num_sms, pieces));
-  gather_bulk<N><<<blocks, 32, std::size_t(shared), stream>>>(
+  gather_bulk<N><<<blocks, 32, std::size_t(piece) * stages, stream>>>(
       table, pieces, static_cast<std::uint32_t>(pieces_of()), piece, static_cast<std::uint32_t>(bytes));
   return cudaGetLastError();
+}
+
+/// Blocks that a launch's parameters have room for: more take longer to launch.
+constexpr int few = 8, some = 64, most = 512;
+
+template <int N>
+bool make_ready() noexcept {
+  return cudaFuncSetAttribute(gather_bulk<N>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                              stages * static_cast<int>(largest_piece)) == cudaSuccess;
 }
 
 }  // namespace
@@ -147,18 +150,17 @@ bool has_bulk_gather() noexcept {
   cudaFuncAttributes built{};
   return cudaGetDevice(&device) == cudaSuccess &&
          cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
-         major >= 9 && cudaFuncGetAttributes(&built, gather_bulk<64>) == cudaSuccess &&
-         built.ptxVersion >= 90;
+         major >= 9 && cudaFuncGetAttributes(&built, gather_bulk<some>) == cudaSuccess &&
+         built.ptxVersion >= 90 && make_ready<few>() && make_ready<some>() && make_ready<most>();
 }
 
 cudaError_t launch_gather(const copy_span* spans, std::int64_t count, std::size_t bytes, int num_sms,
                           bool bulk, cudaStream_t stream) noexcept {
-  constexpr int small = 64, large = 512;
   cudaError_t code = cudaSuccess;
   while (count > 0 && code == cudaSuccess) {
-    const std::int64_t now = std::min<std::int64_t>(count, large);
-    code = now <= small ? launch<small>(spans, now, bytes, num_sms, bulk, stream)
-                        : launch<large>(spans, now, bytes, num_sms, bulk, stream);
+    const std::int64_t now = std::min<std::int64_t>(count, most);
+    const auto run = now <= few ? launch<few> : now <= some ? launch<some> : launch<most>;
+    code = run(spans, now, bytes, num_sms, bulk, stream);
     spans += now;
     count -= now;
   }

@@ -13,14 +13,15 @@ inline namespace v0 {
 namespace cuda {
 namespace detail {
 
-/// Whether the build has the kernel for bulk copies (compute capability 9.0) that the current device can run.
-bool has_bulk_gather() noexcept;
+/// Whether the build has the kernel for bulk copies (compute capability 9.0) that the current device can run; if so, it
+/// is made ready for launch_gather().
+FLASHMEMORY_API bool has_bulk_gather() noexcept;
 
 /// Copies `count` blocks of `bytes` bytes each, a multiple of 16 between 16-byte aligned addresses, by a kernel of
 /// `num_sms` blocks that reads mapped host memory (or anything else it can address) itself:
-/// with `bulk` by bulk copies, else by loads and stores.
-cudaError_t launch_gather(const copy_span* spans, std::int64_t count, std::size_t bytes, int num_sms,
-                          bool bulk, cudaStream_t stream) noexcept;
+/// with `bulk` by bulk copies, which has_bulk_gather() must have allowed, else by loads and stores.
+FLASHMEMORY_API cudaError_t launch_gather(const copy_span* spans, std::int64_t count, std::size_t bytes,
+                                          int num_sms, bool bulk, cudaStream_t stream) noexcept;
 
 }  // namespace detail
 }  // namespace cuda

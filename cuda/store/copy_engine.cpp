@@ -13,10 +13,14 @@ namespace cuda {
 namespace detail {
 namespace {
 
-/// The kernel costs 4 us more than the engine to get going, and moves small chunks faster (measured on an H100 with
-/// 37 KB to 1 MB).
+/// The kernel costs 4 us more than the engine to get going, and moves small chunks faster, for each of which the engine
+/// takes 0.16 us and the host 0.4 us more than the bytes need (measured on an H100 with 37 KB to 1 MB).
 constexpr std::int64_t kernel_chunks = 8;
 constexpr std::size_t kernel_bytes = std::size_t{256} << 10;
+
+bool may_take_kernel(recall_method method, std::size_t bytes) noexcept {
+  return method == recall_method::kernel || (method == recall_method::automatic && bytes < kernel_bytes);
+}
 
 class copy_engine final : public transfer {
  public:
@@ -58,9 +62,8 @@ class copy_engine final : public transfer {
 
  private:
   bool takes_kernel(const copy_group& group) const noexcept {
-    return method_ == recall_method::kernel ||
-           (method_ == recall_method::automatic && group.whole_count > kernel_chunks &&
-            group.bytes < kernel_bytes);
+    return may_take_kernel(method_, group.bytes) &&
+           (method_ == recall_method::kernel || group.whole_count > kernel_chunks);
   }
 
   /// Fills the three arrays, joining spans that are neighbours on both sides. \returns how many there are
@@ -94,6 +97,10 @@ class copy_engine final : public transfer {
 };
 
 }  // namespace
+
+std::int64_t spans_to_begin_with(recall_method method, bool urgent, std::size_t bytes) noexcept {
+  return urgent && may_take_kernel(method, bytes) ? 64 : 8;
+}
 
 std::unique_ptr<transfer> make_transfer(const device_options& options) {
   return std::make_unique<copy_engine>(options);

@@ -28,7 +28,9 @@ using flashmemory::detail::row_span;
 /// copies into slots; one for copies out of them. What keeps them apart:
 ///
 /// - a copy into a slot comes after everything that was queued on the caller's stream when it was asked for, so after
-///   every reader of a slot that is free by then, and after all copies out that were asked for before;
+///   every reader of a slot that is free by then, and after all copies out that were asked for before. Urgent copies
+///   go on the caller's stream itself if no others are under way, which saves the host and the device a hand-over
+///   between streams;
 /// - a copy out of a slot comes after everything queued on the caller's stream, so after its writers;
 /// - who writes a slot on the caller's stream comes after the copies into it and out of it (fast_slot::loads, saves).
 class device_tier final : public flashmemory::detail::fast_tier {
@@ -136,7 +138,8 @@ class device_tier final : public flashmemory::detail::fast_tier {
   std::int64_t loads_begun_ = 0,
                start_at_ = 0;  ///< enqueued in this group; collected before more are enqueued
   bool urgent_ = false;
-  bool loads_started_ = false;  ///< in this group, without a mark behind them yet
+  cudaStream_t loads_stream_ = nullptr;  ///< of this group: the lane's or the caller's
+  bool loads_started_ = false;           ///< in this group, without a mark behind them yet
   std::array<copy_span, max_group_spans> saves_{};
   std::array<chunk_record*, max_group_spans> saved_{};
   std::int64_t num_saves_ = 0;

@@ -50,8 +50,8 @@ void copy_lane::close() noexcept {
   stream_ = nullptr;
 }
 
-cudaError_t copy_lane::mark() noexcept {
-  const cudaError_t code = cudaEventRecord(event(issued_ + 1), stream_);
+cudaError_t copy_lane::mark_on(cudaStream_t other) noexcept {
+  const cudaError_t code = cudaEventRecord(event(issued_ + 1), other);
   if (code == cudaSuccess) ++issued_;
   return code;
 }

@@ -35,7 +35,11 @@ class copy_lane {
   std::uint64_t next() const noexcept { return issued_ + 1; }
 
   /// Puts an event behind everything that has been enqueued.
-  cudaError_t mark() noexcept;
+  cudaError_t mark() noexcept { return mark_on(stream_); }
+
+  /// The same for work that was enqueued on another stream while nothing was under way here. What is enqueued here
+  /// later has to come after it.
+  cudaError_t mark_on(cudaStream_t other) noexcept;
 
   /// cudaSuccess if everything up to the ticket has happened, cudaErrorNotReady if not.
   cudaError_t query(std::uint64_t ticket) noexcept;

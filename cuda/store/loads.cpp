@@ -12,21 +12,27 @@ namespace detail {
 using flashmemory::detail::make_fault;
 
 namespace {
-constexpr std::int64_t first_start = 32;
-}
+
+/// Whether batches of copies can be enqueued on it.
+bool takes_batches(cudaStream_t stream) noexcept { return stream != nullptr && stream != cudaStreamLegacy; }
+
+}  // namespace
 
 void device_tier::begin_loads(bool urgent) noexcept {
   urgent_ = urgent;
   num_loads_ = 0;
   loads_begun_ = 0;
-  start_at_ = first_start;
+  start_at_ = spans_to_begin_with(options_.on_demand, urgent, chunk_bytes_);
   loads_started_ = false;
+  const device_guard guard(options_.device);
+  const bool alone = urgent && !staged() && takes_batches(compute_) && in_.query(in_.issued()) == cudaSuccess;
+  loads_stream_ = alone ? compute_ : in_.stream();
 }
 
 fault device_tier::load(const chunk_record& from, fast_slot& slot) noexcept {
-  const device_guard guard(options_.device);
   const std::byte* source;
   if (staged()) {
+    const device_guard guard(options_.device);
     const auto buffer = std::size_t(next_staging_);
     cudaError_t code = cudaSuccess;
     if (staging_loads_[buffer] == in_.next()) {  // this group has used them all
@@ -45,6 +51,7 @@ fault device_tier::load(const chunk_record& from, fast_slot& slot) noexcept {
     // The first copies begin while the books of the rest are still being kept, which takes a large request about as
     // long as small chunks take to copy.
     if (num_loads_ == start_at_) {
+      const device_guard guard(options_.device);
       if (const fault f = check(start_loads(), "copying chunks to the device"); f.code != status::ok)
         return f;
       start_at_ = std::min(2 * start_at_, max_group_spans);
@@ -60,8 +67,10 @@ cudaError_t device_tier::start_loads() noexcept {
   if (num_loads_ == 0) return cudaSuccess;
   cudaError_t code = cudaSuccess;
   if (!loads_started_) {
-    code = follow_compute(in_.stream());
-    if (code == cudaSuccess) code = out_.hold_back(in_.stream(), out_.issued(), &in_saw_out_);
+    const bool crosses = loads_stream_ != compute_;
+    if (crosses) code = follow_compute(loads_stream_);
+    if (code == cudaSuccess)
+      code = out_.hold_back(loads_stream_, out_.issued(), crosses ? &in_saw_out_ : &compute_saw_out_);
   }
   if (code != cudaSuccess) return code;
   loads_started_ = true;
@@ -74,7 +83,7 @@ cudaError_t device_tier::start_loads() noexcept {
   loads_begun_ += num_loads_;
   group.whole_count = loads_begun_;
   num_loads_ = 0;
-  return copies_->copy(group, in_.stream());
+  return copies_->copy(group, loads_stream_);
 }
 
 fault device_tier::flush_loads(std::uint64_t* ticket) noexcept {
@@ -82,7 +91,7 @@ fault device_tier::flush_loads(std::uint64_t* ticket) noexcept {
   if (num_loads_ == 0 && !loads_started_) return {};
   const device_guard guard(options_.device);
   const cudaError_t code = start_loads();
-  const cudaError_t marked = in_.mark();  // after an error too: part of it may be under way
+  const cudaError_t marked = in_.mark_on(loads_stream_);  // after an error too: part of it may be under way
   loads_started_ = false;
   *ticket = in_.issued();
   return check(code == cudaSuccess ? marked : code, "copying chunks to the device");

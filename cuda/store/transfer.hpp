@@ -51,6 +51,10 @@ class transfer {
   transfer() = default;
 };
 
+/// With so many copies of a request the device should begin, while the host puts the next together, twice as many. The
+/// engines begin soon; a kernel takes the host 5 us, and waits for the end of the one before.
+std::int64_t spans_to_begin_with(recall_method method, bool urgent, std::size_t bytes) noexcept;
+
 /// The copy engines, and for urgent copies to the device the recall kernel if `options` say so.
 /// \throws std::bad_alloc
 std::unique_ptr<transfer> make_transfer(const device_options& options);

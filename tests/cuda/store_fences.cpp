@@ -96,6 +96,44 @@ TEST_CASE("a copy into a slot waits for the readers of what lay there", "[gpu]")
   CHECK(all_device_chunks_right(*t.store, t.s));
 }
 
+TEST_CASE("recall() waits for the readers of what lay there, on any stream and by any method", "[gpu]") {
+  REQUIRE_GPU();
+  using fm::cuda::recall_method;
+  const auto method = GENERATE(recall_method::automatic, recall_method::kernel, recall_method::copy_engine);
+  const bool on_default_stream = GENERATE(false, true);
+  CAPTURE(int(method), on_default_stream);
+  stage t(method);
+  const cudaStream_t stream = on_default_stream ? cudaStreamLegacy : t.compute.get();
+  const auto recall = [&](const ids& list) {
+    return t.store->recall(t.s.handle, fm::view<const fm::chunk_id, 1>(list.data(), list.size()), nullptr,
+                           fm::stream_ref(stream));
+  };
+  const ids old = {3, 2, 9, 8, 11, 4, 5, 6, 7, 10}, next = {12, 13, 14, 15, 16, 17, 0, 1};
+  REQUIRE(recall(old) == status::ok);
+  const std::byte* const slot = t.slot_of(3);
+  gate reader;
+  reader.close();
+  reader.hold(stream);
+  must(cudaMemcpyAsync(t.probe.data(), slot, t.bytes, cudaMemcpyDeviceToDevice, stream));
+  REQUIRE(recall({}) == status::ok);
+  std::thread opener([&] {
+    stage::linger();
+    reader.open();
+  });
+  const status code = recall(next);
+  opener.join();
+  REQUIRE(code == status::ok);
+  bool reused = false;  // else this test shows nothing
+  for (const fm::chunk_id id : next) reused = reused || t.slot_of(id) == slot;
+  CHECK(reused);
+  must(cudaStreamSynchronize(stream));
+  CHECK(t.probe.get() == t.expected(3));
+  CHECK(all_device_chunks_right(*t.store, t.s));
+  REQUIRE(t.start({3, 12}) == status::ok);  // by way of the lane again, after the copies on the stream
+  REQUIRE(t.finish(late_policy::wait) == status::ok);
+  CHECK(all_device_chunks_right(*t.store, t.s));
+}
+
 TEST_CASE("a chunk is written through only when its rows are there", "[gpu]") {
   REQUIRE_GPU();
   stage t;
