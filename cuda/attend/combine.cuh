@@ -109,6 +109,17 @@ __device__ inline void finish_tile(const attend_call& call, const partial_layout
   }
   tile_barrier();
   if (!join.last) return;
+  // The first values are on their way while the weights are worked out.
+  constexpr std::int32_t at_once = 16;
+  const bool fours = dim % 4 == 0;
+  const std::int32_t mine_first = 4 * std::int32_t(threadIdx.x);
+  float4 held[at_once] = {};
+  if (fours && mine_first < count * dim) {
+#pragma unroll
+    for (std::int32_t s = 0; s < at_once; ++s)
+      held[s] =
+          __ldcg(reinterpret_cast<const float4*>(parts + min(s, splits - 1) * stride + head + mine_first));
+  }
   const std::int32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   for (std::int32_t r = warp; r < count; r += tile_threads / 32) {
     float maxima[max_splits / 32], sums[max_splits / 32], top = -INFINITY, total = 0;
@@ -133,12 +144,25 @@ __device__ inline void finish_tile(const attend_call& call, const partial_layout
     }
   }
   tile_barrier();
-  for (std::int32_t i = 4 * threadIdx.x; i < count * dim; i += 4 * tile_threads) {
-    if (dim % 4 == 0) {
+  for (std::int32_t i = mine_first; i < count * dim; i += 4 * tile_threads) {
+    if (fours) {
       const std::int32_t r = i / dim;
       float4 value = make_float4(0, 0, 0, 0);
-#pragma unroll 8
-      for (std::int32_t s = 0; s < splits; ++s) {
+      std::int32_t s = 0;
+      if (i == mine_first) {
+#pragma unroll
+        for (; s < at_once; ++s) {
+          const float weight = s < splits ? join.weights[r][s] : 0.0f;
+          if (s < splits) {
+            value.x += held[s].x * weight;
+            value.y += held[s].y * weight;
+            value.z += held[s].z * weight;
+            value.w += held[s].w * weight;
+          }
+        }
+      }
+#pragma unroll 16  // as many under way at once
+      for (; s < splits; ++s) {
         const float4 part = __ldcg(reinterpret_cast<const float4*>(parts + s * stride + head + i));
         const float weight = join.weights[r][s];
         value.x += part.x * weight;

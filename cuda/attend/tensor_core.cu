@@ -4,6 +4,7 @@
 #include "attend/cluster_join.cuh"
 #include "attend/combine.cuh"
 #include "attend/mma.cuh"
+#include "attend/warp_join.cuh"
 
 namespace flashmemory {
 inline namespace v0 {
@@ -11,7 +12,6 @@ namespace cuda {
 namespace detail {
 namespace {
 
-constexpr int consumer_warps = 4;
 constexpr int threads = 32 * (consumer_warps + 1);
 
 /// Pipeline of one head dimension: stages of 64 entries of K and V, as many as keep about 96 KB in flight per
@@ -144,60 +144,44 @@ __device__ void produce(const attend_call& call, const work_item& item,
   }
 }
 
-/// What a consumer thread accumulates of its rows g and g + 8; see tensor_core_kernel.
-template <int kDim>
-struct accumulator {
-  static constexpr int columns = kDim / 64;
-  float o[columns][8][4];
-  float maximum[2], sum[2];
-
-  __device__ void clear() {
-#pragma unroll
-    for (int c = 0; c < columns; ++c)
-#pragma unroll
-      for (int j = 0; j < 8; ++j)
-#pragma unroll
-        for (int i = 0; i < 4; ++i) o[c][j][i] = 0;
-    maximum[0] = maximum[1] = -INFINITY;
-    sum[0] = sum[1] = 0;
-  }
-};
-
 /// A consumer warp's 16 entries of one stage.
-template <class T, int kDim>
+template <class T, int kDim, int kHalves>
 __device__ __forceinline__ void attend_stage(const attend_call& call, const unsigned char* keys,
-                                             const unsigned char* values, const uint4 (&q)[2][kDim / 32],
-                                             const stage_range& r, std::int32_t entries,
-                                             const std::int32_t (&limit)[2], accumulator<kDim>& acc) {
+                                             const unsigned char* values,
+                                             const uint4 (&q)[kHalves][kDim / 32], const stage_range& r,
+                                             std::int32_t entries, const std::int32_t (&limit)[kHalves],
+                                             accumulator<kDim, kHalves>& acc) {
   const int base = threadIdx.x / 32 * 16, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-  float score[2][4] = {};
+  float score[2][4] = {},
+        other[2][4] = {};  // the even and the odd MMAs of a chain, which wait for each other
 #pragma unroll
   for (int i = 0; i < kDim / 32; ++i) {
+    const uint4 first = q[0][i], second = kHalves == 2 ? q[kHalves - 1][i] : make_uint4(0, 0, 0, 0);
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
       const uint4 k = *reinterpret_cast<const uint4*>(keys + (base + 8 * n + g) * kDim * 2 + 64 * i + 16 * t);
-      mma<T>(score[n], q[0][i].x, q[1][i].x, q[0][i].y, q[1][i].y, k.x, k.y);
-      mma<T>(score[n], q[0][i].z, q[1][i].z, q[0][i].w, q[1][i].w, k.z, k.w);
+      mma<T>(score[n], first.x, second.x, first.y, second.y, k.x, k.y);
+      mma<T>(other[n], first.z, second.z, first.w, second.w, k.z, k.w);
     }
   }
   const bool partial = base + 16 > r.count || r.first + base + 16 > entries - (call.query_tokens - 1);
 #pragma unroll
   for (int n = 0; n < 2; ++n)
 #pragma unroll
-    for (int i = 0; i < 4; ++i) score[n][i] = logit_of(call, score[n][i]);
+    for (int i = 0; i < 2 * kHalves; ++i) score[n][i] = logit_of(call, score[n][i] + other[n][i]);
   if (partial) {
 #pragma unroll
     for (int n = 0; n < 2; ++n)
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
+      for (int i = 0; i < 2 * kHalves; ++i) {
         const std::int32_t at = base + 8 * n + 2 * t + i % 2;
         if (at >= r.count || r.first + at >= limit[i / 2]) score[n][i] = -INFINITY;
       }
   }
 
-  float weight[2][4];
+  float weight[2][4] = {};
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {
+  for (int half = 0; half < kHalves; ++half) {
     float top = fmaxf(fmaxf(score[0][2 * half], score[0][2 * half + 1]),
                       fmaxf(score[1][2 * half], score[1][2 * half + 1]));
     top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
@@ -253,65 +237,6 @@ __device__ __forceinline__ void attend_stage(const attend_call& call, const unsi
   }
 }
 
-/// Joins the consumer warps' accumulators, which are over different entries, in shared memory; one warp after the
-/// other, so that the order of the sums is fixed.
-template <int kDim>
-__device__ __forceinline__ void join_warps(accumulator<kDim>& acc, std::int32_t num_rows,
-                                           typename pipeline<kDim>::memory& shared) {
-  const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    acc.sum[half] += __shfl_xor_sync(~0u, acc.sum[half], 1);
-    acc.sum[half] += __shfl_xor_sync(~0u, acc.sum[half], 2);
-    if (t == 0) {
-      shared.maxima[warp][g + 8 * half] = acc.maximum[half];
-      shared.sums[warp][g + 8 * half] = acc.sum[half];
-    }
-  }
-  tile_barrier();
-  float weight[2];
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const int r = g + 8 * half;
-    float top = -INFINITY, total = 0;
-#pragma unroll
-    for (int w = 0; w < consumer_warps; ++w) top = fmaxf(top, shared.maxima[w][r]);
-    const float reference = top == -INFINITY ? 0.0f : top;
-#pragma unroll
-    for (int w = 0; w < consumer_warps; ++w)
-      total += shared.sums[w][r] * ptx::exp2(shared.maxima[w][r] - reference);
-    weight[half] = ptx::exp2(acc.maximum[half] - reference);
-    if (warp == 0 && t == 0) {
-      shared.maximum[r] = top;
-      shared.sum[r] = total;
-    }
-  }
-  for (int turn = 0; turn < consumer_warps; ++turn) {
-    if (warp == turn) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        if (g + 8 * half >= num_rows) continue;
-        float* const to = shared.values + (g + 8 * half) * kDim;
-#pragma unroll
-        for (int c = 0; c < kDim / 64; ++c)
-#pragma unroll
-          for (int i = 0; i < 2; ++i)
-#pragma unroll
-            for (int j = 0; j < 8; j += 4) {
-              auto* const four = reinterpret_cast<float4*>(to + 64 * c + 8 * (2 * t + i) + j);
-              float4 x = turn == 0 ? make_float4(0, 0, 0, 0) : *four;
-              x.x += acc.o[c][j][2 * half + i] * weight[half];
-              x.y += acc.o[c][j + 1][2 * half + i] * weight[half];
-              x.z += acc.o[c][j + 2][2 * half + i] * weight[half];
-              x.w += acc.o[c][j + 3][2 * half + i] * weight[half];
-              *four = x;
-            }
-      }
-    }
-    tile_barrier();
-  }
-}
-
 /// Decode attention with tensor cores. Persistent: a block works through items (split of a tile of 16 query rows of
 /// one KV head and row of the step) in a fixed stride, while its producer warp, which needs no turn of the
 /// others, fills the ring with the next item's chunks. Each of four consumer warps takes 16 of a stage's 64
@@ -321,7 +246,9 @@ __device__ __forceinline__ void join_warps(accumulator<kDim>& acc, std::int32_t 
 /// The order of a contraction is free, which lets a thread take 16 contiguous bytes where the MMA layout asks for
 /// scattered pairs: for Q K^T thread t of a quad has dims 32 i + 8 t + [0, 8) as the columns 2t, 2t + 1, 2t + 8,
 /// 2t + 9 of MMAs 2i and 2i + 1, in Q and K alike. For P V column g of MMA j is dim 64 c + 8 g + j.
-template <class T, int kDim>
+///
+/// With at most 8 query rows in a tile, kHalves = 1, the second half of the MMAs' rows is left out of everything else.
+template <class T, int kDim, int kHalves>
 __global__ void __launch_bounds__(threads, pipeline<kDim>::blocks_per_sm)
     tensor_core_kernel(const attend_call call, const partial_layout layout) {
   using pipe = pipeline<kDim>;
@@ -357,10 +284,10 @@ __global__ void __launch_bounds__(threads, pipeline<kDim>::blocks_per_sm)
     const bool mine = item.load(call, i);
     const bool joins = call.cluster > 1 && item.range.splits > 1;
     if (!mine && !joins) continue;
-    uint4 q[2][kDim / 32];
-    std::int32_t limit[2];  // entries that row g or g + 8 may see
+    uint4 q[kHalves][kDim / 32];
+    std::int32_t limit[kHalves];  // entries that row g or g + 8 may see
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
+    for (int half = 0; half < kHalves; ++half) {
       const std::int32_t r = g + 8 * half;
       const std::int32_t token = (item.first_row + r) / call.group, head = (item.first_row + r) % call.group;
       limit[half] = item.entries - (call.query_tokens - 1 - token);
@@ -372,7 +299,7 @@ __global__ void __launch_bounds__(threads, pipeline<kDim>::blocks_per_sm)
         q[half][k] = r < item.num_rows ? *reinterpret_cast<const uint4*>(from + 32 * k + 8 * t)
                                        : make_uint4(0, 0, 0, 0);
     }
-    accumulator<kDim> acc;
+    accumulator<kDim, kHalves> acc;
     acc.clear();
     const stage_walk walk(call, item.range, item.entries);
     for (std::int32_t s = 0; s < walk.stages; ++s, ++consumed) {
@@ -380,8 +307,8 @@ __global__ void __launch_bounds__(threads, pipeline<kDim>::blocks_per_sm)
       const stage_range r = walk.at(s, call.entries_per_chunk);
       ptx::barrier_wait(shared.full + slot, (consumed / pipe::stages) & 1);
       if (16 * warp < r.count)
-        attend_stage<T, kDim>(call, shared.stage[slot][0], shared.stage[slot][1], q, r, item.entries, limit,
-                              acc);
+        attend_stage<T, kDim, kHalves>(call, shared.stage[slot][0], shared.stage[slot][1], q, r, item.entries,
+                                       limit, acc);
       __syncwarp();
       if (threadIdx.x % 32 == 0) ptx::barrier_arrive(shared.empty + slot);
     }
@@ -389,11 +316,11 @@ __global__ void __launch_bounds__(threads, pipeline<kDim>::blocks_per_sm)
     const tile_state state{shared.maximum, shared.sum, shared.values};
     turn.begin(shared.cluster);
     if (joins) {
-      if (mine) join_warps<kDim>(acc, item.num_rows, shared);
+      if (mine) join_warps<kDim, kHalves>(acc, item.num_rows, shared);
       turn.join(call, shared.cluster, tile, item.range.splits, state);
       continue;
     }
-    join_warps<kDim>(acc, item.num_rows, shared);
+    join_warps<kDim, kHalves>(acc, item.num_rows, shared);
     const std::int64_t tile_index =
         std::int64_t(item.row) * (call.query_heads / call.group) * call.head_tiles + item.tile;
     finish_tile(call, layout, tile_index, tile, item.split, item.range.splits, state, shared.join);
@@ -404,7 +331,7 @@ __global__ void __launch_bounds__(threads, pipeline<kDim>::blocks_per_sm)
 
 #else
 
-template <class T, int kDim>
+template <class T, int kDim, int kHalves>
 __global__ void tensor_core_kernel(const attend_call, const partial_layout) {}  // the launcher asks for sm_90
 
 #endif
@@ -435,10 +362,10 @@ struct launch_config {
   }
 };
 
-template <class T, int kDim>
-cudaError_t launch(const attend_call& call, const partial_layout& layout, cudaStream_t stream) noexcept {
+template <class T, int kDim, int kHalves>
+cudaError_t launch_with(const attend_call& call, const partial_layout& layout, cudaStream_t stream) noexcept {
   constexpr int bytes = sizeof(typename pipeline<kDim>::memory);
-  constexpr auto kernel = tensor_core_kernel<T, kDim>;
+  constexpr auto kernel = tensor_core_kernel<T, kDim, kHalves>;
   // Per device and cheap; remembering that it was done would need a global.
   if (const cudaError_t code =
           cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
@@ -452,6 +379,12 @@ cudaError_t launch(const attend_call& call, const partial_layout& layout, cudaSt
   // Long calls lose more by the next one's blocks than they gain (1 % of 360 us against 0.5 us).
   const launch_config how(grid, bytes, call.cluster, call.splits > 1, stream);
   return cudaLaunchKernelEx(&how.config, kernel, call, layout);
+}
+
+template <class T, int kDim>
+cudaError_t launch(const attend_call& call, const partial_layout& layout, cudaStream_t stream) noexcept {
+  return call.group * call.query_tokens <= tile_rows / 2 ? launch_with<T, kDim, 1>(call, layout, stream)
+                                                         : launch_with<T, kDim, 2>(call, layout, stream);
 }
 
 }  // namespace
