@@ -29,9 +29,13 @@ std::int32_t chunks_per_split(std::int64_t tiles, std::int64_t max_chunks, std::
     const std::int64_t chunks = (max_chunks + splits - 1) / splits;
     const std::int64_t blocks = tiles * ((max_chunks + chunks - 1) / chunks);
     const std::int64_t per_sm = (blocks + num_sms - 1) / num_sms;
-    // In entries that a multiprocessor reads: what is read, by one block alone a little slower than by two at
-    // once; an item's start and end, of which blocks side by side hide each other's; the join of the splits.
-    const double read = double(per_sm * chunks) * entries_per_chunk * (per_sm < blocks_per_sm ? 1.07 : 1.0);
+    // In entries that a multiprocessor reads of its share of the memory's bandwidth: what is read, where a tensor-core
+    // block that has a multiprocessor to itself takes more than that share if others leave it some; an item's start
+    // and end, of which blocks side by side hide each other's; the join of the splits.
+    const double share = double(tiles * max_chunks) / num_sms, most = double(per_sm * chunks);
+    const double read = entries_per_chunk * (per_sm == 1 && blocks_per_sm == 2 ? std::max(0.85 * most, share)
+                                             : per_sm < blocks_per_sm          ? 1.07 * most
+                                                                               : most);
     const double join = splits == 1 ? 0.0 : splits <= max_cluster ? 64.0 : 256.0;
     const double ends = join * double(std::max<std::int64_t>(per_sm, blocks_per_sm)) / blocks_per_sm;
     const double cost = read + ends + 2.0 * double(splits);
