@@ -252,25 +252,36 @@ __device__ __forceinline__ void find_range(std::uint32_t& low, std::uint32_t& hi
   high = __reduce_max_sync(~0u, state.highs[lane % select_warps]);
 }
 
+/// Keys from the least to the largest.
+struct key_range {
+  std::uint32_t least, largest;
+};
+
 /// The cutoff that selects the `k` largest elements, of equal ones the last; 0 < k <= the number of elements.
 /// Narrows an interval of keys that the k-th largest is in, 11 bits a round. The first round starts from what
 /// the keys span, so usually the few keys of its bin can be compared with each other.
+/// \param known what they span at most, or null; if not, the histogram is zero
 template <class Elements>
-__device__ __forceinline__ cutoff find_cutoff(const Elements& elements, std::uint32_t k,
-                                              select_state& state) {
+__device__ __forceinline__ cutoff find_cutoff(const Elements& elements, std::uint32_t k, select_state& state,
+                                              const key_range* known = nullptr) {
   const int thread = static_cast<int>(threadIdx.x);
-  reinterpret_cast<uint4*>(state.histogram)[thread] = uint4{0, 0, 0, 0};
   if (thread == 0) state.num_candidates = 0;
   std::uint32_t low = ~0u, high = 0;
-  elements.for_each([&](std::uint32_t key) {
-    low = min(low, key - 1);  // 0 becomes the largest
-    high = max(high, key);
-  });
-  ++low;
-  // If as many threads have elements as are wanted, none below the least of their maxima can be selected.
-  if (k <= static_cast<std::uint32_t>(elements.owners())) low = high;
-  if (low == 0) low = ~0u;
-  find_range(low, high, state);
+  if (known != nullptr) {
+    low = known->least;
+    high = known->largest;
+  } else {
+    reinterpret_cast<uint4*>(state.histogram)[thread] = uint4{0, 0, 0, 0};
+    elements.for_each([&](std::uint32_t key) {
+      low = min(low, key - 1);  // 0 becomes the largest
+      high = max(high, key);
+    });
+    ++low;
+    // If as many threads have elements as are wanted, none below the least of their maxima can be selected.
+    if (k <= static_cast<std::uint32_t>(elements.owners())) low = high;
+    if (low == 0) low = ~0u;
+    find_range(low, high, state);
+  }
 
   const auto histogram = static_cast<std::uint32_t>(__cvta_generic_to_shared(state.histogram));
   std::uint32_t span = high - low;  // of the interval, less one

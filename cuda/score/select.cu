@@ -140,13 +140,13 @@ __global__ void __launch_bounds__(select_threads)
       best = maxima + stride * (blockIdx.x / kBlocks);
     const bool direct = count <= direct_elements || best == nullptr || num_groups <= k;
     auto& memory = *reinterpret_cast<shortlist_memory*>(keys);
-    const std::int32_t part =
-        shortlist<kBlocks>(row.scores, direct ? nullptr : best, count, static_cast<std::uint32_t>(k), state,
-                           memory, groups, max_top_k, counts);
+    key_range range;
+    const std::int32_t part = shortlist<kBlocks>(row.scores, direct ? nullptr : best, count,
+                                                 static_cast<std::uint32_t>(k), state, memory, counts, range);
     if (!leads) return;
     if (part > 0) {
       const listed_keys elements(memory, part, counts);
-      elements.emit(find_cutoff(elements, static_cast<std::uint32_t>(k), state), state, row.ids,
+      elements.emit(find_cutoff(elements, static_cast<std::uint32_t>(k), state, &range), state, row.ids,
                     row.first_id);
       return;
     }
@@ -258,11 +258,14 @@ status select_top_k(const select_row* rows, std::int32_t num_rows, std::int64_t 
                                      facts.overlaps, 1, rows, maxima, stride);
     if (code != cudaSuccess) return detail::check(code, "group_max", error);
   }
-  // As many blocks a row as can all run at once, two a multiprocessor, fewer of the larger clusters than it seems.
-  const auto launch = !facts.overlaps                 ? detail::launch_top_k<1>
-                      : 9 * num_rows <= 2 * facts.sms ? detail::launch_top_k<8>
-                      : 5 * num_rows <= 2 * facts.sms ? detail::launch_top_k<4>
-                                                      : detail::launch_top_k<2>;
+  // As many blocks a row as can all run at once, two a multiprocessor, fewer of the larger clusters than it seems. Short
+  // rows have nothing to gain by sharing a multiprocessor.
+  const bool is_short = max_count > 0 && max_count <= detail::direct_elements;
+  const int places = is_short ? facts.sms : 2 * facts.sms;
+  const auto launch = !facts.overlaps          ? detail::launch_top_k<1>
+                      : 9 * num_rows <= places ? detail::launch_top_k<8>
+                      : 5 * num_rows <= places ? detail::launch_top_k<4>
+                                               : detail::launch_top_k<2>;
   code = launch(rows, num_rows, maxima, stride, stream.cuda());
   return detail::check(code, "top_k", error);
 }

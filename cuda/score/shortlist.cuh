@@ -3,8 +3,9 @@
 
 // The quick way to a few candidates for a row's top-k, by a cluster of blocks. Every thread has a few consecutive
 // elements; the k-th largest of the threads' maxima is no more than the k-th largest element, so only elements that
-// reach it can be selected; usually that leaves little more than k. All blocks learn all threads' maxima and find the
-// same bound, each collects what reaches it in its part of the row, and the first block gets the candidates of all.
+// reach it can be selected; usually that leaves little more than k. All blocks learn all threads' maxima - they read
+// a short row whole, which is quicker than telling each other - and find the same bound, each collects what reaches it
+// in its part of the row, and the first block gets the candidates of all.
 // One block would take longer for two reasons: the scans and searches cost instructions of every warp, and a
 // multiprocessor has issue slots for four warps.
 
@@ -25,6 +26,9 @@ inline constexpr int thread_maxima = slices * select_threads;
 inline constexpr std::int32_t most_of_block = 4096;
 /// Those of each slice if they are few, as they usually are.
 inline constexpr std::int32_t most_of_slice = most_of_block / slices;
+
+/// Blocks of a launch that each read all maxima of a row.
+inline constexpr unsigned most_readers = 32;
 
 /// In dynamic shared memory.
 struct shortlist_memory {
@@ -166,38 +170,58 @@ __device__ __forceinline__ float4 load_run(const element_list& list, std::int32_
   return v;
 }
 
-/// Appends those of the elements at hand that reach the bound, ascending; all threads, once a batch.
+/// Which of four values reach a bound.
+__device__ __forceinline__ std::uint32_t reaching(const float4& v, float bound) {
+  return (v.x >= bound ? 1u : 0u) | (v.y >= bound ? 2u : 0u) | (v.z >= bound ? 4u : 0u) |
+         (v.w >= bound ? 8u : 0u);
+}
+
+/// Appends those of the scores at hand that reach the bound, ascending; all threads, once a batch.
+template <int kBlocks>
 struct collector {
+  using cluster = block_cluster<kBlocks>;
+  const float* scores;
+  std::int32_t count;  ///< of the row
   float bound;
-  std::uint32_t* keys;  ///< [capacity], or null
-  std::int32_t* ids;    ///< [capacity]
-  std::int32_t capacity;
-  std::int32_t found = 0;  ///< be it more than capacity
+  shortlist_memory& memory;
+  std::int32_t found = 0;  ///< be it more than there is room for
   int turn = 0;
 
-  __device__ __forceinline__ void add(const element_list& list, std::int32_t e, const float4& v,
-                                      select_state& state) {
-    const std::uint32_t reach = (v.x >= bound ? 1u : 0u) | (v.y >= bound ? 2u : 0u) |
-                                (v.z >= bound ? 4u : 0u) | (v.w >= bound ? 8u : 0u);
+  /// This thread's are those of `bits` from score `first` on.
+  __device__ __forceinline__ void add(std::int32_t first, unsigned long long bits, select_state& state) {
     std::uint32_t total;
     const std::uint32_t before =
-        scan_exclusive(static_cast<std::uint32_t>(__popc(reach)), state, turn, total);
+        scan_exclusive(static_cast<std::uint32_t>(__popcll(bits)), state, turn, total);
     turn ^= 1;
     std::int32_t at = found + static_cast<std::int32_t>(before);
-    if (reach != 0) {
-      const std::int32_t id = list.id(e);
-      const float values[4] = {v.x, v.y, v.z, v.w};
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        if ((reach >> i & 1) == 0) continue;
-        if (at < capacity) {
-          ids[at] = id + i;
-          if (keys != nullptr) keys[at] = ordered_key(values[i]);
-        }
-        ++at;
+#pragma unroll 1
+    for (; bits != 0 && at < most_of_block; bits &= bits - 1, ++at) {
+      const std::int32_t id = first + __ffsll(static_cast<long long>(bits)) - 1;
+      const std::uint32_t key = ordered_key(scores[id]);  // again, from the L1 cache
+      memory.mine.keys[at] = key;
+      memory.mine.ids[at] = id;
+      if (kBlocks == slices && at < most_of_slice) {  // where they have to be if they are few
+        cluster::store(&memory.all.keys[cluster::rank() * most_of_slice + at], 0, key);
+        cluster::store(&memory.all.ids[cluster::rank() * most_of_slice + at], 0, id);
       }
     }
     found += static_cast<std::int32_t>(total);
+  }
+
+  /// Scores of those of four groups from `group` on that `reach` names.
+  __device__ __forceinline__ void add_groups(std::int32_t group, std::uint32_t reach, select_state& state) {
+    unsigned long long bits = 0;
+#pragma unroll 1
+    for (; reach != 0; reach &= reach - 1) {
+      const std::int32_t place = score_group * (__ffs(static_cast<int>(reach)) - 1);
+      const element_list all{scores, count, nullptr, count};
+      std::uint32_t sixteen = 0;
+#pragma unroll
+      for (int i = 0; i < score_group; i += 4)
+        sixteen |= reaching(load_run(all, group * score_group + place + i, 4), bound) << i;
+      bits |= static_cast<unsigned long long>(sixteen) << place;
+    }
+    add(group * score_group, bits, state);
   }
 };
 
@@ -205,13 +229,13 @@ struct collector {
 /// they are to `counts`. Returns the places of each of the lists there, or 0 in all blocks alike: too many candidates,
 /// or too many NaNs to find a bound. Ends with all threads of the first block having met.
 /// \param best   maxima of groups of 16 scores, or null: by way of the scores themselves
-/// \param groups [max_groups], shared
 /// \param counts [slices], shared
+/// \param[out] range least and largest key that a candidate can have
 template <int kBlocks>
 __device__ __forceinline__ std::int32_t shortlist(const float* scores, const float* best, std::int32_t count,
                                                   std::uint32_t k, select_state& state,
-                                                  shortlist_memory& memory, std::int32_t* groups,
-                                                  std::int32_t max_groups, std::int32_t* counts) {
+                                                  shortlist_memory& memory, std::int32_t* counts,
+                                                  key_range& range) {
   using cluster = block_cluster<kBlocks>;
   const auto thread = static_cast<std::int32_t>(threadIdx.x);
   const std::int32_t num_groups = (count + score_group - 1) / score_group;
@@ -220,9 +244,26 @@ __device__ __forceinline__ std::int32_t shortlist(const float* scores, const flo
   const deal how(all.count);
   const int first_slice = cluster::rank() * (slices / kBlocks);
   reinterpret_cast<uint4*>(state.histogram)[thread] = uint4{0, 0, 0, 0};
+  std::uint32_t tops[slices];
   float4 v;
+  // Of many rows of maxima the blocks would wait for each other's reads.
+  const bool short_row = how.batches == 1 && (best == nullptr || gridDim.x <= most_readers);
+  if (short_row) {
+    float4 runs[slices];
+#pragma unroll
+    for (int slice = 0; slice < slices; ++slice)
+      runs[slice] = load_run(all, slice * how.slice() + thread * how.run, how.run);
+#pragma unroll
+    for (int slice = 0; slice < slices; ++slice) {
+      const float4& r = runs[slice];
+      const float top = fmaxf(fmaxf(r.x, r.y), fmaxf(r.z, r.w));
+      tops[slice] = isnan(top) ? 0 : ordered_key(top);
+      if (slice == first_slice) v = r;
+    }
+    cluster::wait();  // all blocks have started
+  }
 #pragma unroll 1
-  for (int slice = first_slice; slice < first_slice + slices / kBlocks; ++slice) {
+  for (int slice = first_slice; !short_row && slice < first_slice + slices / kBlocks; ++slice) {
     float top = __uint_as_float(0x7fc00000u);
 #pragma unroll 1
     for (std::int32_t b = 0; b < how.batches; ++b) {
@@ -235,68 +276,51 @@ __device__ __forceinline__ std::int32_t shortlist(const float* scores, const flo
     for (int to = 0; to < kBlocks; ++to)
       cluster::store(&memory.maxima[slice * select_threads + thread], to, key);
   }
-  cluster::sync();
-
-  const uint4* const maxima = reinterpret_cast<const uint4*>(memory.maxima);
-  const uint4 half0 = maxima[thread], half1 = maxima[select_threads + thread];
-  const std::uint32_t tops[8] = {half0.x, half0.y, half0.z, half0.w, half1.x, half1.y, half1.z, half1.w};
+  if (short_row) {
+    __syncthreads();  // the histogram is clear
+  } else {
+    cluster::sync();
+#pragma unroll
+    for (int slice = 0; slice < slices; ++slice) tops[slice] = memory.maxima[slice * select_threads + thread];
+  }
   std::uint32_t low = ~0u, high = 0;
 #pragma unroll
   for (const std::uint32_t key : tops) {
     low = min(low, key - 1);  // 0 becomes the largest
     high = max(high, key);
   }
+  // If as many threads have elements as are wanted, none below the least of their largest can be selected.
+  if (k <= select_threads && all.count >= select_threads) low = high - 1;
   find_range(low, high, state);
   if (high == 0) return 0;
   ++low;
   const int shift = max(32 - __clz(static_cast<int>(high - low)) - radix_bits, 0);
   const auto histogram = static_cast<std::uint32_t>(__cvta_generic_to_shared(state.histogram));
 #pragma unroll
-  for (const std::uint32_t key : tops) count_if(key != 0, histogram + ((key - low) >> shift) * 4);
+  for (const std::uint32_t key : tops)  // what is below `low`, 0 included, wraps around
+    count_if(key - low <= high - low, histogram + ((key - low) >> shift) * 4);
   __syncthreads();
   if (find_bin(k, state) < k) return 0;
-  const float bound = ordered_score(low + (state.bin << shift));
+  range = {low + (state.bin << shift), high};
+  const float bound = ordered_score(range.least);
 
-  collector candidates{bound, memory.mine.keys, memory.mine.ids, most_of_block};
-  collector first = best != nullptr ? collector{bound, nullptr, groups, max_groups} : candidates;
+  collector<kBlocks> candidates{scores, count, bound, memory};
 #pragma unroll 1
   for (int slice = first_slice; slice < first_slice + slices / kBlocks; ++slice) {
 #pragma unroll 1
-    for (std::int32_t b = 0; b < how.batches; ++b) {
+    for (std::int32_t b = 0; b < how.batches && candidates.found <= most_of_block; ++b) {
       const std::int32_t e = slice * how.slice() + b * how.batch() + thread * how.run;
       if (kBlocks < slices || how.batches > 1) v = load_run(all, e, how.run);
-      first.add(all, e, v, state);
+      if (best != nullptr)
+        candidates.add_groups(e, reaching(v, bound), state);
+      else
+        candidates.add(e, reaching(v, bound), state);
     }
   }
-  std::int32_t found = first.found <= first.capacity ? first.found : -1;
-  if (best != nullptr && found >= 0) {
-    __syncthreads();
-    const element_list scores_of_groups{scores, count, groups, found * score_group};
-    candidates.turn = first.turn;
-#pragma unroll 1
-    for (std::int32_t e = 4 * thread; e - 4 * thread < scores_of_groups.count; e += 4 * select_threads) {
-      candidates.add(scores_of_groups, e, load_run(scores_of_groups, e, 4), state);
-    }
-    found = candidates.found <= candidates.capacity ? candidates.found : -1;
-  }
+  const std::int32_t found = candidates.found <= most_of_block ? candidates.found : -1;
 
-  __syncthreads();
-  // One way there if all have few, and know so only after it; else another.
-  if constexpr (kBlocks == slices) {
-    const int rank = cluster::rank();
-    if (thread < kBlocks) cluster::store(&counts[rank], thread, found);
-    if (found <= most_of_slice) {
-#pragma unroll 1
-      for (std::int32_t i = thread; i < found; i += select_threads) {
-        cluster::store(&memory.all.keys[rank * most_of_slice + i], 0, memory.mine.keys[i]);
-        cluster::store(&memory.all.ids[rank * most_of_slice + i], 0, memory.mine.ids[i]);
-      }
-    }
-    cluster::sync();
-  } else {
-    if (thread < kBlocks) cluster::store(&counts[cluster::rank()], thread, found);
-    cluster::sync();
-  }
+  if (thread < kBlocks) cluster::store(&counts[cluster::rank()], thread, found);
+  cluster::sync();
   std::int32_t before = 0, total = 0;
   bool fits = true, few = kBlocks == slices;
 #pragma unroll
