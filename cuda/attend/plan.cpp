@@ -33,7 +33,7 @@ std::int32_t chunks_per_split(std::int64_t tiles, std::int64_t max_chunks, std::
     // block that has a multiprocessor to itself takes more than that share if others leave it some; an item's start
     // and end, of which blocks side by side hide each other's; the join of the splits.
     const double share = double(tiles * max_chunks) / num_sms, most = double(per_sm * chunks);
-    const double read = entries_per_chunk * (per_sm == 1 && blocks_per_sm == 2 ? std::max(0.85 * most, share)
+    const double read = entries_per_chunk * (per_sm == 1 && blocks_per_sm == 2 ? std::max(0.84 * most, share)
                                              : per_sm < blocks_per_sm          ? 1.07 * most
                                                                                : most);
     const double join = splits == 1 ? 0.0 : splits <= max_cluster ? 64.0 : 256.0;
