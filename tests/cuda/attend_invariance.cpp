@@ -103,11 +103,11 @@ TEST_CASE("a captured call reads the rows anew: its bytes are those of eager cal
   for (int step = 0; step < 200; ++step) {
     for (auto& row : table) row.entries = std::uniform_int_distribution<std::int64_t>(0, 512)(p.random);
     p.rows.put(table);
-    must(cudaMemset(p.out.data(), 0xff, p.out.size()));
+    fill(p.out.data(), 0xff, p.out.size());
     must(cudaGraphLaunch(program, stream.get()));
     stream.wait();
     const auto captured = p.out.get();
-    must(cudaMemset(p.out.data(), 0xff, p.out.size()));
+    fill(p.out.data(), 0xff, p.out.size());
     REQUIRE(p.run(plan, stream) == fm::status::ok);
     stream.wait();
     CAPTURE(step);

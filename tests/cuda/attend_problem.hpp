@@ -150,7 +150,7 @@ struct attend_problem {
 
   void make_scratch(const cu::attend_plan& plan) {
     scratch = device_array<std::byte>(cu::attend_workspace_bytes(plan));
-    must(cudaMemset(scratch.data(), 0, scratch.size()));
+    fill(scratch.data(), 0, scratch.size());
   }
 
   cu::attend_options options() const {

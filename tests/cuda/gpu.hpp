@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <cstdlib>
 #include <flashmemory/stream.hpp>
 #include <stdexcept>
 #include <string>
@@ -28,8 +29,21 @@ inline bool has_gpu() {
   return cudaGetDeviceCount(&count) == cudaSuccess && count > 0;
 }
 
+/// How often a test repeats something: `full` times, or `reduced` times if FLASHMEMORY_REDUCED_TESTS is set, for tools
+/// under which everything takes fifty times as long (sanitize.sh).
+inline int repeats(int full, int reduced) {
+  return std::getenv("FLASHMEMORY_REDUCED_TESTS") != nullptr ? reduced : full;
+}
+
 inline void must(cudaError_t code) {
   if (code != cudaSuccess) throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(code));
+}
+
+/// cudaMemset() that is over when it returns. By itself it may only have begun then, as may a copy from pageable memory,
+/// and streams that do not block do not wait for either.
+inline void fill(void* to, int byte, std::size_t bytes) {
+  must(cudaMemset(to, byte, bytes));
+  must(cudaStreamSynchronize(nullptr));
 }
 
 /// Device memory that starts out as NaNs of every type, so that reading what was never written shows.
@@ -40,7 +54,7 @@ class device_array {
   explicit device_array(std::size_t count) : count_(count) {
     void* block = nullptr;
     must(cudaMalloc(&block, std::max<std::size_t>(count * sizeof(T), 1)));
-    must(cudaMemset(block, 0xff, count * sizeof(T)));
+    fill(block, 0xff, count * sizeof(T));
     data_ = static_cast<T*>(block);
   }
   explicit device_array(const std::vector<T>& host) : device_array(host.size()) { put(host); }
@@ -59,6 +73,7 @@ class device_array {
 
   void put(const std::vector<T>& host) {
     must(cudaMemcpy(data_, host.data(), host.size() * sizeof(T), cudaMemcpyHostToDevice));
+    must(cudaStreamSynchronize(nullptr));
   }
   std::vector<T> get() const {
     std::vector<T> host(count_);

@@ -236,7 +236,7 @@ TEST_CASE("a captured select_top_k() sees new lengths", "[select][cuda]") {
     for (std::size_t i = 0; i < 2; ++i) {
       rows[i].count = static_cast<std::int64_t>(p.scores[i].size() / divide);
       lengths[i] = rows[i].count;
-      must(cudaMemset(p.ids[i].data(), 0xff, p.ids[i].bytes()));
+      fill(p.ids[i].data(), 0xff, p.ids[i].bytes());
     }
     p.rows.put(rows);
     p.device_counts.put(lengths);

@@ -130,7 +130,7 @@ struct world_options {
   store_testing::transfer_switches* control = nullptr;  ///< for copies that are late or fail
   std::int64_t max_tokens = 600;
   std::int32_t staging_steps = 4;
-  std::chrono::milliseconds deadline{1000};
+  std::chrono::milliseconds deadline{20000};  ///< far above what a step takes under a tool that looks on
 };
 
 /// Store, selector and decode step, driven eagerly or by a graph that was captured once.

@@ -4,6 +4,7 @@
 #include <condition_variable>
 #include <cstring>
 #include <deque>
+#include <memory>
 #include <mutex>
 #include <set>
 #include <thread>
@@ -19,6 +20,7 @@ namespace store_testing {
 using flashmemory_test::device_array;
 using flashmemory_test::device_stream;
 using flashmemory_test::must;
+using flashmemory_test::repeats;
 
 /// Streams wait at a closed gate. Opens at the latest when it goes away. Nothing may be allocated or freed on the
 /// device while it is closed.
@@ -109,7 +111,11 @@ inline std::unique_ptr<fm::tiered_chunk_store> make_device_store(
 /// Device memory for what an engine hands over, taken once and used in turn, since allocating waits for the device.
 class scratch_ring {
  public:
-  explicit scratch_ring(std::size_t bytes) : memory_(bytes) {}
+  explicit scratch_ring(std::size_t bytes) : memory_(bytes) {
+    void* block = nullptr;
+    must(cudaHostAlloc(&block, bytes, cudaHostAllocDefault));
+    pinned_.reset(static_cast<std::byte*>(block));
+  }
   /// Copies host bytes into the ring. Where it comes round everything must have been used.
   std::byte* put(const std::byte* data, std::size_t bytes, std::size_t misalign = 0) {
     const std::size_t room = (bytes + misalign + 255) / 256 * 256;
@@ -120,12 +126,18 @@ class scratch_ring {
     if (room > memory_.size()) throw std::runtime_error("scratch_ring is too small");
     std::byte* const to = memory_.data() + next_ + misalign;
     next_ += room;
-    must(cudaMemcpy(to, data, bytes, cudaMemcpyHostToDevice));
+    // From pinned memory a copy has landed when the call returns, and no other stream is waited for.
+    std::memcpy(pinned_.get(), data, bytes);
+    must(cudaMemcpy(to, pinned_.get(), bytes, cudaMemcpyHostToDevice));
     return to;
   }
 
  private:
+  struct unpin {
+    void operator()(std::byte* block) const { cudaFreeHost(block); }
+  };
   device_array<std::byte> memory_;
+  std::unique_ptr<std::byte, unpin> pinned_;
   std::size_t next_ = 0;
 };
 

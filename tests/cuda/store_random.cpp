@@ -353,7 +353,7 @@ TEST_CASE("after any calls a store on the device holds byte for byte what one in
   std::mt19937 random(seed);
   const int medium = GENERATE(0, 1, 2);  // pinned memory, checked host memory, a file
   CAPTURE(seed, medium);
-  for (int round = 0; round < 12; ++round) {
+  for (int round = 0; round < repeats(12, 3); ++round) {
     fm::store_options o = small_options(random_geometry(random));
     o.fast_bytes = o.backing_bytes = std::size_t{64} << 20;
     o.max_sequences = 12;
@@ -369,7 +369,7 @@ TEST_CASE("after any calls a store on the device holds byte for byte what one in
     CAPTURE(round, o.geometry.layers, o.geometry.kv_heads, o.geometry.key_dim, o.geometry.value_dim,
             o.geometry.entries_per_chunk, o.geometry.tokens_per_entry, int(o.geometry.type));
     twins pair(o, there, device, std::uint32_t(random()), 10);
-    for (int step = 0; step < 150; ++step) {
+    for (int step = 0; step < repeats(150, 60); ++step) {
       CAPTURE(step);
       pair.step();
       if (step % 10 == 9) {
