@@ -28,10 +28,13 @@ struct pipeline {
     float values[tile_rows * kDim];
     float maxima[consumer_warps][tile_rows], sums[consumer_warps][tile_rows];
     float maximum[tile_rows], sum[tile_rows];
-    join_memory join;
-    cluster_barriers cluster;
+    union {
+      join_memory join;      // of many splits
+      pair_mail<kDim> mail;  // of the blocks of a cluster
+    };
     std::uint64_t full[stages], empty[stages];
   };
+  static_assert(sizeof(memory) <= 228 * 1024 / blocks_per_sm - 1024, "what a multiprocessor has");
 };
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
@@ -258,13 +261,14 @@ __global__ void __launch_bounds__(threads, pipeline<kDim>::blocks_per_sm)
   if (threadIdx.x == 0) {
     for (int s = 0; s < pipe::stages; ++s) {
       ptx::barrier_init(shared.full + s, 1);
-      ptx::barrier_init(shared.empty + s, consumer_warps);
+      // Every thread for itself: that costs nothing, and racecheck sees no order by way of a neighbour.
+      ptx::barrier_init(shared.empty + s, tile_threads);
     }
-    if (call.cluster > 1) shared.cluster.init(call.cluster);
+    if (call.cluster > 1) shared.mail.init();
     ptx::barrier_init_fence();
   }
   if (call.cluster > 1)
-    ptx::cluster_sync();  // others may arrive at barriers
+    ptx::cluster_sync();  // the other block may send
   else
     __syncthreads();
   ptx::wait_for_previous_kernel();
@@ -279,11 +283,9 @@ __global__ void __launch_bounds__(threads, pipeline<kDim>::blocks_per_sm)
 
   const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
   std::uint32_t consumed = 0;
-  cluster_turn turn(call.cluster);
+  pair_turn turn;
   for (std::int32_t i = blockIdx.x; i < items; i += gridDim.x) {
-    const bool mine = item.load(call, i);
-    const bool joins = call.cluster > 1 && item.range.splits > 1;
-    if (!mine && !joins) continue;
+    if (!item.load(call, i)) continue;
     uint4 q[kHalves][kDim / 32];
     std::int32_t limit[kHalves];  // entries that row g or g + 8 may see
 #pragma unroll
@@ -309,24 +311,20 @@ __global__ void __launch_bounds__(threads, pipeline<kDim>::blocks_per_sm)
       if (16 * warp < r.count)
         attend_stage<T, kDim, kHalves>(call, shared.stage[slot][0], shared.stage[slot][1], q, r, item.entries,
                                        limit, acc);
-      __syncwarp();
-      if (threadIdx.x % 32 == 0) ptx::barrier_arrive(shared.empty + slot);
+      ptx::barrier_arrive(shared.empty + slot);
     }
     const tile_rows_of_call tile{item.first_row, item.num_rows, item.row, item.kv_head * call.group};
     const tile_state state{shared.maximum, shared.sum, shared.values};
-    turn.begin(shared.cluster);
-    if (joins) {
-      if (mine) join_warps<kDim, kHalves>(acc, item.num_rows, shared);
-      turn.join(call, shared.cluster, tile, item.range.splits, state);
+    join_warps<kDim, kHalves>(acc, item.num_rows, shared);
+    if (call.cluster > 1 && item.range.splits > 1) {  // then both blocks have a split
+      turn.join(call, shared.mail, tile, state);
       continue;
     }
-    join_warps<kDim, kHalves>(acc, item.num_rows, shared);
     const std::int64_t tile_index =
         std::int64_t(item.row) * (call.query_heads / call.group) * call.head_tiles + item.tile;
     finish_tile(call, layout, tile_index, tile, item.split, item.range.splits, state, shared.join);
     tile_barrier();  // before the next item's join overwrites what was just read
   }
-  turn.end(shared.cluster);
 }
 
 #else

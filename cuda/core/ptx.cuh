@@ -90,16 +90,15 @@ __device__ __forceinline__ std::uint32_t cluster_address(const void* shared, std
   asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared_address(shared)), "r"(rank));
   return address;
 }
-__device__ __forceinline__ float cluster_load(std::uint32_t address) {
-  float value;
-  asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(value) : "r"(address) : "memory");
-  return value;
+/// Stores to shared memory of another block, and counts 16 bytes on the barrier there (9.7.9.12 st.async).
+__device__ __forceinline__ void cluster_send(std::uint32_t address, const float4& v, std::uint32_t barrier) {
+  asm volatile(
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(
+          address),
+      "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w), "r"(barrier)
+      : "memory");
 }
-/// Arrives at a barrier of any block of the cluster; releases what this thread's block has written before.
-__device__ __forceinline__ void cluster_arrive(std::uint32_t barrier) {
-  asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
-/// barrier_wait() that acquires what arrivals from the cluster released.
+/// barrier_wait() that acquires what came from the cluster.
 __device__ __forceinline__ void cluster_wait(std::uint64_t* barrier, std::uint32_t parity) {
   asm volatile(
       "{\n"

@@ -182,34 +182,35 @@ TEST_CASE("CUDA attention survives extreme logits, and shows NaN in the rows tha
   }
 }
 
-TEST_CASE("two splits are joined on the chip as three are in memory, over many tiles in turn",
-          "[gpu][attend]") {
-  REQUIRE_GPU();
+namespace {
+
+/// One plan, made for pairs of splits joined on the chip and for three joined in memory.
+void join_pairs(std::int32_t dim, std::int32_t kv_heads, std::int64_t rows, std::int32_t num_sms) {
   const auto seed = std::random_device{}();
-  CAPTURE(seed);
+  CAPTURE(seed, dim, num_sms);
   attend_problem p(seed);
   auto& g = p.shape.geometry;
   g.layers = 1;
   g.type = fm::dtype::bf16;
-  g.key_dim = g.value_dim = GENERATE(64, 128);
-  g.kv_heads = 8;
+  g.key_dim = g.value_dim = dim;
+  g.kv_heads = kv_heads;
   g.entries_per_chunk = 8;
   p.shape.max_chunks = 20;
-  p.shape.query_heads = 16;
-  p.shape.rows = 20;
+  p.shape.query_heads = 2 * kv_heads;
+  p.shape.rows = rows;
   p.out_type = fm::dtype::f32;
   std::uniform_int_distribution<std::int64_t> length(0, 160);
   for (std::int64_t r = 0; r < p.shape.rows; ++r) p.entries.push_back(r % 7 == 0 ? r % 3 : length(p.random));
   p.draw();
   p.place(4);
   const device_stream stream;
-  auto plan = cu::plan_attend(p.shape, GENERATE(132, 3));
+  auto plan = cu::plan_attend(p.shape, num_sms);
   const auto run_with = [&](std::int32_t splits) {
     plan.chunks_per_split = (20 + splits - 1) / splits;
     plan.splits = splits;
     p.make_scratch(plan);
     for (int call = 0; call < 3; ++call) {
-      must(cudaMemset(p.out.data(), 0xff, p.out.size()));
+      fill(p.out.data(), 0xff, p.out.size());
       REQUIRE(p.run(plan, stream) == fm::status::ok);
     }
     stream.wait();
@@ -221,6 +222,19 @@ TEST_CASE("two splits are joined on the chip as three are in memory, over many t
   const auto pairs = run_with(2);
   REQUIRE(run_with(3).size() == pairs.size());
   REQUIRE(run_with(2) == pairs);
+}
+
+}  // namespace
+
+TEST_CASE("two splits are joined on the chip as three are in memory, over many tiles in turn",
+          "[gpu][attend]") {
+  REQUIRE_GPU();
+  join_pairs(GENERATE(64, 128, 256), 8, 20, GENERATE(132, 3));
+}
+
+TEST_CASE("a single pair of blocks joins the splits of many tiles in turn", "[gpu][attend]") {
+  REQUIRE_GPU();
+  join_pairs(GENERATE(64, 128, 256), 1, 11, 1);
 }
 
 TEST_CASE("splits fill the device in whole waves and never leave a chunk out", "[attend]") {
