@@ -31,6 +31,12 @@ void require(cudaError_t code, const char* what) {
     throw error(status::cuda_error, fmt::format("{}: {}", what, cudaGetErrorString(code)));
 }
 
+/// Now, beside whatever other streams do.
+cudaError_t zero(void* block, std::size_t bytes) noexcept {
+  const cudaError_t code = cudaMemsetAsync(block, 0, bytes, cudaStreamPerThread);
+  return code == cudaSuccess ? cudaStreamSynchronize(cudaStreamPerThread) : code;
+}
+
 const device_options& checked(const device_options& options) {
   const auto refuse = [](const char* field, std::int64_t value, const char* rule) {
     throw argument_error(status::bad_argument,
@@ -108,13 +114,22 @@ memory_resource device_tier::memory() const noexcept {
     auto& self = *static_cast<device_tier*>(context);
     const device_guard guard(self.options_.device);
     const memory_resource& own = self.options_.device_memory;
-    if (own.allocate) return own.allocate(own.context, bytes, std::max(wanted, alignment));
     void* block = nullptr;
-    const cudaError_t code = cudaMalloc(&block, bytes);  // aligned to 256 bytes
-    if (code == cudaSuccess) return block;
-    cudaGetLastError();
-    std::snprintf(self.failure_, sizeof self.failure_, " (cudaMalloc: %s)", cudaGetErrorString(code));
-    return nullptr;
+    cudaError_t code = cudaSuccess;
+    if (own.allocate)
+      block = own.allocate(own.context, bytes, std::max(wanted, alignment));
+    else
+      code = cudaMalloc(&block, bytes);  // aligned to 256 bytes
+    // A chunk that is not complete is copied as a whole, so what no row has been written to must be something.
+    if (code == cudaSuccess && block && (code = zero(block, bytes)) != cudaSuccess) {
+      self.memory().deallocate(context, block, bytes, wanted);
+      block = nullptr;
+    }
+    if (code != cudaSuccess) {
+      cudaGetLastError();
+      std::snprintf(self.failure_, sizeof self.failure_, " (device memory: %s)", cudaGetErrorString(code));
+    }
+    return block;
   };
   resource.deallocate = [](void* context, void* block, std::size_t bytes, std::size_t wanted) {
     auto& self = *static_cast<device_tier*>(context);
@@ -144,9 +159,8 @@ bool device_tier::set_up(fast_memory& memory) noexcept {
   const device_guard guard(options_.device);
   pieces_ = static_cast<std::byte*>(memory.allocate_data(workspace_bytes(), alignment));
   if (!pieces_) return false;
-  bool made = cudaMemset(pieces_, 0, workspace_bytes()) == cudaSuccess &&  // the padding stays zero
-              cudaDeviceSynchronize() == cudaSuccess;
-  if (made && staged()) {
+  bool made = true;  // pieces_ is zero, and its padding stays so
+  if (staged()) {
     num_staging_ = buffers_in(staging_memory, chunk_bytes_);
     staging_ = static_cast<std::byte*>(options_.pinned_memory.allocate(
         options_.pinned_memory.context, std::size_t(num_staging_) * chunk_bytes_, 4096));

@@ -25,7 +25,7 @@ enum class recall_method : std::int32_t {
 struct device_options {
   int device = 0;  ///< CUDA ordinal; calls set it and restore what was current
 
-  /// For slots and index keys: device memory aligned to 256 bytes; default cudaMalloc.
+  /// For slots and index keys: device memory aligned to 256 bytes, which the store zeroes; default cudaMalloc.
   memory_resource device_memory;
   /// For the backing store and staging: host memory that the device can read and write, e.g. cudaHostAlloc;
   /// default mapped pages that are touched by several threads and then registered.
