@@ -239,6 +239,7 @@ struct query_encoder::impl {
                   sizeof frequencies);
     }
     ask(cudaMemcpy(memory.data(), host.data(), host.size(), cudaMemcpyHostToDevice));
+    ask(cudaStreamSynchronize(nullptr));  // copies of pageable memory may return before they have landed
   }
 
   std::size_t operand_bytes(std::int64_t width) const {

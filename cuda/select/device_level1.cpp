@@ -395,6 +395,7 @@ void device_level1::write_row(served_sequence& s, kept_row row, const float* val
   for (std::size_t i = 0; i < bytes / size_of(options_.rows); ++i)
     flashmemory::detail::store_float(raw.data(), options_.rows, static_cast<std::int64_t>(i), values[i]);
   ask(cudaMemcpy(at, raw.data(), bytes, cudaMemcpyHostToDevice), "load_state");
+  ask(cudaStreamSynchronize(nullptr), "load_state");  // it may only have begun
 }
 
 }  // namespace detail

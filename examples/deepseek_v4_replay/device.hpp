@@ -37,6 +37,7 @@ class device_array {
   }
   explicit device_array(const std::vector<T>& host) : device_array(host.size()) {
     must(cudaMemcpy(static_cast<void*>(data_), host.data(), bytes(), cudaMemcpyHostToDevice));
+    must(cudaStreamSynchronize(nullptr));  // it may only have begun, and other streams do not wait for it
   }
   device_array(device_array&& other) noexcept
       : data_(std::exchange(other.data_, nullptr)), count_(std::exchange(other.count_, 0)) {}
