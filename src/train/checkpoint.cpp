@@ -116,8 +116,9 @@ std::string describe_run(const trainer_options& o, const dual_encoder_config& c)
 
 void trainer::save_checkpoint(const std::string& path) const {
   const impl& t = *impl_;
-  std::vector<float> zeros;
-  if (t.optimiser.m.empty()) zeros.resize(t.model.parameters.size());
+  training_state state = t.backend->read();
+  state.first_moment.resize(state.parameters.size());
+  state.second_moment.resize(state.parameters.size());
   std::vector<tensor_source> tensors;
   const auto add = [&](const char* name, const std::vector<float>& values) {
     tensor_source tensor;
@@ -127,16 +128,16 @@ void trainer::save_checkpoint(const std::string& path) const {
     tensor.bytes = values.size() * sizeof(float);
     tensors.push_back(std::move(tensor));
   };
-  add("parameters", t.model.parameters);
-  add("first_moment", zeros.empty() ? t.optimiser.m : zeros);
-  add("second_moment", zeros.empty() ? t.optimiser.v : zeros);
+  add("parameters", state.parameters);
+  add("first_moment", state.first_moment);
+  add("second_moment", state.second_moment);
   write_safetensors(path, tensors,
                     {{"format", checkpoint_format},
                      {"version", checkpoint_version},
                      {"run", describe()},
                      {"recordings", t.source.fingerprint()},
                      {"step", std::to_string(t.step)},
-                     {"updates", std::to_string(t.optimiser.updates)},
+                     {"updates", std::to_string(state.updates)},
                      {"documents_drawn", std::to_string(t.documents.drawn)}});
 }
 
@@ -161,18 +162,16 @@ void trainer::load_checkpoint(const std::string& path) {
   }
   if (field(file, "recordings") != t.source.fingerprint())
     refuse(path, "checkpoint of a run on other recordings");
-  const std::vector<std::int64_t> shape = {static_cast<std::int64_t>(t.model.parameters.size())};
-  std::vector<float> parameters = to_floats(file, file.require("parameters", shape));
-  std::vector<float> m = to_floats(file, file.require("first_moment", shape));
-  std::vector<float> v = to_floats(file, file.require("second_moment", shape));
+  const std::vector<std::int64_t> shape = {t.model.retrievers() * t.model.map.count};
+  training_state state;
+  state.parameters = to_floats(file, file.require("parameters", shape));
+  state.first_moment = to_floats(file, file.require("first_moment", shape));
+  state.second_moment = to_floats(file, file.require("second_moment", shape));
   const std::int64_t step = number(file, "step");
-  const std::int64_t updates = number(file, "updates");
+  state.updates = number(file, "updates");
   const std::int64_t drawn = number(file, "documents_drawn");
   if (step > t.steps()) refuse(path, fmt::format("it has made {} of {} steps", step, t.steps()));
-  t.model.parameters = std::move(parameters);
-  t.optimiser.m = std::move(m);
-  t.optimiser.v = std::move(v);
-  t.optimiser.updates = updates;
+  t.backend->write(state);
   t.step = step;
   t.documents.drawn = drawn;
 }

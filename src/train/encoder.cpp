@@ -12,6 +12,16 @@
 namespace flashmemory {
 inline namespace v0 {
 namespace train {
+
+parameter_map::parameter_map(const encoder_shape& s) noexcept {
+  wq_b = wq_a + s.rank * s.hidden;
+  weights_proj = wq_b + s.heads * index_key_dim * s.rank;
+  wk = weights_proj + s.heads * s.hidden;
+  q_norm = wk + (s.trains_keys ? index_key_dim * s.hidden : 0);
+  offset = q_norm + s.rank;
+  count = offset + 1;
+}
+
 namespace detail {
 namespace {
 
@@ -70,15 +80,6 @@ Real gate_scale(std::int64_t heads) noexcept {
 std::size_t size(std::int64_t count) { return static_cast<std::size_t>(count); }
 
 }  // namespace
-
-parameter_map::parameter_map(const encoder_shape& s) noexcept {
-  wq_b = wq_a + s.rank * s.hidden;
-  weights_proj = wq_b + s.heads * dim * s.rank;
-  wk = weights_proj + s.heads * s.hidden;
-  q_norm = wk + (s.trains_keys ? dim * s.hidden : 0);
-  offset = q_norm + s.rank;
-  count = offset + 1;
-}
 
 void read_parameters(const encoder_shape& shape, const retriever_weights& w, float* p) {
   const parameter_map map(shape);

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <flashmemory/indexer/dual_encoder.hpp>
 #include <flashmemory/parallel.hpp>
+#include <flashmemory/train/backend.hpp>
 #include <mutex>
 #include <vector>
 
@@ -15,30 +16,8 @@ inline namespace v0 {
 namespace train {
 namespace detail {
 
-/// What all retrievers of a model share, and how their forward pass rounds.
-struct encoder_shape {
-  std::int64_t hidden = 0;
-  std::int64_t rank = 0;
-  std::int64_t heads = 0;
-  bool trains_keys = true;  ///< there is a wk; else keys come as they are
-  double q_norm_eps = 1e-6;
-  bool bf16_rounding = false;  ///< of queries, as the artifact says; gradients pass straight through
-  bool quantise_keys = true;   ///< e4m3 in the loop, straight through
-  double key_scale_floor = 1e-4;
-  rope_options rope;
-};
-
-/// Where one retriever's tensors lie in its flat parameter vector.
-struct parameter_map {
-  explicit parameter_map(const encoder_shape& shape) noexcept;
-  std::int64_t wq_a = 0;          ///< [rank, hidden]
-  std::int64_t wq_b = 0;          ///< [heads * 128, rank]
-  std::int64_t weights_proj = 0;  ///< [heads, hidden]
-  std::int64_t wk = 0;            ///< [128, hidden]; no elements without trained keys
-  std::int64_t q_norm = 0;        ///< [rank]; from here on nothing is decayed
-  std::int64_t offset = 0;        ///< scalar
-  std::int64_t count = 0;
-};
+using train::encoder_shape;
+using train::parameter_map;
 
 /// Copies an artifact's tensors into a flat vector, and back.
 void read_parameters(const encoder_shape& shape, const retriever_weights& weights, float* parameters);

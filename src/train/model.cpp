@@ -98,42 +98,59 @@ dual_model::dual_model(const dual_encoder_config& c, const recording_geometry& g
   }
 }
 
-dual_encoder_config dual_model::to_config() const {
+dual_encoder_config dual_model::to_config(const std::vector<float>& values) const {
   dual_encoder_config out = config;
   for (std::size_t r = 0; r < out.retrievers.size(); ++r) {
-    write_parameters(shape, of(static_cast<std::int64_t>(r)), out.retrievers[r]);
+    write_parameters(shape, values.data() + static_cast<std::int64_t>(r) * map.count, out.retrievers[r]);
   }
   return out;
 }
 
+training_batch batch_of(const model_taps& taps, const example& from,
+                        const std::vector<std::int64_t>& windows) {
+  training_batch batch;
+  batch.rows = windows;
+  batch.queries = &from.queries;
+  batch.keys = &from.keys;
+  for (const std::int64_t w : windows) {
+    batch.positions.push_back(from.positions[static_cast<std::size_t>(w)]);
+    batch.chunks =
+        std::max<std::int64_t>(batch.chunks, from.labels[static_cast<std::size_t>(w)].end_candidate);
+  }
+  const std::int64_t count = batch.chunks * taps.keys_per_chunk;
+  for (const std::size_t stream : taps.stream) {
+    const document_keys& keys = from.keys[stream];
+    if (keys.keys >= count) continue;
+    throw format_error(status::keys_missing,
+                       fmt::format("document '{}': key stream {} has {} keys, {} chunks need {}", from.name,
+                                   stream, keys.keys, batch.chunks, count));
+  }
+  return batch;
+}
+
 void document_batch::fill(const encoder_shape& shape, const model_taps& taps, const example& from,
                           const std::vector<std::int64_t>& windows) {
-  windows_ = static_cast<std::int64_t>(windows.size());
+  fill(shape, taps, batch_of(taps, from, windows));
+}
+
+void document_batch::fill(const encoder_shape& shape, const model_taps& taps, const training_batch& batch) {
+  windows_ = batch.windows();
   keys_per_chunk_ = taps.keys_per_chunk;
   trains_keys_ = taps.trains_keys;
-  positions_.clear();
-  chunks_ = 0;
-  for (const std::int64_t w : windows) {
-    positions_.push_back(from.positions[static_cast<std::size_t>(w)]);
-    chunks_ = std::max<std::int64_t>(chunks_, from.labels[static_cast<std::size_t>(w)].end_candidate);
-  }
-  hidden_.resize(from.queries.size());
+  positions_ = batch.positions;
+  chunks_ = batch.chunks;
+  hidden_.resize(batch.queries->size());
   for (const std::size_t tap : std::set<std::size_t>(taps.query.begin(), taps.query.end())) {
     std::vector<float>& rows = hidden_[tap];
-    rows.resize(windows.size() * static_cast<std::size_t>(shape.hidden));
-    for (std::size_t w = 0; w < windows.size(); ++w) {
-      from.queries[tap].read(windows[w], rows.data() + w * static_cast<std::size_t>(shape.hidden));
+    rows.resize(batch.rows.size() * static_cast<std::size_t>(shape.hidden));
+    for (std::size_t w = 0; w < batch.rows.size(); ++w) {
+      (*batch.queries)[tap].read(batch.rows[w], rows.data() + w * static_cast<std::size_t>(shape.hidden));
     }
   }
   const std::int64_t count = chunks_ * taps.keys_per_chunk;
-  keys_.resize(from.keys.size());
+  keys_.resize(batch.keys->size());
   for (const std::size_t stream : std::set<std::size_t>(taps.stream.begin(), taps.stream.end())) {
-    const document_keys& keys = from.keys[stream];
-    if (keys.keys < count) {
-      throw format_error(status::keys_missing,
-                         fmt::format("document '{}': key stream {} has {} keys, {} chunks need {}", from.name,
-                                     stream, keys.keys, chunks_, count));
-    }
+    const document_keys& keys = (*batch.keys)[stream];
     std::vector<float>& rows = keys_[stream];
     const std::int64_t width = trains_keys_ ? shape.hidden : index_key_dim;
     rows.resize(static_cast<std::size_t>(count * width));

@@ -17,6 +17,7 @@ namespace detail {
 
 /// Which recorded tap and key stream every retriever of an architecture reads.
 struct model_taps {
+  model_taps() = default;
   /// \throws argument_error naming the retriever, if the recordings lack its layer or were pooled otherwise
   model_taps(const dual_encoder_config& config, const recording_geometry& geometry,
              std::int64_t tokens_per_chunk);
@@ -37,8 +38,8 @@ struct dual_model {
 
   std::int64_t retrievers() const noexcept { return static_cast<std::int64_t>(config.retrievers.size()); }
   const float* of(std::int64_t retriever) const noexcept { return parameters.data() + retriever * map.count; }
-  /// The artifact's form of the current parameters.
-  dual_encoder_config to_config() const;
+  /// The artifact's form of parameters [retrievers, map.count].
+  dual_encoder_config to_config(const std::vector<float>& values) const;
 
   dual_encoder_config config;
   model_taps taps;
@@ -47,9 +48,16 @@ struct dual_model {
   std::vector<float> parameters;  // [retrievers, map.count]
 };
 
-/// Some windows of one document in the form that encoders take.
+/// Some windows of one document.
+/// \param windows indices into the example's positions
+/// \throws format_error with keys_missing if a key stream ends before the windows' candidates
+training_batch batch_of(const model_taps& taps, const example& from,
+                        const std::vector<std::int64_t>& windows);
+
+/// A batch in the form that encoders take.
 class document_batch {
  public:
+  void fill(const encoder_shape& shape, const model_taps& taps, const training_batch& batch);
   /// \param windows indices into the example's positions
   void fill(const encoder_shape& shape, const model_taps& taps, const example& from,
             const std::vector<std::int64_t>& windows);

@@ -17,6 +17,7 @@ target_sources(flashmemory_train PRIVATE
   artifact.cpp
   calibrate.cpp
   checkpoint.cpp
+  cpu_backend.cpp
   document_source.cpp
   encoder.cpp
   evaluate.cpp

@@ -8,7 +8,6 @@
 #include <functional>
 #include <utility>
 
-#include "train/gemm.hpp"
 #include "train/trainer_impl.hpp"
 
 namespace flashmemory {
@@ -76,19 +75,26 @@ trainer::impl::impl(const document_source& from, const dual_encoder_config& star
     throw argument_error(status::unsupported,
                          "trainer: only chunk scores that are maxima of keys can be trained");
   }
-  for (std::int64_t r = 0; r < model.retrievers(); ++r) encoders.emplace_back(model.shape);
-  d_scores.resize(encoders.size());
-  gradient.resize(model.parameters.size());
+  backend_setup setup;
+  setup.shape = model.shape;
+  setup.query = model.taps.query;
+  setup.stream = model.taps.stream;
+  setup.keys_per_chunk = model.taps.keys_per_chunk;
+  setup.threads = options.threads;
+  backend = options.backend ? options.backend(setup) : make_cpu_backend(setup);
+  training_state state;
+  state.parameters = std::move(model.parameters);
+  backend->write(state);
 }
 
-void trainer::impl::count(const std::vector<detail::target>& targets, const float* scores) {
+void trainer::impl::count(const std::vector<detail::target>& targets, const float* combined) {
   const std::size_t windows = targets.size();
   std::vector<float> sorted;
   for (std::size_t w = 0; w < windows; ++w) {
     const window_labels& labels = *targets[w].labels;
     sorted.clear();
     for (std::int64_t c = labels.first_candidate; c < labels.end_candidate; ++c) {
-      const float z = scores[static_cast<std::size_t>(c) * windows + w];
+      const float z = combined[static_cast<std::size_t>(c) * windows + w];
       sorted.push_back(z);
       if (z > 0) ++kept;
     }
@@ -98,7 +104,7 @@ void trainer::impl::count(const std::vector<detail::target>& targets, const floa
     std::nth_element(sorted.begin(), sorted.begin() + budget - 1, sorted.end(), std::greater<>());
     const float least = sorted[static_cast<std::size_t>(budget - 1)];
     for (const positive_chunk& p : labels.positives) {
-      if (scores[static_cast<std::size_t>(p.chunk) * windows + w] >= least) ++recalled;
+      if (combined[static_cast<std::size_t>(p.chunk) * windows + w] >= least) ++recalled;
     }
     positives += static_cast<std::int64_t>(labels.positives.size());
   }
@@ -111,56 +117,44 @@ void trainer::impl::learn(const detail::example& from, const std::vector<std::in
     const window_labels& labels = from.labels[static_cast<std::size_t>(w)];
     targets.push_back({&labels, labels.positives.empty() ? options.window_weight_free : 1});
   }
-  batch.fill(model.shape, model.taps, from, windows);
-  const std::int64_t chunks = batch.chunks();
-  const std::size_t pairs = static_cast<std::size_t>(chunks) * windows.size();
+  const training_batch batch = detail::batch_of(model.taps, from, windows);
+  const std::size_t pairs = static_cast<std::size_t>(batch.chunks) * windows.size();
   const auto retrievers = static_cast<std::size_t>(model.retrievers());
+  scores.resize(retrievers * pairs);
+  d_scores.resize(retrievers * pairs);
+  backend->forward(batch, scores.data());
+  flop += static_cast<double>(retrievers) *
+          flop_of(model.shape, batch.chunks * model.taps.keys_per_chunk, batch.windows());
   best.assign(pairs, -INFINITY);
-  for (std::size_t r = 0; r < retrievers; ++r) {
-    encoders[r].forward(model.of(static_cast<std::int64_t>(r)), batch.input(r, model.taps), options.threads);
-    flop +=
-        flop_of(model.shape, chunks * model.taps.keys_per_chunk, static_cast<std::int64_t>(windows.size()));
-    for (std::size_t i = 0; i < pairs; ++i) best[i] = std::max(best[i], encoders[r].scores()[i]);
-  }
+  for (std::size_t i = 0; i < scores.size(); ++i) best[i % pairs] = std::max(best[i % pairs], scores[i]);
   double loss = 0;
   if (ensemble) {
     d_best.resize(pairs);
-    loss = detail::loss_and_gradient(options.loss, chunks, targets, best.data(), seed, d_best.data());
+    loss = detail::loss_and_gradient(options.loss, batch.chunks, targets, best.data(), seed, d_best.data());
     // The first retriever that reaches the maximum takes the gradient.
     std::vector<char> taken(pairs, 0);
     for (std::size_t r = 0; r < retrievers; ++r) {
-      d_scores[r].resize(pairs);
       for (std::size_t i = 0; i < pairs; ++i) {
-        const bool mine = !taken[i] && encoders[r].scores()[i] == best[i];
-        d_scores[r][i] = mine ? d_best[i] : 0;
+        const bool mine = !taken[i] && scores[r * pairs + i] == best[i];
+        d_scores[r * pairs + i] = mine ? d_best[i] : 0;
         taken[i] = static_cast<char>(taken[i] | static_cast<char>(mine));
       }
     }
   } else {
     for (std::size_t r = 0; r < retrievers; ++r) {
-      d_scores[r].resize(pairs);
-      loss += detail::loss_and_gradient(options.loss, chunks, targets, encoders[r].scores().data(), seed,
-                                        d_scores[r].data()) /
+      loss += detail::loss_and_gradient(options.loss, batch.chunks, targets, scores.data() + r * pairs, seed,
+                                        d_scores.data() + r * pairs) /
               static_cast<double>(retrievers);
     }
   }
-  for (std::size_t r = 0; r < retrievers; ++r) {
-    // NaN can hide behind a maximum of others.
-    for (const float z : encoders[r].scores()) {
-      if (std::isfinite(z)) continue;
-      loss = std::nan("");
-      break;
-    }
-  }
+  // NaN can hide behind a maximum of others.
+  const auto finite = [](float z) { return std::isfinite(z); };
+  if (!std::all_of(scores.begin(), scores.end(), finite)) loss = std::nan("");
   if (!std::isfinite(loss)) {
     throw error(status::not_finite,
                 fmt::format("trainer: step {}: document '{}': the loss is {}", step + 1, from.name, loss));
   }
-  for (std::size_t r = 0; r < retrievers; ++r) {
-    encoders[r].backward(model.of(static_cast<std::int64_t>(r)), batch.input(r, model.taps),
-                         d_scores[r].data(), gradient.data() + static_cast<std::int64_t>(r) * model.map.count,
-                         options.threads);
-  }
+  backend->backward(batch, d_scores.data());
   report.loss += loss;
   count(targets, best.data());
 }
@@ -173,12 +167,10 @@ trainer::~trainer() = default;
 step_report trainer::step() {
   impl& t = *impl_;
   if (done()) throw argument_error(status::out_of_range, "trainer: all steps have been made");
-  const detail::serial_blas one_thread;
   const auto begin = std::chrono::steady_clock::now();
   const std::int64_t drawn_before = t.documents.drawn;
   const bool ensemble = t.step >= t.options.layer_steps;
   step_report report;
-  std::fill(t.gradient.begin(), t.gradient.end(), 0.0f);
   t.flop = 0;
   t.recalled = t.positives = t.kept = t.candidates = 0;
   detail::random_stream random(t.options.seed, static_cast<std::uint64_t>(t.step));
@@ -186,6 +178,7 @@ step_report trainer::step() {
   std::int64_t used = 0;
   std::string names;
   try {
+    t.backend->clear_gradient();
     std::int64_t barren = 0;
     while (tokens < t.options.tokens_per_step) {
       const auto example = t.examples.get(t.documents.draw_document());
@@ -203,15 +196,13 @@ step_report trainer::step() {
       ++used;
       names += fmt::format("{}'{}'", names.empty() ? "" : ", ", example->name);
     }
-    const float share = 1 / static_cast<float>(used);
-    for (float& g : t.gradient) g *= share;
     report.loss /= static_cast<double>(used);
     const std::int64_t first = ensemble ? t.options.layer_steps : 0;
     report.rate = detail::rate_at(t.options.optimiser, t.step - first,
                                   ensemble ? t.options.ensemble_steps : t.options.layer_steps) *
                   (ensemble ? t.options.ensemble_rate : 1);
     report.gradient_norm =
-        t.optimiser.update(t.options.optimiser, t.model.map, report.rate, t.gradient, t.model.parameters);
+        t.backend->update({t.options.optimiser, report.rate, 1 / static_cast<double>(used)});
     if (!std::isfinite(report.gradient_norm)) {
       throw error(status::not_finite, fmt::format("trainer: step {}: the gradient of {} is {}", t.step + 1,
                                                   names, report.gradient_norm));
@@ -248,7 +239,9 @@ void trainer::run(const std::function<bool(const step_report&)>& progress, const
   }
 }
 
-dual_encoder_config trainer::config() const { return impl_->model.to_config(); }
+dual_encoder_config trainer::config() const {
+  return impl_->model.to_config(impl_->backend->read().parameters);
+}
 
 std::string trainer::describe() const { return detail::describe_run(impl_->options, impl_->model.config); }
 

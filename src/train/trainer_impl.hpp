@@ -2,12 +2,12 @@
 #pragma once
 
 #include <cstdint>
-#include <deque>
+#include <flashmemory/train/backend.hpp>
 #include <flashmemory/train/trainer.hpp>
+#include <memory>
 #include <string>
 #include <vector>
 
-#include "train/encoder.hpp"
 #include "train/examples.hpp"
 #include "train/loss.hpp"
 #include "train/model.hpp"
@@ -27,20 +27,18 @@ struct trainer::impl {
   /// Adds one document's loss and gradient; counts into `report`.
   void learn(const detail::example& from, const std::vector<std::int64_t>& windows, bool ensemble,
              std::uint64_t seed, step_report& report);
-  void count(const std::vector<detail::target>& targets, const float* scores);
+  void count(const std::vector<detail::target>& targets, const float* combined);
 
   const document_source& source;
   trainer_options options;
-  detail::dual_model model;
+  detail::dual_model model;  // as it was at the start
+  std::unique_ptr<training_backend> backend;
   detail::example_store examples;
-  detail::adamw_state optimiser;
   detail::sampler documents;
   std::int64_t step = 0;  // made so far
 
-  detail::document_batch batch;
-  std::deque<detail::encoder<float>> encoders;  // [retrievers]
-  std::vector<float> gradient, best, d_best;
-  std::vector<std::vector<float>> d_scores;  // [retrievers]
+  std::vector<float> scores, d_scores;  // [retrievers, chunks, windows]
+  std::vector<float> best, d_best;      // [chunks, windows]
   double flop = 0;
   std::int64_t recalled = 0, positives = 0, kept = 0, candidates = 0;
 };

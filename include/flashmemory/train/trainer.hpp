@@ -5,9 +5,11 @@
 #include <cstdint>
 #include <flashmemory/indexer/dual_encoder.hpp>
 #include <flashmemory/parallel.hpp>
+#include <flashmemory/train/backend.hpp>
 #include <flashmemory/train/document_source.hpp>
 #include <flashmemory/train/labels.hpp>
 #include <flashmemory/train/loss.hpp>
+#include <flashmemory/train/optimiser.hpp>
 #include <functional>
 #include <memory>
 #include <string>
@@ -15,24 +17,6 @@
 namespace flashmemory {
 inline namespace v0 {
 namespace train {
-
-/// How the learning rate falls after warm-up.
-enum class rate_schedule : std::int32_t { cosine, linear, constant };
-
-/// AdamW (arXiv 1711.05101) with warm-up and global gradient clipping. Norm weights and logit offsets are not
-/// decayed.
-struct optimiser_options {
-  double rate = 1e-3;
-  double final_rate = 0.02;  ///< share of `rate` at the last step
-  rate_schedule schedule = rate_schedule::cosine;
-  std::int64_t warm_up = 20;  ///< steps
-  double beta1 = 0.9;
-  double beta2 = 0.98;
-  double eps = 1e-8;
-  double decay = 0;
-  double clip =
-      1;  ///< the norm of all retrievers' gradient is limited to this times their number; 0 = unlimited
-};
 
 /// What one training run does.
 struct trainer_options {
@@ -52,6 +36,7 @@ struct trainer_options {
   std::uint64_t seed = 1;
   std::size_t memory_budget = std::size_t{2} << 30;  ///< bytes of documents kept between steps
   thread_hook threads = default_threads();           ///< results do not depend on it
+  backend_factory backend;                           ///< where the arithmetic is done; empty = on the CPU
 };
 
 /// \throws argument_error naming the field that cannot work
@@ -71,12 +56,12 @@ struct step_report {
   double gflops = 0;         ///< multiply-adds of its GEMMs, as 2 flop, per second / 1e9
 };
 
-/// Trains a dual encoder from recordings alone, in f32. A step is GEMM-shaped: all keys of a document against
+/// Trains a dual encoder from recordings alone, on the CPU or where `backend` says; parameters are f32. A step is GEMM-shaped: all keys of a document against
 /// all heads of its sampled windows. Keys pass e4m3 quantisation, and queries the bf16 rounding that the
 /// artifact states, in the forward pass; gradients pass straight through both.
 ///
 /// Deterministic: the same source, start, options and steps give the same bits on the same machine, whatever
-/// the number of threads (with OpenBLAS, which is kept on the calling thread meanwhile; another BLAS must do
+/// the number of threads (on the CPU with OpenBLAS, which is kept on the calling thread meanwhile; another BLAS must do
 /// so itself), and whether or not the run was interrupted.
 ///
 /// Memory: memory_budget for documents, one more document while it is read, and the activations of one
