@@ -101,6 +101,7 @@ std::string describe_run(const trainer_options& o, const dual_encoder_config& c)
                       {"eps", a.eps},
                       {"decay", a.decay},
                       {"clip", a.clip}}},
+                    {"operands", o.operands == precision::bf16 ? "bf16" : "f32"},
                     {"layer_steps", o.layer_steps},
                     {"ensemble_steps", o.ensemble_steps},
                     {"ensemble_rate", o.ensemble_rate},
@@ -149,6 +150,7 @@ void trainer::load_checkpoint(const std::string& path) {
     refuse(path, fmt::format("checkpoint of another version than {}", checkpoint_version));
   }
   json theirs = json::parse(field(file, "run"), nullptr, false);
+  if (theirs.is_object() && !theirs.contains("operands")) theirs["operands"] = "f32";  // as it was before
   theirs = theirs.is_object() ? theirs.flatten() : json::object();
   const json mine = json::parse(describe()).flatten();
   if (theirs != mine) {

@@ -127,6 +127,21 @@ encoder<Real>::encoder(const encoder_shape& shape) : shape_(shape), map_(shape) 
 }
 
 template <class Real>
+const Real* encoder<Real>::operand_of(const Real* from, std::int64_t count, std::vector<Real>& to) const {
+  if (shape_.operands == precision::f32 || from == nullptr) return from;
+  to.assign(from, from + count);
+  round_operand(to);
+  return to.data();
+}
+
+template <class Real>
+void encoder<Real>::round_operand(std::vector<Real>& values) const {
+  if (shape_.operands == precision::bf16) {
+    std::transform(values.begin(), values.end(), values.begin(), to_bf16<Real>);
+  }
+}
+
+template <class Real>
 void encoder<Real>::turn(Real* head, std::int64_t position, bool back) const noexcept {
   const auto rotation = flashmemory::detail::rotation_at(frequencies_, position, shape_.rope.max_positions);
   Real* pairs = head + dim - flashmemory::detail::rope_dim;
@@ -152,8 +167,13 @@ void encoder<Real>::encode_queries(const Real* parameters, const encoder_input<R
   flat_.resize(size(n * width));
   queries_.resize(size(n * width));
   gates_.resize(size(n * shape_.heads));
-  parallel_gemm<Real>(threads, n, rank, shape_.hidden, 1, {input.hidden, shape_.hidden},
-                      {parameters + map_.wq_a, shape_.hidden, true}, 0, low_rank_.data(), rank);
+  const Real* hidden = operand_of(input.hidden, n * shape_.hidden, hidden_);
+  const Real* wq_a = operand_of(parameters + map_.wq_a, rank * shape_.hidden, wq_a_);
+  const Real* wq_b = operand_of(parameters + map_.wq_b, width * rank, wq_b_);
+  const Real* gate_map =
+      operand_of(parameters + map_.weights_proj, shape_.heads * shape_.hidden, weights_proj_);
+  parallel_gemm<Real>(threads, n, rank, shape_.hidden, 1, {hidden, shape_.hidden},
+                      {wq_a, shape_.hidden, true}, 0, low_rank_.data(), rank);
   for (std::int64_t w = 0; w < n; ++w) {
     const Real* a = low_rank_.data() + w * rank;
     double squares = 0;
@@ -163,12 +183,12 @@ void encoder<Real>::encode_queries(const Real* parameters, const encoder_input<R
       normed_[size(w * rank + r)] = a[r] / root_[size(w)] * parameters[map_.q_norm + r];
     }
   }
-  parallel_gemm<Real>(threads, n, width, rank, 1, {normed_.data(), rank},
-                      {parameters + map_.wq_b, rank, true}, 0, flat_.data(), width);
+  round_operand(normed_);
+  parallel_gemm<Real>(threads, n, width, rank, 1, {normed_.data(), rank}, {wq_b, rank, true}, 0, flat_.data(),
+                      width);
   // Gates come out as [heads, windows]: the loops over windows are the vectorised ones.
-  gemm(shape_.heads, n, shape_.hidden, gate_scale<Real>(shape_.heads),
-       operand<Real>{parameters + map_.weights_proj, shape_.hidden},
-       operand<Real>{input.hidden, shape_.hidden, true}, Real{0}, gates_.data(), n);
+  gemm(shape_.heads, n, shape_.hidden, gate_scale<Real>(shape_.heads), operand<Real>{gate_map, shape_.hidden},
+       operand<Real>{hidden, shape_.hidden, true}, Real{0}, gates_.data(), n);
   flashmemory::detail::parallel_for(threads, static_cast<std::int32_t>(shape_.heads), [&](std::int32_t h) {
     for (std::int64_t w = 0; w < n; ++w) {
       Real* q = queries_.data() + (h * n + w) * dim;
@@ -184,6 +204,7 @@ void encoder<Real>::encode_queries(const Real* parameters, const encoder_input<R
       hadamard(q);
     }
   });
+  round_operand(queries_);
 }
 
 template <class Real>
@@ -196,8 +217,12 @@ void encoder<Real>::forward(const Real* parameters, const encoder_input<Real>& i
   if (shape_.trains_keys) {
     key_map_.assign(parameters + map_.wk, parameters + map_.q_norm);
     hadamard_rows(key_map_.data(), shape_.hidden);
+    round_operand(key_map_);
     keys_.resize(size(keys * dim));
   }
+  const Real* key_inputs = operand_of(input.key_inputs, keys * shape_.hidden, key_inputs_);
+  // Keys that are not trained are e4m3 numbers times a scale.
+  const Real* given_keys = shape_.trains_keys ? nullptr : operand_of(input.keys, keys * dim, keys_);
   scores_.resize(size(input.chunks * n));
   where_.resize(size(input.chunks * n));
   const Real offset = parameters[map_.offset];
@@ -208,13 +233,14 @@ void encoder<Real>::forward(const Real* parameters, const encoder_input<Real>& i
     const std::int64_t count = std::min(step, input.chunks - chunk);
     const std::int64_t first = chunk * input.keys_per_chunk;
     const std::int64_t rows = count * input.keys_per_chunk;
-    const Real* block = shape_.trains_keys ? keys_.data() + first * dim : input.keys + first * dim;
+    const Real* block = shape_.trains_keys ? keys_.data() + first * dim : given_keys + first * dim;
     if (shape_.trains_keys) {
       Real* out = keys_.data() + first * dim;
       gemm(rows, dim, shape_.hidden, Real{1},
-           operand<Real>{input.key_inputs + first * shape_.hidden, shape_.hidden},
+           operand<Real>{key_inputs + first * shape_.hidden, shape_.hidden},
            operand<Real>{key_map_.data(), shape_.hidden, true}, Real{0}, out, dim);
       if (shape_.quantise_keys) quantise_in_place(out, rows, static_cast<Real>(shape_.key_scale_floor));
+      if (shape_.operands == precision::bf16) std::transform(out, out + rows * dim, out, to_bf16<Real>);
     }
     std::vector<Real> dots = scratch_.take(size(rows * columns));
     gemm(rows, columns, dim, Real{1}, operand<Real>{block, dim}, operand<Real>{queries_.data(), dim, true},
@@ -233,7 +259,8 @@ void encoder<Real>::backward(const Real* parameters, const encoder_input<Real>& 
   const std::int64_t n = input.windows;
   const std::int64_t heads = shape_.heads;
   const std::int64_t chunks = input.chunks;
-  const Real* keys = shape_.trains_keys ? keys_.data() : input.keys;
+  const bool rounds = shape_.operands == precision::bf16;
+  const Real* keys = shape_.trains_keys || rounds ? keys_.data() : input.keys;
   d_queries_.assign(queries_.size(), Real{0});
   d_gates_.assign(gates_.size(), Real{0});
   pair_.resize(size(chunks * n * heads));
@@ -266,10 +293,12 @@ void encoder<Real>::backward(const Real* parameters, const encoder_input<Real>& 
         }
       }
     });
+    round_operand(d_keys_);
     const std::int64_t count = chunks * input.keys_per_chunk;
     std::vector<Real> d_map = scratch_.take(size(dim * shape_.hidden));
     parallel_gemm<Real>(threads, dim, shape_.hidden, count, 1, {d_keys_.data(), dim, true},
-                        {input.key_inputs, shape_.hidden}, 0, d_map.data(), shape_.hidden);
+                        {rounds ? key_inputs_.data() : input.key_inputs, shape_.hidden}, 0, d_map.data(),
+                        shape_.hidden);
     hadamard_rows(d_map.data(), shape_.hidden);
     for (std::int64_t i = 0; i < dim * shape_.hidden; ++i) gradient[map_.wk + i] += d_map[size(i)];
     scratch_.give(std::move(d_map));
@@ -283,8 +312,11 @@ void encoder<Real>::backward_encoder(const Real* parameters, const encoder_input
   const std::int64_t n = input.windows;
   const std::int64_t rank = shape_.rank;
   const std::int64_t width = shape_.heads * dim;
+  const bool rounds = shape_.operands == precision::bf16;
+  const Real* hidden = rounds ? hidden_.data() : input.hidden;
+  round_operand(d_gates_);
   gemm(shape_.heads, shape_.hidden, n, gate_scale<Real>(shape_.heads), operand<Real>{d_gates_.data(), n},
-       operand<Real>{input.hidden, shape_.hidden}, Real{1}, gradient + map_.weights_proj, shape_.hidden);
+       operand<Real>{hidden, shape_.hidden}, Real{1}, gradient + map_.weights_proj, shape_.hidden);
   flashmemory::detail::parallel_for(threads, static_cast<std::int32_t>(shape_.heads), [&](std::int32_t h) {
     for (std::int64_t w = 0; w < n; ++w) {
       Real* q = d_queries_.data() + (h * n + w) * dim;
@@ -293,11 +325,12 @@ void encoder<Real>::backward_encoder(const Real* parameters, const encoder_input
       std::copy_n(q, dim, flat_.data() + w * width + h * dim);
     }
   });
+  round_operand(flat_);
   parallel_gemm<Real>(threads, width, rank, n, 1, {flat_.data(), width, true}, {normed_.data(), rank}, 1,
                       gradient + map_.wq_b, rank);
   d_low_rank_.resize(size(n * rank));
-  parallel_gemm<Real>(threads, n, rank, width, 1, {flat_.data(), width}, {parameters + map_.wq_b, rank}, 0,
-                      d_low_rank_.data(), rank);
+  parallel_gemm<Real>(threads, n, rank, width, 1, {flat_.data(), width},
+                      {rounds ? wq_b_.data() : parameters + map_.wq_b, rank}, 0, d_low_rank_.data(), rank);
   for (std::int64_t w = 0; w < n; ++w) {
     const Real* a = low_rank_.data() + w * rank;
     Real* d = d_low_rank_.data() + w * rank;
@@ -311,8 +344,9 @@ void encoder<Real>::backward_encoder(const Real* parameters, const encoder_input
     const Real pull = static_cast<Real>(along / static_cast<double>(rank)) / (root * root * root);
     for (std::int64_t r = 0; r < rank; ++r) d[r] = d[r] / root - a[r] * pull;
   }
+  round_operand(d_low_rank_);
   parallel_gemm<Real>(threads, rank, shape_.hidden, n, 1, {d_low_rank_.data(), rank, true},
-                      {input.hidden, shape_.hidden}, 1, gradient + map_.wq_a, shape_.hidden);
+                      {hidden, shape_.hidden}, 1, gradient + map_.wq_a, shape_.hidden);
 }
 
 template class encoder<float>;

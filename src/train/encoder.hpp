@@ -69,6 +69,10 @@ class encoder {
   void encode_queries(const Real* parameters, const encoder_input<Real>& input, const thread_hook& threads);
   void backward_encoder(const Real* parameters, const encoder_input<Real>& input, Real* gradient,
                         const thread_hook& threads);
+  /// What products read instead of `from`: `from`, or its rounded copy in `to`.
+  const Real* operand_of(const Real* from, std::int64_t count, std::vector<Real>& to) const;
+  /// Rounds a buffer of our own that products read.
+  void round_operand(std::vector<Real>& values) const;
   void turn(Real* head, std::int64_t position, bool back) const noexcept;
 
   encoder_shape shape_;
@@ -84,6 +88,8 @@ class encoder {
   std::vector<Real> keys_;      // [keys, 128]
   std::vector<Real> scores_;    // [chunks, windows]
   std::vector<std::int32_t> where_;
+  std::vector<Real> wq_a_, wq_b_, weights_proj_, hidden_,
+      key_inputs_;  // rounded copies, if operands are bf16
   std::vector<Real> d_queries_, d_gates_, d_keys_, pair_, d_low_rank_;
   scratch_pool<Real> scratch_;
 };

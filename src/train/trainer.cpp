@@ -77,6 +77,7 @@ trainer::impl::impl(const document_source& from, const dual_encoder_config& star
   }
   backend_setup setup;
   setup.shape = model.shape;
+  setup.shape.operands = options.operands;
   setup.query = model.taps.query;
   setup.stream = model.taps.stream;
   setup.keys_per_chunk = model.taps.keys_per_chunk;

@@ -16,6 +16,9 @@ namespace flashmemory {
 inline namespace v0 {
 namespace train {
 
+/// What the operands of matrix products are rounded to. Sums, parameters, moments and gradients are f32 either way.
+enum class precision : std::int32_t { f32, bf16 };
+
 /// What all retrievers of a model share, and how their forward pass rounds.
 struct encoder_shape {
   std::int64_t hidden = 0;
@@ -27,6 +30,7 @@ struct encoder_shape {
   bool quantise_keys = true;   ///< e4m3 in the loop, straight through
   double key_scale_floor = 1e-4;
   rope_options rope;
+  precision operands = precision::f32;
 };
 
 /// Where one retriever's tensors lie in its flat parameter vector.

@@ -36,6 +36,7 @@ struct trainer_options {
   std::uint64_t seed = 1;
   std::size_t memory_budget = std::size_t{2} << 30;  ///< bytes of documents kept between steps
   thread_hook threads = default_threads();           ///< results do not depend on it
+  precision operands = precision::f32;               ///< of matrix products
   backend_factory backend;                           ///< where the arithmetic is done; empty = on the CPU
 };
 
