@@ -4,8 +4,10 @@
 #include <algorithm>
 #include <cmath>
 #include <flashmemory/error.hpp>
+#include <numeric>
 
 #include "core/format.hpp"
+#include "core/parallel.hpp"
 #include "train/random.hpp"
 
 namespace flashmemory {
@@ -139,7 +141,7 @@ void add_ranking(const loss_options& o, double weight, std::vector<candidate>& a
 
 template <class Real>
 double loss_and_gradient(const loss_options& o, std::int64_t chunks, const std::vector<target>& targets,
-                         const Real* scores, std::uint64_t seed, Real* d_scores) {
+                         const Real* scores, std::uint64_t seed, Real* d_scores, const thread_hook& threads) {
   const auto windows = static_cast<std::int64_t>(targets.size());
   std::fill_n(d_scores, chunks * windows, Real{0});
   double positives = 0;
@@ -152,13 +154,13 @@ double loss_and_gradient(const loss_options& o, std::int64_t chunks, const std::
   }
   const double per_positive = 1 / std::max(1.0, positives);
   const double per_window = windows_with_positives > 0 ? 1 / windows_with_positives : 0;
-  double total = 0;
-  std::vector<candidate> all;
-  for (std::int64_t w = 0; w < windows; ++w) {
+  std::vector<double> totals(targets.size());
+  flashmemory::detail::parallel_for(threads, static_cast<std::int32_t>(windows), [&](std::int32_t w) {
+    double total = 0;
+    std::vector<candidate> all;
     const target& t = targets[static_cast<std::size_t>(w)];
     const window_labels& labels = *t.labels;
     const auto count = static_cast<std::int64_t>(labels.positives.size());
-    all.clear();
     auto positive = labels.positives.begin();
     for (std::int64_t c = labels.first_candidate; c < std::min<std::int64_t>(labels.end_candidate, chunks);
          ++c) {
@@ -172,7 +174,7 @@ double loss_and_gradient(const loss_options& o, std::int64_t chunks, const std::
       }
       all.push_back(one);
     }
-    if (all.empty()) continue;
+    if (all.empty()) return;
     if (o.focal > 0 || o.bce > 0) {
       const double negatives =
           std::max(1.0, static_cast<double>(static_cast<std::int64_t>(all.size()) - count));
@@ -203,14 +205,15 @@ double loss_and_gradient(const loss_options& o, std::int64_t chunks, const std::
     if (o.contrastive > 0) add_contrastive(o, o.contrastive * t.weight * per_window, all, count, total);
     if (o.ranking > 0) add_ranking(o, o.ranking * t.weight * per_window, all, count, total);
     for (const candidate& c : all) d_scores[c.chunk * windows + w] = static_cast<Real>(c.slope);
-  }
-  return total;
+    totals[static_cast<std::size_t>(w)] = total;
+  });
+  return std::accumulate(totals.begin(), totals.end(), 0.0);
 }
 
 template double loss_and_gradient(const loss_options&, std::int64_t, const std::vector<target>&, const float*,
-                                  std::uint64_t, float*);
+                                  std::uint64_t, float*, const thread_hook&);
 template double loss_and_gradient(const loss_options&, std::int64_t, const std::vector<target>&,
-                                  const double*, std::uint64_t, double*);
+                                  const double*, std::uint64_t, double*, const thread_hook&);
 
 }  // namespace detail
 }  // namespace train

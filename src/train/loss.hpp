@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <flashmemory/parallel.hpp>
 #include <flashmemory/train/labels.hpp>
 #include <flashmemory/train/loss.hpp>
 #include <vector>
@@ -21,9 +22,11 @@ struct target {
 /// \param[in]  scores    [chunks, windows]
 /// \param      seed      of the negatives that are drawn
 /// \param[out] d_scores  [chunks, windows], overwritten; 0 outside the windows' candidates
+/// \param      threads   take a window at a time; results do not depend on them
 template <class Real>
 double loss_and_gradient(const loss_options& options, std::int64_t chunks, const std::vector<target>& targets,
-                         const Real* scores, std::uint64_t seed, Real* d_scores);
+                         const Real* scores, std::uint64_t seed, Real* d_scores,
+                         const thread_hook& threads = serial_threads());
 
 }  // namespace detail
 }  // namespace train

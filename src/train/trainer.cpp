@@ -131,7 +131,8 @@ void trainer::impl::learn(const detail::example& from, const std::vector<std::in
   double loss = 0;
   if (ensemble) {
     d_best.resize(pairs);
-    loss = detail::loss_and_gradient(options.loss, batch.chunks, targets, best.data(), seed, d_best.data());
+    loss = detail::loss_and_gradient(options.loss, batch.chunks, targets, best.data(), seed, d_best.data(),
+                                     options.threads);
     // The first retriever that reaches the maximum takes the gradient.
     std::vector<char> taken(pairs, 0);
     for (std::size_t r = 0; r < retrievers; ++r) {
@@ -144,7 +145,7 @@ void trainer::impl::learn(const detail::example& from, const std::vector<std::in
   } else {
     for (std::size_t r = 0; r < retrievers; ++r) {
       loss += detail::loss_and_gradient(options.loss, batch.chunks, targets, scores.data() + r * pairs, seed,
-                                        d_scores.data() + r * pairs) /
+                                        d_scores.data() + r * pairs, options.threads) /
               static_cast<double>(retrievers);
     }
   }
