@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: MIT
+#include <filesystem>
+#include <flashmemory/cuda/train.hpp>
+#include <flashmemory/error.hpp>
+#include <flashmemory/train/start.hpp>
+#include <flashmemory/train/trainer.hpp>
+#include <limits>
+
+#include "cuda/gpu.hpp"
+#include "support/planted_documents.hpp"
+
+namespace cu = flashmemory::cuda;
+namespace fm = flashmemory;
+namespace ft = flashmemory::train;
+using namespace flashmemory_test;
+
+namespace {
+
+ft::trainer_options quick(bool device) {
+  ft::trainer_options o;
+  o.windows = planted::windows();
+  o.layer_steps = 6;
+  o.ensemble_steps = 6;
+  o.tokens_per_step = 1000;
+  o.windows_per_document = 24;
+  o.optimiser.warm_up = 3;
+  if (device) o.backend = cu::training_on_device();
+  return o;
+}
+
+fm::dual_encoder_config start_of(const ft::document_source& source, ft::start_kind kind) {
+  ft::start_options s;
+  s.kind = kind;
+  s.windows = planted::windows();
+  s.tokens_per_step = 1000;
+  return ft::start_indexer(source, planted::architecture(2), s);
+}
+
+std::vector<float> weights_of(const ft::trainer& trainer) {
+  std::vector<float> all;
+  for (const fm::retriever_weights& w : trainer.config().retrievers) {
+    for (const auto* part : {&w.wq_a, &w.q_norm, &w.wq_b, &w.weights_proj, &w.wk}) {
+      all.insert(all.end(), part->begin(), part->end());
+    }
+    all.push_back(w.logit_offset);
+  }
+  return all;
+}
+
+std::string temporary(const char* name) {
+  return (std::filesystem::temp_directory_path() / (name + std::to_string(std::random_device()()))).string();
+}
+
+/// Documents of different lengths, so that the workspace grows on the way.
+std::vector<ft::document> mixed(std::uint32_t seed) {
+  std::vector<ft::document> all = planted::many(seed, 3, 0, 30);
+  for (const ft::document& doc : planted::many(seed + 10, 3, 0, 70)) all.push_back(doc);
+  return all;
+}
+
+// A source whose second document turns bad after it has been checked.
+class damaged_source final : public ft::document_source {
+ public:
+  damaged_source() : inner_(planted::geometry(), planted::many(5, 3, 0, 30)) {}
+  const ft::recording_geometry& geometry() const override { return inner_.geometry(); }
+  const std::vector<ft::document_info>& documents() const override { return inner_.documents(); }
+  std::string fingerprint() const override { return inner_.fingerprint(); }
+  ft::document load(std::int64_t index) const override {
+    ft::document doc = inner_.load(index);
+    if (!damaged || index != 1) return doc;
+    ft::row_matrix rows(fm::dtype::f32, planted::width);
+    const std::vector<float> row(planted::width, std::numeric_limits<float>::quiet_NaN());
+    for (std::int64_t k = 0; k < doc.keys[0].keys; ++k) rows.append(row.data());
+    doc.keys[0].inputs = rows;
+    return doc;
+  }
+  bool damaged = false;
+
+ private:
+  ft::memory_source inner_;
+};
+
+}  // namespace
+
+TEST_CASE("a run on the device learns what a run on the CPU learns", "[gpu][train]") {
+  REQUIRE_GPU();
+  const auto seed = GENERATE(take(2, random(0u, 1u << 20)));
+  const auto operands = GENERATE(ft::precision::f32, ft::precision::bf16);
+  CAPTURE(seed, int(operands));
+  const ft::memory_source source(planted::geometry(), planted::many(seed, 24, 4, 120));
+  const auto start = start_of(source, ft::start_kind::random);
+  double loss[2] = {}, recall[2] = {}, first[2] = {};
+  for (const bool device : {false, true}) {
+    ft::trainer_options o = quick(device);
+    o.layer_steps = 100;
+    o.ensemble_steps = 50;
+    o.optimiser.rate = 3e-3;
+    o.operands = operands;
+    ft::trainer trainer(source, start, o);
+    trainer.run([&](const ft::step_report& r) {
+      if (r.step == 1) first[device] = r.loss;
+      if (r.step > 120) {
+        loss[device] += r.loss / 30;
+        recall[device] += r.recall / 30;
+      }
+      return true;
+    });
+  }
+  CAPTURE(first[0], first[1], loss[0], loss[1], recall[0], recall[1]);
+  CHECK(first[1] == Approx(first[0]).epsilon(5e-3));
+  CHECK(loss[1] == Approx(loss[0]).epsilon(0.1));
+  CHECK(loss[1] < 0.9 * first[1]);
+  CHECK(recall[1] == Approx(recall[0]).margin(0.05));
+}
+
+TEST_CASE("a run on the device repeats its bits, interrupted or not", "[gpu][train]") {
+  REQUIRE_GPU();
+  const auto seed = GENERATE(take(2, random(0u, 1u << 20)));
+  const auto operands = GENERATE(ft::precision::f32, ft::precision::bf16);
+  const std::int64_t stop = GENERATE(1, 6, 9);
+  CAPTURE(seed, int(operands), stop);
+  const ft::memory_source source(planted::geometry(), mixed(seed));
+  const auto start = start_of(source, ft::start_kind::random);
+  ft::trainer_options o = quick(true);
+  o.operands = operands;
+  ft::trainer whole(source, start, o);
+  whole.run({});
+  ft::trainer again(source, start, o);
+  again.run({});
+  CHECK(weights_of(again) == weights_of(whole));
+  const std::string path = temporary("fm_cuda_train");
+  ft::trainer part(source, start, o);
+  part.run([&](const ft::step_report& r) { return r.step < stop; }, path, 0);
+  ft::trainer resumed(source, start_of(source, ft::start_kind::bilinear), o);
+  resumed.load_checkpoint(path);
+  CHECK(resumed.steps_done() == stop);
+  CHECK(weights_of(resumed) == weights_of(part));
+  resumed.run({});
+  CHECK(weights_of(resumed) == weights_of(whole));
+  std::filesystem::remove(path);
+}
+
+TEST_CASE("checkpoints go from the CPU to the device and back", "[gpu][train]") {
+  REQUIRE_GPU();
+  const bool device_first = GENERATE(false, true);
+  const ft::memory_source source(planted::geometry(), mixed(11));
+  const auto start = start_of(source, ft::start_kind::bilinear);
+  const std::string path = temporary("fm_cuda_train");
+  ft::trainer first(source, start, quick(device_first));
+  first.run([](const ft::step_report& r) { return r.step < 5; }, path, 0);
+  ft::trainer second(source, start, quick(!device_first));
+  second.load_checkpoint(path);
+  CHECK(weights_of(second) == weights_of(first));
+  second.save_checkpoint(path + "2");
+  ft::trainer third(source, start, quick(device_first));
+  third.load_checkpoint(path + "2");
+  first.run({});
+  third.run({});
+  CHECK(weights_of(third) == weights_of(first));  // nothing was lost on the way
+  double loss[2];
+  for (const bool other : {false, true}) {
+    ft::trainer goes_on(source, start, quick(other == device_first));
+    goes_on.load_checkpoint(path);
+    loss[other] = goes_on.step().loss;
+  }
+  CHECK(loss[0] == Approx(loss[1]).epsilon(5e-3));
+  std::filesystem::remove(path);
+  std::filesystem::remove(path + "2");
+}
+
+TEST_CASE("a loss that is NaN stops a run on the device, names the document and changes nothing",
+          "[gpu][train]") {
+  REQUIRE_GPU();
+  damaged_source source;
+  const auto start = start_of(source, ft::start_kind::random);
+  source.damaged = true;
+  ft::trainer_options o = quick(true);
+  o.memory_budget = 1;  // so that documents are read again
+  ft::trainer trainer(source, start, o);
+  bool stopped = false;
+  for (int i = 0; i < 4 && !stopped; ++i) {
+    const std::vector<float> before = weights_of(trainer);
+    const std::int64_t steps = trainer.steps_done();
+    try {
+      (void)trainer.step();
+    } catch (const fm::error& e) {
+      stopped = true;
+      CHECK(e.code() == fm::status::not_finite);
+      CHECK_THAT(e.what(), Catch::Contains("odd/1"));
+      CHECK(weights_of(trainer) == before);
+      CHECK(trainer.steps_done() == steps);
+    }
+  }
+  CHECK(stopped);
+  source.damaged = false;
+  trainer.run({});
+  ft::trainer other(source, start, o);
+  other.run({});
+  CHECK(weights_of(trainer) == weights_of(other));
+}
