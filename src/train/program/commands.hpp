@@ -3,6 +3,7 @@
 
 #include <CLI/CLI.hpp>
 #include <cstdint>
+#include <flashmemory/train/backend.hpp>
 #include <flashmemory/train/calibrate.hpp>
 #include <flashmemory/train/document_source.hpp>
 #include <flashmemory/train/labels.hpp>
@@ -49,6 +50,9 @@ struct evaluation_arguments {
 
 /// "7:2" = query layer 7, keys of layer 2; without weights. \throws CLI::ValidationError
 flashmemory::retriever_weights parse_retriever(const std::string& text);
+
+/// "cpu", "cuda" or "cuda:1" = where training is done; empty for the CPU. \throws CLI::ValidationError
+flashmemory::train::backend_factory parse_device(const std::string& text);
 
 /// Writes a text file whole or not at all. \throws flashmemory::io_failure
 void write_text(const std::string& path, const std::string& text);

@@ -22,6 +22,7 @@ volatile std::sig_atomic_t interrupted = 0;
 
 struct arguments {
   std::string recordings, out, json, checkpoint, from;
+  std::string device = "cpu";
   std::vector<std::string> retrievers;
   std::int32_t rank = 0;
   std::int32_t heads = 8;
@@ -63,6 +64,7 @@ fm::dual_encoder_config architecture(const arguments& a, const ft::recording_geo
 }
 
 void train(arguments& a) {
+  a.trainer.backend = parse_device(a.device);
   const ft::recordings data(a.recordings);
   const ft::recordings_source source(data);
   a.labels.find_heads(source);
@@ -256,6 +258,13 @@ void add_train(CLI::App& app) {
   cmd.add_option("--needing-share", t.needing_share,
                  "Share of windows that need something; < 0 = as recorded")
       ->capture_default_str();
+  cmd.add_option("--device", a->device, "Where steps are computed: cpu, cuda or cuda:ORDINAL")
+      ->capture_default_str();
+  using precision = ft::precision;
+  cmd.add_option("--precision", t.operands, "Of the operands of matrix products; sums and weights are f32")
+      ->transform(CLI::CheckedTransformer(
+          std::map<std::string, precision>{{"f32", precision::f32}, {"bf16", precision::bf16}}))
+      ->default_str("f32");
   cmd.add_option("--seed", t.seed)->capture_default_str();
   cmd.add_option("--memory", a->memory_mib, "MiB of documents kept between steps")->capture_default_str();
   cmd.add_option("--validate-every", a->validate_every,
