@@ -14,6 +14,10 @@ if(FLASHMEMORY_TRAIN)
   install(TARGETS flashmemory_train EXPORT flashmemory-train-targets FILE_SET HEADERS)
   install(EXPORT flashmemory-train-targets NAMESPACE flashmemory:: DESTINATION ${_package_dir})
 endif()
+if(FLASHMEMORY_CUDA AND FLASHMEMORY_TRAIN)
+  install(TARGETS flashmemory_cuda_train EXPORT flashmemory-cuda_train-targets FILE_SET HEADERS)
+  install(EXPORT flashmemory-cuda_train-targets NAMESPACE flashmemory:: DESTINATION ${_package_dir})
+endif()
 # The project's name is spelt out: inside another project CMAKE_INSTALL_DOCDIR may be that project's.
 install(FILES ${PROJECT_SOURCE_DIR}/LICENSE DESTINATION ${CMAKE_INSTALL_DATAROOTDIR}/doc/flashmemory)
 

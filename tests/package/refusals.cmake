@@ -33,6 +33,10 @@ expect_match("compatible with requested version \"${next}\"" "${output}" "versio
 ask(cuda "${same} CONFIG REQUIRED COMPONENTS cuda")
 must_fail()
 expect_match("flashmemory ${VERSION} runs on the CPU only: it was built with FLASHMEMORY_CUDA=OFF" "${output}" "component cuda")
+ask(cuda_train "${same} CONFIG REQUIRED COMPONENTS cuda_train")
+must_fail()
+expect_match("flashmemory ${VERSION} cannot train on GPUs: it was built with FLASHMEMORY_CUDA=OFF or FLASHMEMORY_TRAIN=OFF"
+  "${output}" "component cuda_train")
 ask(train "${same} CONFIG REQUIRED COMPONENTS train")
 expect_match("found: (1|TRUE)" "${output}" "component train")
 ask(unknown "${same} CONFIG REQUIRED COMPONENTS telepathy")
