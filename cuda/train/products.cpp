@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <flashmemory/error.hpp>
+#include <utility>
 
 #include "train/layout.hpp"
 
@@ -25,33 +26,31 @@ products::products(bool bf16, cudaStream_t stream) : bf16_(bf16), stream_(stream
 }
 
 products::~products() {
-  for (auto& entry : plans_) {
-    plan& p = entry.second;
-    for (cublasLtMatrixLayout_t layout : {p.a, p.b, p.c}) {
-      if (layout != nullptr) cublasLtMatrixLayoutDestroy(layout);
-    }
-    if (p.operation != nullptr) cublasLtMatmulDescDestroy(p.operation);
-  }
+  plans_.clear();
   cublasLtDestroy(handle_);
+}
+
+products::plan::plan(plan&& other) noexcept
+    : operation(std::exchange(other.operation, nullptr)),
+      a(std::exchange(other.a, nullptr)),
+      b(std::exchange(other.b, nullptr)),
+      c(std::exchange(other.c, nullptr)),
+      algorithm(other.algorithm) {}
+
+products::plan::~plan() {
+  for (cublasLtMatrixLayout_t layout : {a, b, c}) {
+    if (layout != nullptr) cublasLtMatrixLayoutDestroy(layout);
+  }
+  if (operation != nullptr) cublasLtMatmulDescDestroy(operation);
 }
 
 const products::plan& products::plan_of(const key& shape) {
   const auto found = plans_.find(shape);
-  if (found != plans_.end() && found->second.c != nullptr) return found->second;
+  if (found != plans_.end()) return found->second;
   const auto [m, n, k, a_stride, a_batch, a_turned, b_stride, b_batch, b_turned, beta, c_stride, c_batch,
               batches] = shape;
   (void)beta;
   plan made;
-  struct cleaner {  // of a plan that could not be finished
-    plan* p;
-    ~cleaner() {
-      if (p == nullptr) return;
-      for (cublasLtMatrixLayout_t layout : {p->a, p->b, p->c}) {
-        if (layout != nullptr) cublasLtMatrixLayoutDestroy(layout);
-      }
-      if (p->operation != nullptr) cublasLtMatmulDescDestroy(p->operation);
-    }
-  } guard{&made};
   ask(cublasLtMatmulDescCreate(&made.operation, CUBLAS_COMPUTE_32F, CUDA_R_32F));
   // cuBLASLt counts by columns: a row-major matrix is its transpose there, and c^T = b^T a^T.
   const auto set = [&](cublasLtMatmulDescAttributes_t which, bool turned) {
@@ -95,10 +94,7 @@ const products::plan& products::plan_of(const key& shape) {
                 fmt::format("training backend: cuBLASLt has no product of {} x {} by {}", m, k, n));
   }
   made.algorithm = result.algo;
-  plan& kept = plans_[shape];
-  kept = made;
-  guard.p = nullptr;
-  return kept;
+  return plans_.emplace(shape, std::move(made)).first->second;
 }
 
 void products::multiply(std::int64_t m, std::int64_t n, std::int64_t k, matrix a, matrix b, float beta,

@@ -40,6 +40,9 @@ class products {
 
  private:
   struct plan {
+    plan() = default;
+    plan(plan&& other) noexcept;
+    ~plan();
     cublasLtMatmulDesc_t operation = nullptr;
     cublasLtMatrixLayout_t a = nullptr, b = nullptr, c = nullptr;
     cublasLtMatmulAlgo_t algorithm{};

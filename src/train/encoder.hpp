@@ -18,6 +18,7 @@ namespace detail {
 
 using train::encoder_shape;
 using train::parameter_map;
+using train::precision;
 
 /// Copies an artifact's tensors into a flat vector, and back.
 void read_parameters(const encoder_shape& shape, const retriever_weights& weights, float* parameters);

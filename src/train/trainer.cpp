@@ -8,6 +8,7 @@
 #include <functional>
 #include <utility>
 
+#include "core/parallel.hpp"
 #include "train/trainer_impl.hpp"
 
 namespace flashmemory {
@@ -90,24 +91,34 @@ trainer::impl::impl(const document_source& from, const dual_encoder_config& star
 
 void trainer::impl::count(const std::vector<detail::target>& targets, const float* combined) {
   const std::size_t windows = targets.size();
-  std::vector<float> sorted;
-  for (std::size_t w = 0; w < windows; ++w) {
+  struct counts {
+    std::int64_t kept = 0, recalled = 0;
+  };
+  std::vector<counts> all(windows);
+  flashmemory::detail::parallel_for(options.threads, static_cast<std::int32_t>(windows), [&](std::int32_t i) {
+    const auto w = static_cast<std::size_t>(i);
     const window_labels& labels = *targets[w].labels;
-    sorted.clear();
+    const auto score = [&](std::int64_t chunk) {
+      return combined[static_cast<std::size_t>(chunk) * windows + w];
+    };
+    std::vector<float> sorted;
     for (std::int64_t c = labels.first_candidate; c < labels.end_candidate; ++c) {
-      const float z = combined[static_cast<std::size_t>(c) * windows + w];
-      sorted.push_back(z);
-      if (z > 0) ++kept;
+      sorted.push_back(score(c));
+      if (score(c) > 0) ++all[w].kept;
     }
-    candidates += labels.candidates();
-    if (labels.positives.empty()) continue;
+    if (labels.positives.empty()) return;
     const auto budget = std::clamp<std::int64_t>(labels.complete_chunks / 10, 1, labels.candidates());
     std::nth_element(sorted.begin(), sorted.begin() + budget - 1, sorted.end(), std::greater<>());
     const float least = sorted[static_cast<std::size_t>(budget - 1)];
     for (const positive_chunk& p : labels.positives) {
-      if (combined[static_cast<std::size_t>(p.chunk) * windows + w] >= least) ++recalled;
+      if (score(p.chunk) >= least) ++all[w].recalled;
     }
-    positives += static_cast<std::int64_t>(labels.positives.size());
+  });
+  for (std::size_t w = 0; w < windows; ++w) {
+    candidates += targets[w].labels->candidates();
+    positives += static_cast<std::int64_t>(targets[w].labels->positives.size());
+    kept += all[w].kept;
+    recalled += all[w].recalled;
   }
 }
 

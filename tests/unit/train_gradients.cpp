@@ -268,6 +268,51 @@ TEST_CASE("quantisation passes gradients straight through to the unrounded keys"
   }
 }
 
+TEST_CASE("operands of bf16 are rounded, sums are not", "[train]") {
+  const auto seed = GENERATE(take(3, random(0u, 1u << 30)));
+  const bool trains_keys = GENERATE(true, false);
+  CAPTURE(seed, trains_keys);
+  std::mt19937 random(seed);
+  problem p(random, 33, 20, 4, 7, 9, 3, trains_keys, true);
+  p.shape.quantise_keys = trains_keys;
+  const auto outcome = [&](auto zero, td::precision operands) {
+    using real = decltype(zero);
+    td::encoder_shape shape = p.shape;
+    shape.operands = operands;
+    const std::vector<real> hidden(p.hidden.begin(), p.hidden.end()), keys(p.keys.begin(), p.keys.end()),
+        inputs(p.key_inputs.begin(), p.key_inputs.end()), at(p.parameters.begin(), p.parameters.end());
+    td::encoder_input<real> in{p.input.windows,
+                               hidden.data(),
+                               p.input.positions,
+                               p.input.chunks,
+                               3,
+                               trains_keys ? inputs.data() : nullptr,
+                               keys.data()};
+    td::encoder<real> encoder(shape);
+    encoder.forward(at.data(), in, fm::serial_threads());
+    std::vector<real> d_scores(encoder.scores().size()), gradient(at.size());
+    for (std::size_t i = 0; i < d_scores.size(); ++i) d_scores[i] = static_cast<real>(i % 7) - 3;
+    encoder.backward(at.data(), in, d_scores.data(), gradient.data(), fm::serial_threads());
+    values all(encoder.scores().begin(), encoder.scores().end());
+    all.insert(all.end(), gradient.begin(), gradient.end());
+    return all;
+  };
+  const auto distance = [](const values& a, const values& b) {
+    double difference = 0, norm = 0;
+    for (std::size_t i = 0; i < a.size(); ++i) {
+      difference += (a[i] - b[i]) * (a[i] - b[i]);
+      norm += b[i] * b[i];
+    }
+    return std::sqrt(difference / norm);
+  };
+  const values exact = outcome(0.0, td::precision::f32), rounded = outcome(0.0, td::precision::bf16),
+               single = outcome(0.0f, td::precision::bf16);
+  // A bf16 number is within 2^-9 of what it stands for; keys also jump to another e4m3 number here and there.
+  CHECK(distance(rounded, exact) > 1e-4);
+  CHECK(distance(rounded, exact) < 0.1);
+  CHECK(distance(single, rounded) < 0.2 * distance(rounded, exact) + 1e-3);
+}
+
 TEST_CASE("float kernels agree with the plain double ones", "[train]") {
   const auto seed = GENERATE(take(2, random(0u, 1u << 30)));
   const std::int64_t windows = GENERATE(1, 3, 16, 17, 64);

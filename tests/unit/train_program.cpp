@@ -58,6 +58,8 @@ TEST_CASE("the program trains, calibrates, reports and tells what it did", "[tra
   CHECK_THAT(w.text("json"), Catch::Contains("oracle_coverage"));
   const ft::training_record record = ft::load_training_record(w.at("indexer"));
   CHECK(record.calibrated);
+  REQUIRE(w.run(train + " --ensemble-steps 0 --precision bf16 -o " + w.at("rounded")) == 0);
+  CHECK_THAT(ft::load_training_record(w.at("rounded")).run, Catch::Contains("\"operands\":\"bf16\""));
   CHECK(record.calibration.recall >= 0.9);
   CHECK(record.windows.tau == 16);
   CHECK(record.start == "bilinear");
@@ -129,6 +131,16 @@ TEST_CASE("the program names what is wrong and leaves no file", "[train]") {
   CHECK_THAT(w.text("err"), Catch::Contains("layer 9"));
   CHECK(w.run("train " + w.at("recordings") + out + " -r one:two") != 0);
   CHECK_THAT(w.text("err"), Catch::Contains("one:two"));
+  for (const std::string device : {"gpu", "cuda:", "cuda:x", "cuda:-1", "cuda:999999", ""}) {
+    CAPTURE(device);
+    CHECK(w.run("train " + w.at("recordings") + out + " --device '" + device + "'") != 0);
+    const bool well_formed = device == "cuda:999999";
+    CHECK_THAT(w.text("err"), Catch::Contains(!well_formed           ? "'" + device + "' is neither"
+                                              : FLASHMEMORY_HAS_CUDA ? "no device 999999"
+                                                                     : "FLASHMEMORY_CUDA=OFF"));
+  }
+  CHECK(w.run("train " + w.at("recordings") + out + " --precision f16") != 0);
+  CHECK_THAT(w.text("err"), Catch::Contains("f16"));
   CHECK(w.run("train " + w.at("recordings") + out + " --rate -1") != 0);
   CHECK_THAT(w.text("err"), Catch::Contains("rate"));
   CHECK(w.run("train " + w.at("recordings") + " -o /proc/nothing/here --layer-steps 1 --ensemble-steps 0") !=

@@ -254,6 +254,12 @@ TEST_CASE("a checkpoint of another run is refused by what differs", "[train]") {
     CHECK_THROWS_WITH(other.load_checkpoint(place.file("checkpoint")), Catch::Contains("/optimiser/rate"));
     CHECK(other.steps_done() == 0);
   }
+  SECTION("precision") {
+    ft::trainer_options o = quick();
+    o.operands = ft::precision::bf16;
+    ft::trainer other(source, start, o);
+    CHECK_THROWS_WITH(other.load_checkpoint(place.file("checkpoint")), Catch::Contains("/operands"));
+  }
   SECTION("recordings") {
     const ft::memory_source others(planted::geometry(), planted::many(4, 3, 1, 30));
     ft::trainer other(others, start, quick());
