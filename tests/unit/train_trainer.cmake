@@ -5,7 +5,7 @@ if(FLASHMEMORY_TRAIN)
   flashmemory_test(flashmemory_train_gradients LABELS unit INTERNAL LIBRARIES flashmemory::train SOURCES
     ${_trainer}/train_gradients.cpp ${_trainer}/train_optimiser.cpp)
   flashmemory_test(flashmemory_train_trainer LABELS unit LIBRARIES flashmemory::train Threads::Threads SOURCES
-    ${_trainer}/train_trainer.cpp)
+    ${_trainer}/train_seam.cpp ${_trainer}/train_trainer.cpp)
   flashmemory_test(flashmemory_train_heads LABELS unit LIBRARIES flashmemory::train SOURCES
     ${_trainer}/train_retrieval_heads.cpp)
   flashmemory_test(flashmemory_train_calibrate LABELS unit INTERNAL LIBRARIES flashmemory::train SOURCES

@@ -53,6 +53,8 @@ struct training_batch {
   std::int64_t chunks = 0;              ///< the first ones of the document; their keys are all there
   const std::vector<row_matrix>* queries = nullptr;  ///< per recorded tap
   const std::vector<document_keys>* keys = nullptr;  ///< per recorded stream
+
+  /// How many windows ask.
   std::int64_t windows() const noexcept { return static_cast<std::int64_t>(rows.size()); }
 };
 
