@@ -31,8 +31,7 @@ void device_backend::forward(const train::training_batch& batch, float* scores) 
   if (setup_.shape.trains_keys) {
     ask(launch_key_map(c), purpose);
     for (std::int64_t r = 0; r < c.retrievers; ++r) {
-      const matrix inputs = operand(
-          at.inputs + operand_bytes(place_[static_cast<std::size_t>(r)] * c.keys * c.hidden), c.hidden, 0);
+      const matrix inputs{inputs_[static_cast<std::size_t>(place_[static_cast<std::size_t>(r)])], c.hidden};
       const matrix key_map = operand(at.key_map + operand_bytes(r * dim * c.hidden), c.hidden, 0, true);
       float* const raw = bf16_ ? c.tile : static_cast<float*>(c.keys_at) + r * c.keys * dim;
       multiply(c.keys, dim, c.hidden, inputs, key_map, 0, raw, dim, 0, 1);
@@ -82,9 +81,8 @@ void device_backend::backward(const train::training_batch&, const float* d_score
     }
     for (std::int64_t r = 0; r < c.retrievers; ++r) {
       multiply(dim, c.hidden, c.keys, operand(at.d_keys + operand_bytes(r * c.keys * dim), dim, 0, true),
-               operand(at.inputs + operand_bytes(place_[static_cast<std::size_t>(r)] * c.keys * c.hidden),
-                       c.hidden, 0),
-               0, c.d_map + r * dim * c.hidden, c.hidden, 0, 1);
+               matrix{inputs_[static_cast<std::size_t>(place_[static_cast<std::size_t>(r)])], c.hidden}, 0,
+               c.d_map + r * dim * c.hidden, c.hidden, 0, 1);
     }
     ask(launch_map_gradient(c), purpose);
   }

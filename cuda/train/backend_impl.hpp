@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <flashmemory/cuda/train.hpp>
 #include <flashmemory/indexer/index_key.hpp>
+#include <list>
+#include <memory>
 #include <optional>
 #include <vector>
 
@@ -180,6 +182,14 @@ class device_backend final : public train::training_backend {
                        work_.data() + layout_->product);
   }
 
+  /// Key inputs of a document in operand form, all that were recorded.
+  struct kept_document {
+    std::weak_ptr<const void> source;
+    std::vector<memory_block> streams;  // [streams in use], each [padded keys, padded hidden]
+    std::size_t bytes = 0;
+  };
+  /// Fills inputs_ from a document that was kept, or makes room to keep this one. \returns whether keys must be sent
+  bool find_document(const train::training_batch& batch, const device_workspace& at);
   void prepare(const train::training_batch& batch);
   void upload(const train::training_batch& batch);
   void upload_bytes(std::size_t at, const std::byte* from, std::size_t bytes);
@@ -198,7 +208,12 @@ class device_backend final : public train::training_backend {
   growing_block work_, staging_, results_;
   flashmemory::detail::rope_frequencies frequencies_{};
   std::int64_t updates_ = 0;
-  bool under_way_ = false;                  // a forward pass
+  bool under_way_ = false;         // a forward pass
+  std::list<kept_document> kept_;  // newest first
+  std::size_t kept_bytes_ = 0;
+  std::optional<kept_document> coming_;     // to be kept once it has been sent
+  std::vector<std::byte*> inputs_;          // [streams in use], of the last batch
+  std::vector<std::int64_t> sent_;          // [streams in use], rows to send
   std::optional<device_workspace> layout_;  // of the last batch
   train_call call_;
 };

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <flashmemory/error.hpp>
 
 #include "core/parallel.hpp"
 #include "train/backend_impl.hpp"
@@ -16,24 +17,83 @@ constexpr std::int64_t dim = index_key_dim;
 
 }  // namespace
 
+bool device_backend::find_document(const train::training_batch& batch, const device_workspace& at) {
+  coming_.reset();
+  const std::int64_t keys = batch.chunks * setup_.keys_per_chunk;
+  inputs_.clear();
+  sent_.assign(streams_.size(), keys);
+  for (std::size_t i = 0; i < streams_.size(); ++i) {
+    inputs_.push_back(work_.data() + at.inputs +
+                      operand_bytes(static_cast<std::int64_t>(i) * at.keys * map_.hidden));
+  }
+  if (!batch.source || !setup_.shape.trains_keys || options_.document_bytes == 0) return true;
+  kept_document fresh;
+  for (const std::size_t stream : streams_) {
+    const train::row_matrix& rows = (*batch.keys)[stream].inputs;
+    if (rows.bytes() > at.product - at.tile) return true;  // it passes through the tile
+    fresh.bytes += operand_bytes(padded(rows.rows(), 64) * map_.hidden);
+  }
+  const auto same = [&](const kept_document& k) {
+    return !k.source.owner_before(batch.source) && !batch.source.owner_before(k.source);
+  };
+  const auto found = std::find_if(kept_.begin(), kept_.end(), same);
+  const auto use = [&](const kept_document& k) {
+    for (std::size_t i = 0; i < streams_.size(); ++i) inputs_[i] = k.streams[i].as<std::byte>();
+  };
+  if (found != kept_.end()) {
+    kept_.splice(kept_.begin(), kept_, found);
+    use(kept_.front());
+    return false;
+  }
+  if (fresh.bytes > options_.document_bytes) return true;
+  const auto gone = [](const kept_document& k) { return k.source.expired(); };
+  const bool drops =
+      kept_bytes_ + fresh.bytes > options_.document_bytes || std::any_of(kept_.begin(), kept_.end(), gone);
+  if (drops) stream_.wait("training backend");  // the step before may still read them
+  for (auto k = kept_.end(); drops && k != kept_.begin();) {
+    --k;
+    if (!gone(*k) && kept_bytes_ + fresh.bytes <= options_.document_bytes) continue;
+    kept_bytes_ -= k->bytes;
+    k = kept_.erase(k);
+  }
+  try {
+    for (const std::size_t stream : streams_) {
+      const std::int64_t rows = padded((*batch.keys)[stream].inputs.rows(), 64);
+      fresh.streams.emplace_back(block_kind::device, options_.device_memory,
+                                 operand_bytes(rows * map_.hidden), "training backend: documents");
+    }
+  } catch (const admission_error&) {
+    return true;
+  }
+  for (std::size_t i = 0; i < streams_.size(); ++i) sent_[i] = (*batch.keys)[streams_[i]].inputs.rows();
+  fresh.source = batch.source;
+  use(fresh);
+  coming_ = std::move(fresh);
+  return true;
+}
+
 void device_backend::prepare(const train::training_batch& batch) {
   layout_.reset();
   const device_workspace layout(setup_, batch.windows(), batch.chunks, options_.tile_bytes);
-  const std::int64_t windows = batch.windows(), keys = batch.chunks * setup_.keys_per_chunk;
+  const std::int64_t windows = batch.windows();
   const train::encoder_shape& s = setup_.shape;
   const std::size_t rows = static_cast<std::size_t>(setup_.retrievers() * windows * s.hidden) * sizeof(float);
+  if (!work_.holds(layout.bytes)) {
+    stream_.wait("training backend");
+    work_.reserve(layout.bytes);
+  }
+  if (!find_document(batch, layout)) sent_.assign(streams_.size(), 0);
   std::size_t staging = rows + static_cast<std::size_t>(windows * 64) * sizeof(float);
-  for (const std::size_t stream : streams_) {
-    const train::document_keys& from = (*batch.keys)[stream];
+  for (std::size_t i = 0; i < streams_.size(); ++i) {
+    const train::document_keys& from = (*batch.keys)[streams_[i]];
     staging = (staging + 255) / 256 * 256;
-    staging += s.trains_keys ? static_cast<std::size_t>(keys * s.hidden) * size_of(from.inputs.type())
-                             : static_cast<std::size_t>(keys * (dim + 4));
+    staging += s.trains_keys ? static_cast<std::size_t>(sent_[i] * s.hidden) * size_of(from.inputs.type())
+                             : static_cast<std::size_t>(sent_[i] * (dim + 4));
   }
   const std::size_t results =
       static_cast<std::size_t>(setup_.retrievers() * batch.chunks * windows) * sizeof(float);
-  if (!work_.holds(layout.bytes) || !staging_.holds(staging) || !results_.holds(results)) {
+  if (!staging_.holds(staging) || !results_.holds(results)) {
     stream_.wait("training backend");
-    work_.reserve(layout.bytes);
     staging_.reserve(staging);
     results_.reserve(results);
   }
@@ -139,6 +199,8 @@ void device_backend::upload(const train::training_batch& batch) {
   const std::int64_t keys = batch.chunks * setup_.keys_per_chunk;
   for (std::size_t i = 0; i < streams_.size(); ++i) {
     const train::document_keys& from = (*batch.keys)[streams_[i]];
+    const std::int64_t count = sent_[i];
+    if (count == 0) continue;
     staged = (staged + 255) / 256 * 256;
     if (!s.trains_keys) {
       const std::size_t bytes = static_cast<std::size_t>(keys * (dim + 4));
@@ -152,18 +214,24 @@ void device_backend::upload(const train::training_batch& batch) {
       continue;
     }
     const dtype type = from.inputs.type();
-    const std::size_t bytes = static_cast<std::size_t>(keys * s.hidden) * size_of(type);
+    const std::int64_t padded_count = padded(count, 64);
+    const std::size_t bytes = static_cast<std::size_t>(count * s.hidden) * size_of(type);
     upload_bytes(staged, from.inputs.data(), bytes);
-    std::byte* const to =
-        work + layout_->inputs + operand_bytes(static_cast<std::int64_t>(i) * call_.keys * call_.hidden);
+    std::byte* const to = inputs_[i];
     if (call_.hidden == s.hidden && (type == dtype::bf16) == bf16_) {  // as it is wanted
       send(to, staged, bytes);
-      ask(cudaMemsetAsync(to + bytes, 0, operand_bytes((call_.keys - keys) * s.hidden), stream), purpose);
+      ask(cudaMemsetAsync(to + bytes, 0, operand_bytes((padded_count - count) * s.hidden), stream), purpose);
     } else {
       send(call_.tile, staged, bytes);
-      ask(launch_pad_rows(call_, call_.tile, type, keys, s.hidden, to, call_.keys, call_.hidden, 1), purpose);
+      ask(launch_pad_rows(call_, call_.tile, type, count, s.hidden, to, padded_count, call_.hidden, 1),
+          purpose);
     }
     staged += bytes;
+  }
+  if (coming_) {
+    kept_bytes_ += coming_->bytes;
+    kept_.push_front(std::move(*coming_));
+    coming_.reset();
   }
 }
 

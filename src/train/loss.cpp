@@ -41,9 +41,12 @@ void validate(const loss_options& o) {
 namespace detail {
 namespace {
 
-double softplus(double z) noexcept { return std::max(z, 0.0) + std::log1p(std::exp(-std::fabs(z))); }
+// Both of z, and of -z, with e = exp(-|z|): the exponential is what a step on a GPU waits for.
+double softplus(double z, double e) noexcept { return std::max(z, 0.0) + std::log1p(e); }
+double sigmoid(double z, double e) noexcept { return z >= 0 ? 1 / (1 + e) : 1 - 1 / (1 + e); }
 
-double sigmoid(double z) noexcept { return z >= 0 ? 1 / (1 + std::exp(-z)) : 1 - 1 / (1 + std::exp(z)); }
+double softplus(double z) noexcept { return softplus(z, std::exp(-std::fabs(z))); }
+double sigmoid(double z) noexcept { return sigmoid(z, std::exp(-std::fabs(z))); }
 
 struct term {
   double value = 0;
@@ -53,16 +56,18 @@ struct term {
 // With s = z for positives and -z for negatives both classes have the loss (1 - p)^gamma * softplus(-s),
 // p = sigmoid(s); its derivative by s is -(1 - p)^gamma * (gamma * p * softplus(-s) + 1 - p).
 term focal_term(double s, double gamma) noexcept {
-  const double rest = sigmoid(-s);
-  const double entropy = softplus(-s);
+  const double e = std::exp(-std::fabs(s));
+  const double rest = sigmoid(-s, e);
+  const double entropy = softplus(-s, e);
   const double factor = gamma == 0 ? 1 : gamma == 2 ? rest * rest : std::pow(rest, gamma);
-  return {factor * entropy, -factor * (gamma * sigmoid(s) * entropy + rest)};
+  return {factor * entropy, -factor * (gamma * sigmoid(s, e) * entropy + rest)};
 }
 
 struct candidate {
   double z = 0;
   double slope = 0;
   double weight = 1;  // of a positive
+  double share = 0;   // of a softmax, before it is divided by the sum
   std::int64_t chunk = 0;
   bool positive = false;
 };
@@ -79,16 +84,15 @@ void add_contrastive(const loss_options& o, double weight, std::vector<candidate
   if (positives == 0 || total_weight <= 0) return;
   double sum_all = 0;
   double sum_negative = 0;
-  for (const candidate& c : all) {
-    const double e = std::exp(c.z / t - largest);
-    sum_all += e;
-    if (!c.positive) sum_negative += e;
+  for (candidate& c : all) {
+    c.share = std::exp(c.z / t - largest);
+    sum_all += c.share;
+    if (!c.positive) sum_negative += c.share;
   }
   if (!o.contrastive_against_negatives) {
     const double log_sum = std::log(sum_all);
     for (candidate& c : all) {
-      const double share = std::exp(c.z / t - largest) / sum_all;
-      c.slope += weight / t * share;
+      c.slope += weight / t * (c.share / sum_all);
       if (!c.positive) continue;
       const double w = c.weight / total_weight;
       value += weight * w * (log_sum - (c.z / t - largest));
@@ -100,14 +104,14 @@ void add_contrastive(const loss_options& o, double weight, std::vector<candidate
   double from_positives = 0;
   for (candidate& c : all) {
     if (!c.positive) continue;
-    const double e = std::exp(c.z / t - largest);
+    const double e = c.share;
     const double w = c.weight / total_weight;
     value += weight * w * (std::log(sum_negative + e) - (c.z / t - largest));
     c.slope += weight / t * w * (e / (sum_negative + e) - 1);
     from_positives += w / (sum_negative + e);
   }
   for (candidate& c : all) {
-    if (!c.positive) c.slope += weight / t * std::exp(c.z / t - largest) * from_positives;
+    if (!c.positive) c.slope += weight / t * c.share * from_positives;
   }
 }
 

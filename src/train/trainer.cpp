@@ -122,14 +122,17 @@ void trainer::impl::count(const std::vector<detail::target>& targets, const floa
   }
 }
 
-void trainer::impl::learn(const detail::example& from, const std::vector<std::int64_t>& windows,
-                          bool ensemble, std::uint64_t seed, step_report& report) {
+void trainer::impl::learn(const std::shared_ptr<const detail::example>& source_of,
+                          const std::vector<std::int64_t>& windows, bool ensemble, std::uint64_t seed,
+                          step_report& report) {
+  const detail::example& from = *source_of;
   std::vector<detail::target> targets;
   for (const std::int64_t w : windows) {
     const window_labels& labels = from.labels[static_cast<std::size_t>(w)];
     targets.push_back({&labels, labels.positives.empty() ? options.window_weight_free : 1});
   }
-  const training_batch batch = detail::batch_of(model.taps, from, windows);
+  training_batch batch = detail::batch_of(model.taps, from, windows);
+  batch.source = source_of;
   const std::size_t pairs = static_cast<std::size_t>(batch.chunks) * windows.size();
   const auto retrievers = static_cast<std::size_t>(model.retrievers());
   scores.resize(retrievers * pairs);
@@ -138,7 +141,9 @@ void trainer::impl::learn(const detail::example& from, const std::vector<std::in
   flop += static_cast<double>(retrievers) *
           flop_of(model.shape, batch.chunks * model.taps.keys_per_chunk, batch.windows());
   best.assign(pairs, -INFINITY);
-  for (std::size_t i = 0; i < scores.size(); ++i) best[i % pairs] = std::max(best[i % pairs], scores[i]);
+  for (std::size_t r = 0; r < retrievers; ++r) {
+    for (std::size_t i = 0; i < pairs; ++i) best[i] = std::max(best[i], scores[r * pairs + i]);
+  }
   double loss = 0;
   if (ensemble) {
     d_best.resize(pairs);
@@ -204,7 +209,7 @@ step_report trainer::step() {
                                          t.documents.documents().size()));
       }
       barren = 0;
-      t.learn(*example, windows, ensemble, random.next(), report);
+      t.learn(example, windows, ensemble, random.next(), report);
       tokens += example->tokens;
       ++used;
       names += fmt::format("{}'{}'", names.empty() ? "" : ", ", example->name);

@@ -25,8 +25,9 @@ struct trainer::impl {
   std::int64_t steps() const noexcept { return options.layer_steps + options.ensemble_steps; }
 
   /// Adds one document's loss and gradient; counts into `report`.
-  void learn(const detail::example& from, const std::vector<std::int64_t>& windows, bool ensemble,
-             std::uint64_t seed, step_report& report);
+  void learn(const std::shared_ptr<const detail::example>& source_of,
+             const std::vector<std::int64_t>& windows, bool ensemble, std::uint64_t seed,
+             step_report& report);
   void count(const std::vector<detail::target>& targets, const float* combined);
 
   const document_source& source;

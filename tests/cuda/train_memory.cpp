@@ -114,3 +114,54 @@ TEST_CASE("a training backend without memory says so and goes on once there is s
   CHECK(repeated.scores == fresh.scores);
   CHECK(repeated.gradient == fresh.gradient);
 }
+
+TEST_CASE("documents that are kept on the device change nothing but time", "[gpu][train]") {
+  REQUIRE_GPU();
+  const auto seed = GENERATE(take(2, random(0u, 1u << 30)));
+  const auto recorded = GENERATE(fm::dtype::f32, fm::dtype::bf16);
+  const auto operands = GENERATE(ft::precision::f32, ft::precision::bf16);
+  const std::int64_t hidden = GENERATE(33, 64);  // padded, and as it is
+  CAPTURE(seed, fm::to_string(recorded), int(operands), hidden);
+  std::mt19937 random(seed);
+  train_extents e = large;
+  e.recorded = recorded;
+  e.hidden = hidden;
+  std::vector<std::unique_ptr<train_problem>> documents;
+  for (int i = 0; i < 4; ++i) {
+    documents.push_back(std::make_unique<train_problem>(random, e));
+    documents.back()->setup.shape.operands = operands;
+    documents.back()->batch.source = std::make_shared<int>(i);
+    if (i % 2 == 1) documents.back()->batch.chunks -= 11;  // keys after the last chunk are there, too
+  }
+  counted_memory device(false);
+  cu::training_options options, none;
+  options.device_memory = device.resource();
+  const std::size_t one = 2 * 192 * ((hidden + 7) / 8 * 8) * (operands == ft::precision::bf16 ? 2 : 4);
+  options.document_bytes = 3 * one;
+  none.document_bytes = 0;
+  const auto keeps = cu::training_on_device(options)(documents[0]->setup);
+  const auto sends = cu::training_on_device(none)(documents[0]->setup);
+  const auto agree = [&](int i) {
+    const train_outcome got = outcome_of(*keeps, *documents[std::size_t(i)]);
+    const train_outcome want = outcome_of(*sends, *documents[std::size_t(i)]);
+    CAPTURE(i);
+    const auto used = std::ptrdiff_t(3 * documents[std::size_t(i)]->batch.chunks * large.windows);
+    CHECK(std::equal(got.scores.begin(), got.scores.begin() + used, want.scores.begin()));
+    CHECK(got.gradient == want.gradient);
+  };
+  for (const int i : {0, 0, 1, 0, 1, 2, 3, 0, 1, 3, 3, 2}) agree(i);
+  const std::size_t fixed =
+      cu::training_state_bytes(documents[0]->setup) +
+      cu::training_workspace_bytes(documents[0]->setup, large.windows, large.chunks, options);
+  CHECK(device.held == fixed + 3 * one);
+  // Another document that comes to lie where one was: what was kept of that one is not its.
+  documents[2]->batch.source = std::make_shared<int>(7);
+  documents[2]->keys = documents[1]->keys;
+  agree(2);
+  agree(2);
+  // Without memory for another one it is sent each time.
+  device.limit = device.held - 1;
+  documents[0]->batch.source = std::make_shared<int>(8);
+  for (const int i : {0, 0, 2, 0}) agree(i);
+  CHECK(device.held <= fixed + 3 * one);
+}

@@ -17,7 +17,8 @@ struct training_options {
   stream_ref stream = stream_ref::host();  ///< work is enqueued there and waited for; host() = one of its own
   memory_resource device_memory;           ///< aligned to 256 bytes; null functions = cudaMalloc
   memory_resource pinned_memory;           ///< for staging; null functions = cudaHostAlloc
-  std::size_t tile_bytes = std::size_t{32} << 20;  ///< of logits of single heads that exist at a time
+  std::size_t document_bytes = std::size_t{2} << 30;  ///< of key inputs kept between steps; 0 = none
+  std::size_t tile_bytes = std::size_t{32} << 20;     ///< of logits of single heads that exist at a time
 };
 
 /// Bytes of device memory for what lives as long as the backend: parameters, two moments, gradient, all f32, and
@@ -38,8 +39,9 @@ FLASHMEMORY_API std::size_t training_workspace_bytes(const train::backend_setup&
 /// and library. Its bits are not the CPU's; checkpoints of either go on with the other.
 ///
 /// Memory: training_state_bytes() when the trainer is made, training_workspace_bytes() of a document when one is
-/// larger than those before, and pinned staging for one document's vectors. Where a resource has none,
-/// admission_error, and the step may be repeated.
+/// larger than those before, up to document_bytes for key inputs of documents that the trainer keeps too, the ones used
+/// longest ago being let go, and pinned staging for one document's vectors. Where a resource has none,
+/// admission_error, and the step may be repeated; key inputs are not kept then.
 ///
 /// The factory throws argument_error naming what cannot work, error with unsupported for a device that is not
 /// there or cuda_error; calls of the backend throw error with cuda_error.

@@ -54,6 +54,8 @@ struct training_batch {
   const std::vector<row_matrix>* queries = nullptr;  ///< per recorded tap
   const std::vector<document_keys>* keys = nullptr;  ///< per recorded stream
 
+  /// Owns the rows, which do not change as long as it lives: a backend may keep what it made of them; may be null.
+  std::shared_ptr<const void> source;
   /// How many windows ask.
   std::int64_t windows() const noexcept { return static_cast<std::int64_t>(rows.size()); }
 };
