@@ -2,6 +2,7 @@
 #include <cublasLt.h>
 
 #include <chrono>
+#include <cmath>
 #include <flashmemory/cuda/train.hpp>
 #include <flashmemory/train/trainer.hpp>
 

@@ -57,16 +57,17 @@ struct step_report {
   double gflops = 0;         ///< multiply-adds of its GEMMs, as 2 flop, per second / 1e9
 };
 
-/// Trains a dual encoder from recordings alone, on the CPU or where `backend` says; parameters are f32. A step is GEMM-shaped: all keys of a document against
-/// all heads of its sampled windows. Keys pass e4m3 quantisation, and queries the bf16 rounding that the
-/// artifact states, in the forward pass; gradients pass straight through both.
+/// Trains a dual encoder from recordings alone, on the CPU or where trainer_options::backend says; parameters are
+/// f32. A step is GEMM-shaped: all keys of a document against all heads of its sampled windows. Keys pass e4m3
+/// quantisation, and queries the bf16 rounding that the artifact states, in the forward pass; gradients pass straight
+/// through both.
 ///
-/// Deterministic: the same source, start, options and steps give the same bits on the same machine, whatever
-/// the number of threads (on the CPU with OpenBLAS, which is kept on the calling thread meanwhile; another BLAS must do
-/// so itself), and whether or not the run was interrupted.
+/// Deterministic: the same source, start, options and steps give the same bits on the same machine, whatever the
+/// number of threads (on the CPU with OpenBLAS, which is kept on the calling thread meanwhile; another BLAS must do so
+/// itself), and whether or not the run was interrupted. Checkpoints do not depend on the backend, results do.
 ///
-/// Memory: memory_budget for documents, one more document while it is read, and the activations of one
-/// document: 4 x keys x (hidden + 2 x 128) bytes per retriever and stream.
+/// Memory: memory_budget for documents, one more document while it is read, and the backend's. The CPU's: the
+/// activations of one document, 4 x keys x (hidden + 2 x 128) bytes per retriever and stream.
 class FLASHMEMORY_API trainer {
  public:
   /// \param source  must outlive the trainer
