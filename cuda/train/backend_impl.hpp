@@ -33,7 +33,6 @@ class work_stream {
   work_stream(const work_stream&) = delete;
   work_stream& operator=(const work_stream&) = delete;
   ~work_stream() {
-    cudaStreamSynchronize(stream_);  // memory that it works on goes next
     if (own_) cudaStreamDestroy(stream_);
   }
   cudaStream_t get() const noexcept { return stream_; }
@@ -86,6 +85,12 @@ class device_backend final : public train::training_backend {
     ask(cudaMemsetAsync(state_.as<void>(), 0, state_.bytes(), stream_.get()), "training backend: parameters");
     stream_.wait("training backend: parameters");
     guard_.reset();
+  }
+
+  /// Waits: memory that the last update works on is given back.
+  ~device_backend() override {
+    const device_guard current(options_.device);
+    cudaStreamSynchronize(stream_.get());
   }
 
   void write(const train::training_state& state) override {
