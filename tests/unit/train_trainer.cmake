@@ -14,7 +14,8 @@ if(FLASHMEMORY_TRAIN)
     flashmemory_test(flashmemory_train_program LABELS unit LIBRARIES flashmemory::train SOURCES
       ${_trainer}/train_program.cpp)
     target_compile_definitions(flashmemory_train_program PRIVATE
-      FLASHMEMORY_TRAIN_INDEXER="$<TARGET_FILE:flashmemory_train_indexer>")
+      FLASHMEMORY_TRAIN_INDEXER="$<TARGET_FILE:flashmemory_train_indexer>"
+      FLASHMEMORY_TRAIN_INDEXER_HAS_CUDA=$<BOOL:${FLASHMEMORY_CUDA}>)
     add_dependencies(flashmemory_train_program flashmemory_train_indexer)
   endif()
 endif()

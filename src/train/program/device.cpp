@@ -4,7 +4,7 @@
 
 #include "commands.hpp"
 
-#if FLASHMEMORY_HAS_CUDA
+#if FLASHMEMORY_TRAIN_INDEXER_HAS_CUDA
 #include <flashmemory/cuda/train.hpp>
 #endif
 
@@ -22,7 +22,7 @@ flashmemory::train::backend_factory parse_device(const std::string& text) {
   if (kind != "cuda" || ordinal < 0) {
     throw CLI::ValidationError("--device", "'" + text + "' is neither cpu nor cuda nor cuda:ORDINAL");
   }
-#if FLASHMEMORY_HAS_CUDA
+#if FLASHMEMORY_TRAIN_INDEXER_HAS_CUDA
   flashmemory::cuda::training_options options;
   options.device = ordinal;
   return flashmemory::cuda::training_on_device(options);
