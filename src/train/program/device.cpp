@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: MIT
 #include <charconv>
-#include <flashmemory/config.hpp>
 
 #include "commands.hpp"
 
