@@ -77,6 +77,7 @@ struct attend_producer {
 
   /// This warp has the raw rows in registers.
   __device__ __forceinline__ void release_raw(int pair, int raw_stage, int lane) const {
+    ptx::fence_async_proxy();  // else the copy engine's writes may overtake these reads
     __syncwarp();
     if (lane == 0) arrive(base + smem::raw_empty + (pair * kRaw + raw_stage) * 8);
   }
