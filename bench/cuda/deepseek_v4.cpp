@@ -88,6 +88,7 @@ void attend_v4(benchmark::State& state) {
         stream));
   });
   state.counters["splits"] = plan.splits;
+  state.counters["dim_splits"] = plan.dim_splits;
   state.counters["Tflop/s"] =
       4e-12 * static_cast<double>(rows * heads * (window + selected) * v4::entry_dim) / seconds;
   report(state, seconds, bytes);

@@ -75,14 +75,17 @@ attend_plan plan_attend(const attend_shape& shape, std::int32_t num_sms) {
       if (clusters[splits] > 0) clusters[splits] = std::min(clusters[splits], std::max(1, limit / splits));
     }
     plan.tensor_cores = clusters[1] > 0;
-    plan.splits = choose_splits(shape, clusters);
+    const attend_cut cut = choose_cut(shape, clusters);
+    plan.splits = cut.splits;
+    plan.dim_splits = cut.dim_splits;
   }
   return plan;
 }
 
 std::size_t attend_workspace_bytes(const attend_plan& plan) noexcept {
-  if (!plan.tensor_cores || plan.splits < 2) return 0;
-  return static_cast<std::size_t>(plan.shape.rows * (plan.shape.heads / 64) * plan.splits * part_bytes);
+  if (!plan.tensor_cores || plan.splits < 2 || plan.dim_splits < 2) return 0;
+  return static_cast<std::size_t>(plan.shape.rows * (plan.shape.heads / 64) * plan.splits *
+                                  (part_values_bytes + plan.dim_splits * part_stats_bytes));
 }
 
 status sparse_attend(const attend_plan& plan, const entry_source& window, const entry_source& selected,
@@ -105,6 +108,8 @@ status sparse_attend(const attend_plan& plan, const entry_source& window, const 
   if (out.type != dtype::bf16) return refuse(status::bad_dtype, "out", -1, -1, error);
   if (plan.splits < 1 || plan.splits > max_cluster)
     return refuse(status::bad_argument, "splits", max_cluster, plan.splits, error);
+  if (plan.dim_splits != 1 && plan.dim_splits != 2 && plan.dim_splits != 4)
+    return refuse(status::bad_argument, "dim_splits", 4, plan.dim_splits, error);
   const auto& sinks = options.sink_logits;
   const auto& lse = options.lse;
   if (sinks.data != nullptr && (sinks.shape[0] != heads || sinks.stride[0] != 1)) {
@@ -147,8 +152,9 @@ status sparse_attend(const attend_plan& plan, const entry_source& window, const 
   params.heads = static_cast<std::int32_t>(heads);
   const double scale = options.softmax_scale == 0 ? std::sqrt(1.0 / entry_dim) : options.softmax_scale;
   params.scale_log2 = static_cast<float>(scale * 1.4426950408889634);
-  const int code = plan.tensor_cores ? launch_attend_sm90(params, rows, plan.splits, stream.cuda())
-                                     : launch_attend_any(params, rows, stream.cuda());
+  const int code = plan.tensor_cores
+                       ? launch_attend_sm90(params, rows, {plan.splits, plan.dim_splits}, stream.cuda())
+                       : launch_attend_any(params, rows, stream.cuda());
   if (code != cudaSuccess) cudaGetLastError();
   return detail::check(static_cast<cudaError_t>(code), "sparse_attend", error);
 }

@@ -3,14 +3,16 @@
 
 // Attention over gathered DeepSeek-V4 entries for sm_90a.
 //
-// A block owns 64 heads of one query row and one of `splits` equal parts of the row's list (window, then selected);
-// the blocks of a row form a cluster. It works through tiles of 32 entries:
-//   warpgroup 0      (consume.cuh) S = Q K^T of the next tile and O[:, 0:256] += P V of the last one while the softmax
-//                    of this one runs. Hands P and the rescaling through shared memory to
-//   warpgroup 1      O[:, 256:512] += P V. Besides, it fetches raw entries (fetch.cuh).
-//   warpgroups 2, 3  (produce.cuh) turn raw entries into bf16 tiles.
-// K and V are the same bytes: K reads a tile along the dims, V across the entries (transposed descriptor). At the end
-// the blocks of the cluster join their parts through global memory, each a slice of the output.
+// A block owns 64 heads of one query row, one of `splits` equal parts of the row's list (window, then selected) and one
+// of `parts` equal parts of the output's dims; the blocks of a row and a part of the dims form a cluster. It works
+// through tiles of 32 entries:
+//   warpgroup 0      (score.cuh) S = Q K^T of the next tile while the softmax of this one runs. Hands the weights P and
+//                    the rescaling through shared memory to
+//   warpgroups 1, 2  (accumulate.cuh) O += P V, half of the block's dims each. Besides, they fetch raw entries
+//                    (fetch.cuh), and at the end join the cluster's parts (join.cuh).
+//   warpgroup 3      (produce.cuh) turns raw entries into bf16 tiles.
+// K and V are the same bytes: K reads a tile along the dims, V across the entries (transposed descriptor). Half of q
+// stays in registers: reading all of it anew for every tile is more than shared memory can deliver beside the rest.
 //
 // Bytes: 584 per entry and 64 heads; per block 64 KiB of q. Invariant: a raw row's number, place and validity are
 // decided once, by the lane that issues its copy; a tile row without an entry is all zeros and its weight is zero.
@@ -66,8 +68,31 @@ template <int kThreads>
 __device__ __forceinline__ void sync_threads(int barrier) {
   asm volatile("bar.sync %0, %1;" ::"r"(barrier), "n"(kThreads) : "memory");
 }
+/// Counts as arrived for those who sync_threads().
+template <int kThreads>
+__device__ __forceinline__ void pass_threads(int barrier) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "n"(kThreads) : "memory");
+}
+__device__ __forceinline__ void leave_cluster() {
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+}
+__device__ __forceinline__ void await_cluster() {
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
 __device__ __forceinline__ void sync_cluster() {
-  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+  leave_cluster();
+  await_cluster();
+}
+/// From the shared memory of another block of the cluster.
+__device__ __forceinline__ uint4 load_cluster16(int block, std::uint32_t address) {
+  uint4 v;
+  asm volatile(
+      "{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %4, %5;\n"
+      "ld.shared::cluster.v4.u32 {%0, %1, %2, %3}, [there];\n}"
+      : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+      : "r"(address), "r"(block)
+      : "memory");
+  return v;
 }
 __device__ __forceinline__ uint4 load_shared16(std::uint32_t address) {
   uint4 v;
@@ -117,21 +142,24 @@ __device__ __forceinline__ std::uint32_t multiply_bf16x2(std::uint32_t a, std::u
   return product;
 }
 
-/// Two e4m3 codes, in the upper bytes of the two halves, as bf16 times 2^-120: the exponents' biases differ by 120.
-__device__ __forceinline__ std::uint32_t widen(std::uint32_t codes) {
-  return (codes & 0x80008000u) | (codes >> 4 & 0x07f007f0u);
+/// Two e4m3 codes of a word as bf16 times 2^-120: the exponents' biases differ by 120. `selector` puts each in the lower
+/// byte of its half and its sign into the upper (PRMT replicates the sign where a digit has its top bit).
+__device__ __forceinline__ std::uint32_t widen(std::uint32_t codes, std::uint32_t selector) {
+  std::uint32_t halves;
+  asm("prmt.b32 %0, %1, 0, %2;" : "=r"(halves) : "r"(codes), "r"(selector));
+  return halves << 4 & 0x87f087f0u;
 }
 
 /// Sixteen codes to sixteen bf16, times the bf16 pair `factor`.
 __device__ __forceinline__ void widen16(const uint4& codes, std::uint32_t factor, uint4& low, uint4& high) {
-  low.x = multiply_bf16x2(widen(__byte_perm(codes.x, 0, 0x1404)), factor);
-  low.y = multiply_bf16x2(widen(__byte_perm(codes.x, 0, 0x3424)), factor);
-  low.z = multiply_bf16x2(widen(__byte_perm(codes.y, 0, 0x1404)), factor);
-  low.w = multiply_bf16x2(widen(__byte_perm(codes.y, 0, 0x3424)), factor);
-  high.x = multiply_bf16x2(widen(__byte_perm(codes.z, 0, 0x1404)), factor);
-  high.y = multiply_bf16x2(widen(__byte_perm(codes.z, 0, 0x3424)), factor);
-  high.z = multiply_bf16x2(widen(__byte_perm(codes.w, 0, 0x1404)), factor);
-  high.w = multiply_bf16x2(widen(__byte_perm(codes.w, 0, 0x3424)), factor);
+  low.x = multiply_bf16x2(widen(codes.x, 0x9180), factor);
+  low.y = multiply_bf16x2(widen(codes.x, 0xb3a2), factor);
+  low.z = multiply_bf16x2(widen(codes.y, 0x9180), factor);
+  low.w = multiply_bf16x2(widen(codes.y, 0xb3a2), factor);
+  high.x = multiply_bf16x2(widen(codes.z, 0x9180), factor);
+  high.y = multiply_bf16x2(widen(codes.z, 0xb3a2), factor);
+  high.z = multiply_bf16x2(widen(codes.w, 0x9180), factor);
+  high.w = multiply_bf16x2(widen(codes.w, 0xb3a2), factor);
 }
 
 __device__ __forceinline__ void multiply_all(uint4& values, std::uint32_t factor) {
@@ -143,10 +171,10 @@ __device__ __forceinline__ void multiply_all(uint4& values, std::uint32_t factor
 
 #endif
 
-constexpr int tile_rows = 32;      ///< entries of a tile
-constexpr int producer_pairs = 4;  ///< of warps, eight rows of a tile each
-constexpr int consumer_threads = 256;
-constexpr int attend_threads = 512;
+constexpr int tile_rows = 32;  ///< entries of a tile
+constexpr int producers = 4;   ///< warps, eight rows of a tile each
+constexpr int fetchers = 8;    ///< warps, four rows of a tile each
+constexpr int scorer_threads = 128, accumulator_threads = 256, attend_threads = 512;
 
 /// Shared memory of a block, in bytes from its start. Raw rows are 37 units of 16 bytes apart, so that eight rows'
 /// equal columns fall into different banks.
@@ -156,44 +184,51 @@ struct attend_smem {
   static constexpr int slab = tile_rows * 128;  ///< 64 dims of a tile, one 128-byte row per entry
   static constexpr int tile = 8 * slab;
   static constexpr int p_bytes = 64 * tile_rows * 2;
-  static constexpr int q = 0;
-  static constexpr int kv = 65536;
+  static constexpr int q_slab = 64 * 128;                    ///< 64 dims of q, one 128-byte row per head
+  static constexpr int q_upper = 0;                          ///< dims 256 to 511
+  static constexpr int kv = 4 * q_slab;                      ///< [kStages]
+  static constexpr int q_lower = kv + (kStages - 1) * tile;  ///< dims 0 to 255, until they are in registers
   static constexpr int p = kv + kStages * tile;  ///< [2]: a tile's weights as bf16, a row per head
   static constexpr int raw = p + 2 * p_bytes;
   static constexpr int raw_scales = raw + kRaw * tile_rows * raw_row;
   static constexpr int rescale =
-      raw_scales + kRaw * tile_rows * 8;       ///< [2][64]: what earlier tiles are multiplied by
-  static constexpr int valid = rescale + 512;  ///< [kStages][tile_rows] bytes
-  static constexpr int raw_valid = valid + kStages * tile_rows;  ///< [kRaw][producer_pairs] words
-  static constexpr int raw_full = raw_valid + kRaw * 16;         ///< [producer_pairs][kRaw]
-  static constexpr int raw_empty = raw_full + producer_pairs * kRaw * 8;
-  static constexpr int kv_full = raw_empty + producer_pairs * kRaw * 8;  ///< [kStages]
-  static constexpr int kv_empty = kv_full + kStages * 8;                 ///< [kStages]
-  static constexpr int p_full = kv_empty + kStages * 8;                  ///< [2]
-  static constexpr int p_empty = p_full + 16;                            ///< [2]
-  static constexpr int bytes = p_empty + 16;
+      raw_scales + kRaw * tile_rows * 8;                 ///< [2][64]: what earlier tiles are multiplied by
+  static constexpr int valid = rescale + 512;            ///< [kStages] words, a bit per row
+  static constexpr int raw_valid = valid + kStages * 4;  ///< [kRaw][fetchers] bytes
+  static constexpr int raw_full = raw_valid + kRaw * fetchers;  ///< [producers][kRaw]
+  static constexpr int raw_empty = raw_full + producers * kRaw * 8;
+  static constexpr int kv_full = raw_empty + producers * kRaw * 8;  ///< [kStages]
+  static constexpr int kv_empty = kv_full + kStages * 8;            ///< [kStages]
+  static constexpr int p_full = kv_empty + kStages * 8;             ///< [2]
+  static constexpr int p_empty = p_full + 16;                       ///< [2]
+  static constexpr int q_full = p_empty + 16;                       ///< q_lower is there
+  static constexpr int q_taken = q_full + 8;                        ///< and its place is free
+  static constexpr int bytes = q_taken + 8;
   // After the last tile, from the start:
   static constexpr int part_row = 1040;  ///< 512 of 2 bytes, and padding against bank conflicts
   static constexpr int stats = raw;      ///< [64] of 16 bytes: maximum and sum
   static_assert(64 * part_row <= raw, "the rows must not reach the stats");
+  static_assert(tile == 4 * q_slab, "q_lower fills a tile");
   static_assert(kStages >= 3, "a tile's neighbours are multiplied while its softmax runs");
   static_assert(p % 512 == 0, "");
   static_assert(raw_full % 8 == 0 && bytes + 1024 <= 232448, "");
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   __device__ __forceinline__ static void init_barriers(std::uint32_t base) {
-    for (int i = 0; i < producer_pairs * kRaw; ++i) {
-      init_barrier(base + raw_full + i * 8, 33);  // 32 lanes' small copies, and the bulk ones
-      init_barrier(base + raw_empty + i * 8, 2);
+    for (int i = 0; i < producers * kRaw; ++i) {
+      init_barrier(base + raw_full + i * 8, 2 * 5);  // two warps' four small copies, and their bulk ones
+      init_barrier(base + raw_empty + i * 8, 1);
     }
     for (int i = 0; i < kStages; ++i) {
-      init_barrier(base + kv_full + i * 8, 2 * producer_pairs);
-      init_barrier(base + kv_empty + i * 8, consumer_threads / 32);
+      init_barrier(base + kv_full + i * 8, producers);
+      init_barrier(base + kv_empty + i * 8, accumulator_threads / 32);
     }
     for (int i = 0; i < 2; ++i) {
-      init_barrier(base + p_full + i * 8, 1);
-      init_barrier(base + p_empty + i * 8, 4);
+      init_barrier(base + p_full + i * 8, scorer_threads / 4);
+      init_barrier(base + p_empty + i * 8, accumulator_threads / 32);
     }
+    init_barrier(base + q_full, 128);
+    init_barrier(base + q_taken, scorer_threads / 32);
     ptx::barrier_init_fence();
   }
 #endif

@@ -2,8 +2,8 @@
 #pragma once
 
 // How attend_sm90.cu gets entries into shared memory: one bulk copy per entry into a ring of raw rows, kRaw tiles deep.
-// Copies are issued lane by lane, which takes about as long as turning what they bring into bf16. So the second
-// consumers do it, who have least to do. Their warp w fetches rows 8w to 8w + 7 of every tile.
+// Copies are issued lane by lane, which takes about as long as turning what they bring into bf16. So the warps that
+// accumulate do it, between their multiplications. Their warp w fetches rows 4w to 4w + 3 of every tile.
 
 #include "v4/attend_sm90.cuh"
 
@@ -32,7 +32,7 @@ struct block_range {
 template <int kStages, int kRaw>
 struct attend_fetcher {
   using smem = attend_smem<kStages, kRaw>;
-  static constexpr int tiles_per_list = 4;  ///< tiles whose entries a warp looks up at once, eight lanes each
+  static constexpr int tiles_per_list = 8;  ///< tiles whose entries a warp looks up at once, four lanes each
 
   const attend_params& params;
   const block_range& range;
@@ -55,10 +55,14 @@ struct attend_fetcher {
         place(place_of(call, part, 0, first)),
         coming(second) {}
 
+  __device__ __forceinline__ static int fetcher() {
+    return static_cast<int>(threadIdx.x - scorer_threads) / 32;
+  }
+
   /// Position in the row's list of what this lane fetches in tiles [list * tiles_per_list, + tiles_per_list).
   __device__ __forceinline__ static int position(const block_range& range, int list) {
-    const int pair = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
-    return range.begin + (list * tiles_per_list + lane / 8) * tile_rows + pair * 8 + lane % 8;
+    const int lane = threadIdx.x % 32;
+    return range.begin + (list * tiles_per_list + lane / 4) * tile_rows + fetcher() * 4 + lane % 4;
   }
 
   /// The entry number there, -1 past the end.
@@ -80,7 +84,7 @@ struct attend_fetcher {
   /// Fetches the next tile, if there is one, as soon as the producers have read what was in its place.
   __device__ __forceinline__ void next() {
     if (issued >= tiles) return;
-    const int pair = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
+    const int warp = fetcher(), lane = threadIdx.x % 32;
     if (issued > 0 && issued % tiles_per_list == 0) {
       const int list = issued / tiles_per_list;
       place = place_of(params, range, list, coming);
@@ -88,17 +92,19 @@ struct attend_fetcher {
     }
     const int tile = issued++;
     const int stage = tile % kRaw, holder = tile % tiles_per_list;
-    const std::uint32_t full = base + smem::raw_full + (pair * kRaw + stage) * 8;
-    wait(base + smem::raw_empty + (pair * kRaw + stage) * 8, (tile / kRaw & 1) ^ 1);
-    const bool mine = lane / 8 == holder && place.row != nullptr;
-    const std::uint32_t present = __ballot_sync(0xffffffffu, mine) >> holder * 8;
+    const int barrier = (warp / 2 * kRaw + stage) * 8;
+    const std::uint32_t full = base + smem::raw_full + barrier;
+    wait(base + smem::raw_empty + barrier, (tile / kRaw & 1) ^ 1);
+    const bool mine = lane / 4 == holder, present = mine && place.row != nullptr;
+    const std::uint32_t rows = __ballot_sync(0xffffffffu, present) >> holder * 4;
     if (lane == 0) {
-      store_shared4(base + smem::raw_valid + (stage * producer_pairs + pair) * 4, present);
-      arrive_expect(full, __popc(present) * static_cast<std::uint32_t>(row_bytes));
+      asm volatile("st.shared.u8 [%0], %1;" ::"r"(base + smem::raw_valid + stage * fetchers + warp), "r"(rows)
+                   : "memory");
+      arrive_expect(full, __popc(rows) * static_cast<std::uint32_t>(row_bytes));
     }
     __syncwarp();
-    if (mine) {
-      const int at = stage * tile_rows + pair * 8 + lane % 8;
+    if (present) {
+      const int at = stage * tile_rows + warp * 4 + lane % 4;
       asm volatile(
           "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
               base + smem::raw + at * smem::raw_row),
@@ -106,7 +112,7 @@ struct attend_fetcher {
           : "memory");
       copy_async_8(base + smem::raw_scales + at * 8, place.scales);
     }
-    arrive_after_copies(full);
+    if (mine) arrive_after_copies(full);
   }
 };
 

@@ -42,15 +42,20 @@ struct attend_params {
 /// Largest cluster that plans use: what every device of this kind takes.
 inline constexpr std::int32_t max_cluster = 8;
 
-/// What a block leaves for the others of its cluster: 64 x 512 f16 in its threads' order, then 64 x 16 bytes: a head's
-/// maximum and sum, and the scales of either half of the dims.
-inline constexpr std::int64_t part_stats = 65536, part_bytes = 66560;
+/// What a block leaves for the others of its cluster in scratch, if dims are split: f16 values of 64 heads, divided by
+/// the number of parts of the dims; and a part's stats.
+inline constexpr std::int64_t part_values_bytes = 65536, part_stats_bytes = 1024;
 
-/// How many blocks share a row; a function of its arguments alone. `clusters[n]` clusters of n blocks run at a time.
-std::int32_t choose_splits(const attend_shape& shape, const int (&clusters)[max_cluster + 1]) noexcept;
+/// How a row's work is cut: attend_plan has the same fields.
+struct attend_cut {
+  std::int32_t splits = 1, dim_splits = 1;
+};
+
+/// The cut that takes least time; a function of its arguments alone. `clusters[n]` clusters of n blocks run at a time.
+attend_cut choose_cut(const attend_shape& shape, const int (&clusters)[max_cluster + 1]) noexcept;
 
 // Return a cudaError_t.
-int launch_attend_sm90(const attend_params& params, std::int64_t rows, std::int32_t splits,
+int launch_attend_sm90(const attend_params& params, std::int64_t rows, const attend_cut& cut,
                        void* stream) noexcept;
 int resident_clusters(std::int32_t splits, int* clusters) noexcept;
 int launch_attend_any(const attend_params& params, std::int64_t rows, void* stream) noexcept;

@@ -16,12 +16,15 @@ std::vector<v4::attend_plan> all_plans(const v4::attend_shape& shape) {
   std::vector<v4::attend_plan> plans;
   v4::attend_plan plan = v4::plan_attend(shape);
   if (plan.tensor_cores) {
-    for (const std::int32_t splits : {1, 2, 3, 4, 5, 7, 8}) {
+    for (const std::int32_t splits : {1, 2, 3, 4, 5, 6, 7, 8}) {
       plan.splits = splits;
-      plans.push_back(plan);
+      for (const std::int32_t dim_splits : {1, 2, 4}) {
+        plan.dim_splits = dim_splits;
+        plans.push_back(plan);
+      }
     }
   }
-  plan.splits = 1;
+  plan.splits = plan.dim_splits = 1;
   plan.tensor_cores = false;
   plans.push_back(plan);
   return plans;
@@ -35,7 +38,7 @@ void check(v4_problem& problem) {
   for (const v4::attend_plan& plan : all_plans(problem.shape())) {
     problem.run(plan);
     const auto errors = problem.compare(expected);
-    CAPTURE(plan.splits, plan.tensor_cores, problem.heads, errors.out, errors.lse);
+    CAPTURE(plan.splits, plan.dim_splits, plan.tensor_cores, problem.heads, errors.out, errors.lse);
     CHECK(errors.out < out_tolerance);
     CHECK(errors.norm < norm_tolerance);
     CHECK(errors.lse < lse_tolerance);
@@ -316,6 +319,9 @@ TEST_CASE("V4 attention refuses what cannot work and enqueues nothing", "[cuda][
   v4::attend_options few;
   CHECK(v4::sparse_attend(many, window, selected, q, out, few, problem.stream.ref()) == status::bad_argument);
   many.splits = 2;
+  many.dim_splits = 3;
+  CHECK(v4::sparse_attend(many, window, selected, q, out, few, problem.stream.ref()) == status::bad_argument);
+  many.dim_splits = 2;
   if (many.tensor_cores) {
     CHECK(v4::sparse_attend(many, window, selected, q, out, few, problem.stream.ref()) ==
           status::workspace_small);
@@ -330,7 +336,7 @@ TEST_CASE("V4 attention refuses what cannot work and enqueues nothing", "[cuda][
 TEST_CASE("V4 plans split rows only while that helps, and say what scratch it takes", "[cuda][v4]") {
   REQUIRE_GPU();
   v4::attend_shape shape;
-  std::int32_t last = 8;
+  std::int32_t last = 8, last_dims = 4;
   for (const std::int64_t rows : {1, 20, 40, 70, 500}) {
     shape.rows = rows;
     const v4::attend_plan plan = v4::plan_attend(shape);
@@ -338,8 +344,13 @@ TEST_CASE("V4 plans split rows only while that helps, and say what scratch it ta
     CHECK(plan.splits >= 1);
     CHECK(plan.splits <= last);
     last = plan.splits;
-    const std::size_t parts = plan.splits == 1 ? 0 : static_cast<std::size_t>(rows * plan.splits);
-    CHECK(v4::attend_workspace_bytes(plan) == parts * 66560);
+    CHECK(plan.dim_splits >= 1);
+    CHECK(plan.dim_splits <= last_dims);
+    last_dims = plan.dim_splits;
+    const bool joins = plan.splits > 1 && plan.dim_splits > 1;
+    const std::size_t parts = joins ? static_cast<std::size_t>(rows * plan.splits) : 0;
+    CHECK(v4::attend_workspace_bytes(plan) ==
+          parts * (65536 + 1024 * static_cast<std::size_t>(plan.dim_splits)));
   }
   CHECK(last == 1);
   shape.max_entries = -1;

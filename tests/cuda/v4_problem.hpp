@@ -143,7 +143,7 @@ struct v4_problem {
         sinks(static_cast<std::size_t>(num_heads)),
         out(q.size()),
         lse(static_cast<std::size_t>(n * num_heads)),
-        scratch(static_cast<std::size_t>(n * num_heads / 64 * 8 * 66560)) {
+        scratch(static_cast<std::size_t>(n * num_heads / 64 * 8 * (65536 + 4 * 1024))) {
     std::normal_distribution<float> normal;
     for (auto& x : q) x = reference::bf16_bits(normal(random));
     for (auto& x : sinks) x = normal(random) * 3;

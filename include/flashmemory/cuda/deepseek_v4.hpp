@@ -62,7 +62,9 @@ struct attend_shape {
 /// is in the batch. Another plan may cut elsewhere and round differently.
 struct attend_plan {
   attend_shape shape;
-  std::int32_t splits = 1;    ///< blocks, of one cluster, that share a row's entries; [1, 8]
+  std::int32_t splits = 1;  ///< blocks, of one cluster, that share a row's entries; [1, 8]
+  std::int32_t dim_splits =
+      1;                      ///< clusters that share the output's dims, each reading all entries; 1, 2 or 4
   bool tensor_cores = false;  ///< the kernel for sm_90a; else a slower one for any device
 };
 
@@ -86,7 +88,8 @@ struct attend_options {
   fault* error = nullptr;  ///< if not null (host), details when the result is not ok
 };
 
-/// Bytes of scratch that calls with `plan` need: 65 KiB per row, 64 heads and split, none with one split.
+/// Bytes of scratch that calls with `plan` need: 64 KiB, and 1 KiB for each of dim_splits, per row, 64 heads and split;
+/// none where splits or dim_splits is 1.
 FLASHMEMORY_API std::size_t attend_workspace_bytes(const attend_plan& plan) noexcept;
 
 /// Attention of each query row over its sliding window and its selected entries together, under one softmax:
