@@ -59,7 +59,7 @@ struct attend_accumulator {
                                       const attend_join<kStages, kRaw, kParts>& end) const {
     // Raw entries are asked for kAhead tiles before they are multiplied. That far nobody waits for this warpgroup: the
     // producers free the raw places of the next kStages tiles without it.
-    constexpr int kAhead = kRaw + 2;
+    constexpr int kAhead = kRaw + 3;
     static_assert(kAhead <= kRaw + kStages, "");
     for (int i = 0; i < kAhead; ++i) fetcher.next();
     const int lane = threadIdx.x % 32, thread = threadIdx.x % 128;

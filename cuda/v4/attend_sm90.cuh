@@ -68,11 +68,6 @@ template <int kThreads>
 __device__ __forceinline__ void sync_threads(int barrier) {
   asm volatile("bar.sync %0, %1;" ::"r"(barrier), "n"(kThreads) : "memory");
 }
-/// Counts as arrived for those who sync_threads().
-template <int kThreads>
-__device__ __forceinline__ void pass_threads(int barrier) {
-  asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "n"(kThreads) : "memory");
-}
 __device__ __forceinline__ void leave_cluster() {
   asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
 }
@@ -224,7 +219,7 @@ struct attend_smem {
       init_barrier(base + kv_empty + i * 8, accumulator_threads / 32);
     }
     for (int i = 0; i < 2; ++i) {
-      init_barrier(base + p_full + i * 8, scorer_threads / 4);
+      init_barrier(base + p_full + i * 8, scorer_threads / 32);
       init_barrier(base + p_empty + i * 8, accumulator_threads / 32);
     }
     init_barrier(base + q_full, 128);

@@ -131,7 +131,7 @@ struct attend_scorer {
     }
     ptx::fence_async_proxy();
     __syncwarp();
-    if (lane % 4 == 0) arrive(base + smem::p_full + tile % 2 * 8);
+    if (lane == 0) arrive(base + smem::p_full + tile % 2 * 8);
   }
 
   /// With the upper half of q on its way.
@@ -170,7 +170,7 @@ struct attend_scorer {
                      : "memory");
       }
     }
-    pass_threads<scorer_threads + accumulator_threads>(1);
+    sync_threads<scorer_threads + accumulator_threads>(1);
   }
 };
 
