@@ -311,6 +311,7 @@ __global__ void __launch_bounds__(threads, pipeline<kDim>::blocks_per_sm)
       if (16 * warp < r.count)
         attend_stage<T, kDim, kHalves>(call, shared.stage[slot][0], shared.stage[slot][1], q, r, item.entries,
                                        limit, acc);
+      ptx::fence_async_proxy();  // else the next copy's writes may overtake these reads
       ptx::barrier_arrive(shared.empty + slot);
     }
     const tile_rows_of_call tile{item.first_row, item.num_rows, item.row, item.kv_head * call.group};

@@ -247,6 +247,7 @@ __device__ __forceinline__ void consume(const score_arguments& in, shared_layout
       f.second[r] = load_shared(keys + piece1 + 8 * r * row_bytes);
     }
     asm volatile("ld.shared.f32 %0, [%1];" : "=f"(f.scale) : "r"(keys + scale_at));
+    ptx::fence_async_proxy();  // else the next copy's writes may overtake these reads
     arrive_barrier(empty + stage * 8);
     stage += warpgroups;
     if (stage >= stages) {
