@@ -273,8 +273,9 @@ TEST_CASE("operands of bf16 are rounded, sums are not", "[train]") {
   const bool trains_keys = GENERATE(true, false);
   CAPTURE(seed, trains_keys);
   std::mt19937 random(seed);
-  problem p(random, 33, 20, 4, 7, 9, 3, trains_keys, true);
-  p.shape.quantise_keys = trains_keys;
+  // One key a chunk, not quantised: rounding would make another key the best of several, and another scale a key's.
+  problem p(random, 33, 20, 4, 7, 9, 1, trains_keys, true);
+  p.shape.quantise_keys = false;
   const auto outcome = [&](auto zero, td::precision operands) {
     using real = decltype(zero);
     td::encoder_shape shape = p.shape;
@@ -285,7 +286,7 @@ TEST_CASE("operands of bf16 are rounded, sums are not", "[train]") {
                                hidden.data(),
                                p.input.positions,
                                p.input.chunks,
-                               3,
+                               1,
                                trains_keys ? inputs.data() : nullptr,
                                keys.data()};
     td::encoder<real> encoder(shape);
@@ -293,9 +294,8 @@ TEST_CASE("operands of bf16 are rounded, sums are not", "[train]") {
     std::vector<real> d_scores(encoder.scores().size()), gradient(at.size());
     for (std::size_t i = 0; i < d_scores.size(); ++i) d_scores[i] = static_cast<real>(i % 7) - 3;
     encoder.backward(at.data(), in, d_scores.data(), gradient.data(), fm::serial_threads());
-    values all(encoder.scores().begin(), encoder.scores().end());
-    all.insert(all.end(), gradient.begin(), gradient.end());
-    return all;
+    return std::pair(values(encoder.scores().begin(), encoder.scores().end()),
+                     values(gradient.begin(), gradient.end()));
   };
   const auto distance = [](const values& a, const values& b) {
     double difference = 0, norm = 0;
@@ -305,12 +305,16 @@ TEST_CASE("operands of bf16 are rounded, sums are not", "[train]") {
     }
     return std::sqrt(difference / norm);
   };
-  const values exact = outcome(0.0, td::precision::f32), rounded = outcome(0.0, td::precision::bf16),
-               single = outcome(0.0f, td::precision::bf16);
-  // A bf16 number is within 2^-9 of what it stands for; keys also jump to another e4m3 number here and there.
-  CHECK(distance(rounded, exact) > 1e-4);
-  CHECK(distance(rounded, exact) < 0.1);
-  CHECK(distance(single, rounded) < 0.2 * distance(rounded, exact) + 1e-3);
+  const auto [exact_scores, exact_gradient] = outcome(0.0, td::precision::f32);
+  const auto [scores, gradient] = outcome(0.0, td::precision::bf16);
+  const auto [single_scores, single_gradient] = outcome(0.0f, td::precision::bf16);
+  // A bf16 number is within 2^-9 of what it stands for: scores were 0.0027 to 0.010 apart in 1800 draws, gradients 0.005
+  // in most, and up to 0.3 where a relu's argument changed its sign.
+  CHECK(distance(scores, exact_scores) > 1e-4);
+  CHECK(distance(scores, exact_scores) < 0.03);
+  CHECK(distance(gradient, exact_gradient) < 0.6);
+  CHECK(distance(single_scores, scores) < 0.2 * distance(scores, exact_scores) + 1e-3);
+  CHECK(distance(single_gradient, gradient) < 1e-2);
 }
 
 TEST_CASE("float kernels agree with the plain double ones", "[train]") {
