@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "core/hadamard.cuh"
 #include "indexer/encode_kernels.hpp"
 
 namespace flashmemory {
@@ -104,17 +105,7 @@ __global__ void finish_kernel(const finish_call call) {
       }
     }
   }
-  // Sylvester order: stride 1 and 2 in the lane, 4 to 64 between lanes 1 to 16 apart.
-  const float a = q[0] + q[1], b = q[0] - q[1], c = q[2] + q[3], d = q[2] - q[3];
-  q[0] = a + c;
-  q[1] = b + d;
-  q[2] = a - c;
-  q[3] = b - d;
-  for (int step = 1; step < 32; step *= 2)
-    for (int i = 0; i < 4; ++i) {
-      const float other = __shfl_xor_sync(~0u, q[i], step);
-      q[i] = (lane & step) != 0 ? other - q[i] : q[i] + other;
-    }
+  hadamard_sums(q, lane);
   float largest = 0;
   for (int i = 0; i < 4; ++i) {
     q[i] *= 0.088388347648318447f;  // 1 / sqrt(128)

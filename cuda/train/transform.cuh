@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "core/hadamard.cuh"
+
 namespace flashmemory {
 inline namespace v0 {
 namespace cuda {
@@ -32,19 +34,9 @@ __device__ __forceinline__ void store4(__nv_bfloat16* to, const float (&x)[4]) {
   for (int i = 0; i < 4; ++i) to[i] = __float2bfloat16_rn(x[i]);
 }
 
-/// The orthonormal Walsh-Hadamard transform (Sylvester order) of a warp's vector: strides 1 and 2 inside a lane,
-/// 4 to 64 between lanes 1 to 16 apart.
+/// The orthonormal Walsh-Hadamard transform of a warp's vector.
 __device__ __forceinline__ void hadamard(float (&q)[4], int lane) {
-  const float a = q[0] + q[1], b = q[0] - q[1], c = q[2] + q[3], d = q[2] - q[3];
-  q[0] = a + c;
-  q[1] = b + d;
-  q[2] = a - c;
-  q[3] = b - d;
-  for (int step = 1; step < 32; step *= 2)
-    for (int i = 0; i < 4; ++i) {
-      const float other = __shfl_xor_sync(~0u, q[i], step);
-      q[i] = (lane & step) != 0 ? other - q[i] : q[i] + other;
-    }
+  hadamard_sums(q, lane);
   for (int i = 0; i < 4; ++i) q[i] /= 11.313708498984761f;
 }
 

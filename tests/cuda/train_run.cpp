@@ -4,10 +4,9 @@
 #include <flashmemory/error.hpp>
 #include <flashmemory/train/start.hpp>
 #include <flashmemory/train/trainer.hpp>
-#include <limits>
 
 #include "cuda/gpu.hpp"
-#include "support/planted_documents.hpp"
+#include "support/planted_training.hpp"
 
 namespace cu = flashmemory::cuda;
 namespace fm = flashmemory;
@@ -17,35 +16,17 @@ using namespace flashmemory_test;
 namespace {
 
 ft::trainer_options quick(bool device) {
-  ft::trainer_options o;
-  o.windows = planted::windows();
-  o.layer_steps = 6;
-  o.ensemble_steps = 6;
-  o.tokens_per_step = 1000;
-  o.windows_per_document = 24;
-  o.optimiser.warm_up = 3;
+  ft::trainer_options o = planted::quick_run(6, 6, 1000);
+  o.threads = fm::default_threads();
   if (device) o.backend = cu::training_on_device();
   return o;
 }
 
 fm::dual_encoder_config start_of(const ft::document_source& source, ft::start_kind kind) {
-  ft::start_options s;
-  s.kind = kind;
-  s.windows = planted::windows();
-  s.tokens_per_step = 1000;
-  return ft::start_indexer(source, planted::architecture(2), s);
+  return ft::start_indexer(source, planted::architecture(2), planted::start_of(kind));
 }
 
-std::vector<float> weights_of(const ft::trainer& trainer) {
-  std::vector<float> all;
-  for (const fm::retriever_weights& w : trainer.config().retrievers) {
-    for (const auto* part : {&w.wq_a, &w.q_norm, &w.wq_b, &w.weights_proj, &w.wk}) {
-      all.insert(all.end(), part->begin(), part->end());
-    }
-    all.push_back(w.logit_offset);
-  }
-  return all;
-}
+std::vector<float> weights_of(const ft::trainer& trainer) { return planted::weights_of(trainer.config()); }
 
 std::string temporary(const char* name) {
   return (std::filesystem::temp_directory_path() / (name + std::to_string(std::random_device()()))).string();
@@ -59,26 +40,6 @@ std::vector<ft::document> mixed(std::uint32_t seed) {
 }
 
 // A source whose second document turns bad after it has been checked.
-class damaged_source final : public ft::document_source {
- public:
-  damaged_source() : inner_(planted::geometry(), planted::many(5, 3, 0, 30)) {}
-  const ft::recording_geometry& geometry() const override { return inner_.geometry(); }
-  const std::vector<ft::document_info>& documents() const override { return inner_.documents(); }
-  std::string fingerprint() const override { return inner_.fingerprint(); }
-  ft::document load(std::int64_t index) const override {
-    ft::document doc = inner_.load(index);
-    if (!damaged || index != 1) return doc;
-    ft::row_matrix rows(fm::dtype::f32, planted::width);
-    const std::vector<float> row(planted::width, std::numeric_limits<float>::quiet_NaN());
-    for (std::int64_t k = 0; k < doc.keys[0].keys; ++k) rows.append(row.data());
-    doc.keys[0].inputs = rows;
-    return doc;
-  }
-  bool damaged = false;
-
- private:
-  ft::memory_source inner_;
-};
 
 }  // namespace
 
@@ -171,30 +132,7 @@ TEST_CASE("checkpoints go from the CPU to the device and back", "[gpu][train]") 
 TEST_CASE("a loss that is NaN stops a run on the device, names the document and changes nothing",
           "[gpu][train]") {
   REQUIRE_GPU();
-  damaged_source source;
+  planted::damaged_source source;
   const auto start = start_of(source, ft::start_kind::random);
-  source.damaged = true;
-  ft::trainer_options o = quick(true);
-  o.memory_budget = 1;  // so that documents are read again
-  ft::trainer trainer(source, start, o);
-  bool stopped = false;
-  for (int i = 0; i < 4 && !stopped; ++i) {
-    const std::vector<float> before = weights_of(trainer);
-    const std::int64_t steps = trainer.steps_done();
-    try {
-      (void)trainer.step();
-    } catch (const fm::error& e) {
-      stopped = true;
-      CHECK(e.code() == fm::status::not_finite);
-      CHECK_THAT(e.what(), Catch::Contains("odd/1"));
-      CHECK(weights_of(trainer) == before);
-      CHECK(trainer.steps_done() == steps);
-    }
-  }
-  CHECK(stopped);
-  source.damaged = false;
-  trainer.run({});
-  ft::trainer other(source, start, o);
-  other.run({});
-  CHECK(weights_of(trainer) == weights_of(other));
+  planted::check_that_nan_stops(source, start, quick(true));
 }
