@@ -109,6 +109,7 @@ status tiered_chunk_store::impl::append_chunk(sequence_handle sequence, view<con
 
   chunk_record* const record = records.acquire();
   if (!record) return refuse(status::budget_exceeded, "chunk records", 1, 0);
+  if (resident) make_room(*s, 1);  // one more than the quota until what it replaces has gone
   if (resident && !slots.acquire(*record)) {
     records.release(record);
     return refuse(status::budget_exceeded, "fast slots", 1, 0);

@@ -352,6 +352,12 @@ class shadow_store {
       for (int id : missing) wanted += used.count(q.chunks[std::size_t(id)]) == 0;
       return slots() - std::int64_t(used.size()) < wanted;
     };
+    give_up_while(q, short_of_slots);
+  }
+
+  /// Ends recalls while a condition holds: first the sequence's own, then others.
+  template <class Condition>
+  void give_up_while(shadow_sequence& q, const Condition& short_of_slots) {
     if (short_of_slots()) cancel(q);
     std::map<std::uint32_t, shadow_sequence*, std::greater<>> by_place;
     for (auto& [key, other] : open) by_place[other.s.handle.index] = &other;
@@ -397,6 +403,7 @@ class shadow_store {
     q.s.tokens += tokens;
     if (tags.empty()) return;
     const int id = int(q.chunks.size()), done = id + (tokens == g.tokens_per_chunk());
+    if (forced(q, id, done)) give_up_while(q, [&] { return slots() == std::int64_t(slotted().size()); });
     cancel(q);
     q.resident = after_import(q, done);
     q.chunks.push_back(next_record++);

@@ -253,3 +253,29 @@ TEST_CASE("a read that fails while a recall is started leaves nothing behind") {
   REQUIRE(finish(store, s) == status::ok);
   CHECK(all_chunks_right(store, s));
 }
+
+TEST_CASE(
+    "a chunk that is imported finds a slot where a recall under way has taken all that are not in the set") {
+  long_sequence source(9);
+  fm::store_options o = small_options();
+  o.transition_chunks = 2;
+  fm::tiered_chunk_store store(o);
+  engine_sequence s = open(store, tokens(200, 4, 0, 1));
+  const auto import_chunk = [&](fm::chunk_id id) {
+    const auto bytes = read_chunk(source.store, source.s, id);
+    return store.append_chunk(s.handle, fm::view<const std::byte, 1>(bytes.data(), bytes.size()), 4);
+  };
+  for (fm::chunk_id id = 0; id < 6; ++id) REQUIRE(import_chunk(id) == status::ok);
+  s.tokens = 24;
+  REQUIRE(recall(store, s, {0, 1}) == status::ok);
+  REQUIRE(import_chunk(6) == status::ok);
+  CHECK(resident_ids(store, s) == ids{0, 1, 5, 6});
+  REQUIRE(start(store, s, {2, 3}) == status::ok);
+  REQUIRE(info(store, s).pending_chunks == 2);
+  CHECK(import_chunk(7) == status::ok);
+  CHECK(resident_ids(store, s) == ids{0, 1, 5, 7});
+  CHECK(info(store, s).pending_chunks == 0);
+  CHECK(store.counters().recalls_cancelled == 1);
+  for (fm::chunk_id id = 0; id < 8; ++id)
+    CHECK(read_chunk(store, s, id) == read_chunk(source.store, source.s, id));
+}

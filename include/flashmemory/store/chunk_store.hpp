@@ -213,7 +213,8 @@ class FLASHMEMORY_API chunk_store {
 
   /// Gives up a recall that is under way; harmless if none is. Slots go back at once and are not written by
   /// others before the copies into them have ended. close() and append_chunk() do it, and append() and truncate()
-  /// do where they drop chunks that the recall has asked for, or need its slots.
+  /// do where they drop chunks that the recall has asked for, or need its slots. truncate() and append_chunk() may
+  /// need those of other sequences' recalls too, and give them up even if they fail then.
   virtual status cancel_recall(sequence_handle sequence) noexcept = 0;
 
   /// What attention over `layer` may read now.
