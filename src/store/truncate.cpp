@@ -56,6 +56,7 @@ status tiered_chunk_store::impl::truncate(sequence_handle sequence, std::int64_t
   tier->begin_loads(true);
 
   std::int64_t next = 0;
+  bool imported = false;  // the chunk that is reopened
   fault f;
   for (std::int64_t i = 0; i < kept; ++i) {
     const pinned_chunk& old = s->pinned[i];
@@ -63,7 +64,10 @@ status tiered_chunk_store::impl::truncate(sequence_handle sequence, std::int64_t
       --surplus;
       continue;
     }
-    if (shared && old.id == reopened) continue;
+    if (shared && old.id == reopened) {
+      imported = old.imported;
+      continue;
+    }
     s->spare[next++] = {old.record, old.id, old.imported, false};
   }
   for_each_missing([&](std::int64_t id) {
@@ -94,7 +98,7 @@ status tiered_chunk_store::impl::truncate(sequence_handle sequence, std::int64_t
     }
     if (f.code == status::ok) {
       own->references = 1;
-      s->spare[next++] = {own, static_cast<chunk_id>(reopened), false, false};
+      s->spare[next++] = {own, static_cast<chunk_id>(reopened), imported, false};
     } else if (own) {
       slots.release(*own);
       records.release(own);

@@ -36,6 +36,13 @@ struct long_sequence {
   engine_sequence s;
 };
 
+/// Appends a chunk of the source, whose length is that of `s` or more.
+status import_from(const long_sequence& source, fm::chunk_id id, fm::chunk_store& store,
+                   const engine_sequence& s) {
+  const auto bytes = read_chunk(source.store, source.s, id);
+  return store.append_chunk(s.handle, fm::view<const std::byte, 1>(bytes.data(), bytes.size()), 4);
+}
+
 }  // namespace
 
 TEST_CASE("the old set stays until a started recall is finished") {
@@ -261,10 +268,7 @@ TEST_CASE(
   o.transition_chunks = 2;
   fm::tiered_chunk_store store(o);
   engine_sequence s = open(store, tokens(200, 4, 0, 1));
-  const auto import_chunk = [&](fm::chunk_id id) {
-    const auto bytes = read_chunk(source.store, source.s, id);
-    return store.append_chunk(s.handle, fm::view<const std::byte, 1>(bytes.data(), bytes.size()), 4);
-  };
+  const auto import_chunk = [&](fm::chunk_id id) { return import_from(source, id, store, s); };
   for (fm::chunk_id id = 0; id < 6; ++id) REQUIRE(import_chunk(id) == status::ok);
   s.tokens = 24;
   REQUIRE(recall(store, s, {0, 1}) == status::ok);
@@ -278,4 +282,22 @@ TEST_CASE(
   CHECK(store.counters().recalls_cancelled == 1);
   for (fm::chunk_id id = 0; id < 8; ++id)
     CHECK(read_chunk(store, s, id) == read_chunk(source.store, source.s, id));
+}
+
+TEST_CASE("an imported chunk that a rollback reopens makes room like any other, shared with a fork or not") {
+  const bool shared = GENERATE(false, true);
+  CAPTURE(shared);
+  long_sequence source(9);
+  fm::tiered_chunk_store store(small_options());
+  engine_sequence s = open(store, tokens(200, 3, 0, 1));
+  REQUIRE(import_from(source, 0, store, s) == status::ok);
+  REQUIRE(import_from(source, 1, store, s) == status::ok);
+  if (shared) (void)store.fork(s.handle, tokens(200, 3, 0, 1));
+  REQUIRE(store.truncate(s.handle, 7) == status::ok);
+  s.tokens = 7;
+  s.tags.assign(source.s.tags.begin(), source.s.tags.begin() + 7);
+  for (const std::int64_t more : {1, 4, 4}) REQUIRE(grow(store, s, more, 3) == status::ok);
+  CHECK(resident_ids(store, s) == ids{1, 2, 3});
+  REQUIRE(import_from(source, 4, store, s) == status::ok);
+  CHECK(resident_ids(store, s) == ids{2, 3, 4});
 }
