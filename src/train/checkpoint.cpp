@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: MIT
-#include <fmt/format.h>
-
 #include <charconv>
 #include <flashmemory/error.hpp>
 #include <flashmemory/io/safetensors.hpp>
-#include <nlohmann/json.hpp>
 
+#include "core/format.hpp"
+#include "core/json.hpp"
 #include "train/trainer_impl.hpp"
 
 namespace flashmemory {
@@ -19,12 +18,12 @@ constexpr const char* checkpoint_format = "flashmemory.train_checkpoint";
 constexpr const char* checkpoint_version = "1";
 
 [[noreturn]] void refuse(const std::string& path, const std::string& what) {
-  throw format_error(status::bad_argument, fmt::format("{}: {}", path, what));
+  throw format_error(status::bad_argument, formatted("{}: {}", path, what));
 }
 
 const std::string& field(const safetensors_file& file, const char* name) {
   const auto found = file.metadata().find(name);
-  if (found == file.metadata().end()) refuse(file.name(), fmt::format("a checkpoint without '{}'", name));
+  if (found == file.metadata().end()) refuse(file.name(), formatted("a checkpoint without '{}'", name));
   return found->second;
 }
 
@@ -33,7 +32,7 @@ std::int64_t number(const safetensors_file& file, const char* name) {
   std::int64_t value = -1;
   const auto parsed = std::from_chars(text.data(), text.data() + text.size(), value);
   if (parsed.ec != std::errc() || parsed.ptr != text.data() + text.size() || value < 0) {
-    refuse(file.name(), fmt::format("'{}' is no number", name));
+    refuse(file.name(), formatted("'{}' is no number", name));
   }
   return value;
 }
@@ -110,7 +109,7 @@ std::string describe_run(const trainer_options& o, const dual_encoder_config& c)
                     {"needing_share", o.needing_share},
                     {"window_weight_free", o.window_weight_free},
                     {"seed", o.seed}};
-  return all.dump();
+  return json_text(all);
 }
 
 }  // namespace detail
@@ -147,20 +146,20 @@ void trainer::load_checkpoint(const std::string& path) {
   const safetensors_file file(path);
   if (field(file, "format") != checkpoint_format) refuse(path, "not a checkpoint of the trainer");
   if (field(file, "version") != checkpoint_version) {
-    refuse(path, fmt::format("checkpoint of another version than {}", checkpoint_version));
+    refuse(path, formatted("checkpoint of another version than {}", checkpoint_version));
   }
-  json theirs = json::parse(field(file, "run"), nullptr, false);
+  json theirs = json_or_discarded(field(file, "run"));
   if (theirs.is_object() && !theirs.contains("operands")) theirs["operands"] = "f32";  // as it was before
   theirs = theirs.is_object() ? theirs.flatten() : json::object();
-  const json mine = json::parse(describe()).flatten();
+  const json mine = parse_json(describe()).flatten();
   if (theirs != mine) {
     std::string which = "its description is damaged";
     for (const auto& item : mine.items()) {
       if (theirs.contains(item.key()) && theirs[item.key()] == item.value()) continue;
-      which = fmt::format("'{}' is {} now", item.key(), item.value().dump());
+      which = formatted("'{}' is {} now", item.key(), json_text(item.value()));
       break;
     }
-    refuse(path, fmt::format("checkpoint of another run: {}", which));
+    refuse(path, formatted("checkpoint of another run: {}", which));
   }
   if (field(file, "recordings") != t.source.fingerprint())
     refuse(path, "checkpoint of a run on other recordings");
@@ -172,7 +171,7 @@ void trainer::load_checkpoint(const std::string& path) {
   const std::int64_t step = number(file, "step");
   state.updates = number(file, "updates");
   const std::int64_t drawn = number(file, "documents_drawn");
-  if (step > t.steps()) refuse(path, fmt::format("it has made {} of {} steps", step, t.steps()));
+  if (step > t.steps()) refuse(path, formatted("it has made {} of {} steps", step, t.steps()));
   t.backend->write(state);
   t.step = step;
   t.documents.drawn = drawn;

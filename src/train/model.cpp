@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: MIT
 #include "train/model.hpp"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <cstring>
 #include <flashmemory/error.hpp>
 #include <set>
+
+#include "core/format.hpp"
 
 namespace flashmemory {
 inline namespace v0 {
@@ -16,7 +16,7 @@ namespace {
 
 template <class... Args>
 [[noreturn]] void refuse(fmt::format_string<Args...> text, Args&&... args) {
-  throw argument_error(status::bad_shape, fmt::format(text, std::forward<Args>(args)...));
+  throw argument_error(status::bad_shape, formatted(text, std::forward<Args>(args)...));
 }
 
 }  // namespace
@@ -122,8 +122,8 @@ training_batch batch_of(const model_taps& taps, const example& from,
     const document_keys& keys = from.keys[stream];
     if (keys.keys >= count) continue;
     throw format_error(status::keys_missing,
-                       fmt::format("document '{}': key stream {} has {} keys, {} chunks need {}", from.name,
-                                   stream, keys.keys, batch.chunks, count));
+                       formatted("document '{}': key stream {} has {} keys, {} chunks need {}", from.name,
+                                 stream, keys.keys, batch.chunks, count));
   }
   return batch;
 }

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: MIT
 #include "train/start.hpp"
 
-#include <fmt/format.h>
-
 #include <Eigen/Eigenvalues>
 #include <Eigen/SVD>
 #include <algorithm>
@@ -10,6 +8,7 @@
 #include <flashmemory/error.hpp>
 #include <flashmemory/io/safetensors.hpp>
 
+#include "core/format.hpp"
 #include "train/gemm.hpp"
 #include "train/random.hpp"
 
@@ -27,7 +26,7 @@ void check(const dual_encoder_config& c, const start_options& o) {
   const auto need = [](bool good, const char* field, auto value, const char* wanted) {
     if (good) return;
     throw argument_error(status::bad_argument,
-                         fmt::format("start: {} is {}, expected {}", field, value, wanted));
+                         formatted("start: {} is {}, expected {}", field, value, wanted));
   };
   validate(o.labels);
   validate(o.windows);
@@ -67,7 +66,7 @@ matrix read_matrix(const safetensors_file& file, const std::string& name, std::i
   const tensor_entry* tensor = file.find(name);
   if (!tensor || tensor->shape.size() != 2 || tensor->shape[1] != columns) {
     throw format_error(status::bad_shape,
-                       fmt::format("{}: no tensor '{}' of {} columns", file.name(), name, columns));
+                       formatted("{}: no tensor '{}' of {} columns", file.name(), name, columns));
   }
   const std::vector<float> values = to_floats(file, *tensor);
   return Eigen::Map<const Eigen::Matrix<float, -1, -1, Eigen::RowMajor>>(values.data(), tensor->shape[0],
@@ -100,8 +99,8 @@ factors factorise(const matrix& left, const matrix& map, const matrix& right) {
 
 factors from_attention(const start_options& o, const dual_encoder_config& c, std::size_t retriever) {
   if (o.heads.empty() || (o.heads.size() != 1 && o.heads.size() != c.retrievers.size())) {
-    throw argument_error(status::bad_argument, fmt::format("start: {} attention heads for {} retrievers",
-                                                           o.heads.size(), c.retrievers.size()));
+    throw argument_error(status::bad_argument, formatted("start: {} attention heads for {} retrievers",
+                                                         o.heads.size(), c.retrievers.size()));
   }
   const attention_head& head = o.heads[o.heads.size() == 1 ? 0 : retriever];
   const safetensors_file file(o.tensors);
@@ -111,8 +110,8 @@ factors from_attention(const start_options& o, const dual_encoder_config& c, std
       (std::int64_t{head.head} + 1) * head.head_dim > q.rows() ||
       (std::int64_t{head.kv_head} + 1) * head.head_dim > k.rows()) {
     throw argument_error(status::out_of_range,
-                         fmt::format("start: head {} / {} of {} values is not in '{}', '{}'", head.head,
-                                     head.kv_head, head.head_dim, head.queries, head.keys));
+                         formatted("start: head {} / {} of {} values is not in '{}', '{}'", head.head,
+                                   head.kv_head, head.head_dim, head.queries, head.keys));
   }
   return {q.middleRows(std::int64_t{head.head} * head.head_dim, head.head_dim),
           k.middleRows(std::int64_t{head.kv_head} * head.head_dim, head.head_dim)};

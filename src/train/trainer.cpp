@@ -1,6 +1,4 @@
 // SPDX-License-Identifier: MIT
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -8,6 +6,7 @@
 #include <functional>
 #include <utility>
 
+#include "core/format.hpp"
 #include "core/parallel.hpp"
 #include "train/trainer_impl.hpp"
 
@@ -37,7 +36,7 @@ void validate(const trainer_options& o) {
   const auto need = [](bool good, const char* field, auto value, const char* wanted) {
     if (good) return;
     throw argument_error(status::bad_argument,
-                         fmt::format("trainer: {} is {}, expected {}", field, value, wanted));
+                         formatted("trainer: {} is {}, expected {}", field, value, wanted));
   };
   const optimiser_options& a = o.optimiser;
   need(std::isfinite(a.rate) && a.rate > 0, "rate", a.rate, "a number > 0");
@@ -170,7 +169,7 @@ void trainer::impl::learn(const std::shared_ptr<const detail::example>& source_o
   if (!std::all_of(scores.begin(), scores.end(), finite)) loss = std::nan("");
   if (!std::isfinite(loss)) {
     throw error(status::not_finite,
-                fmt::format("trainer: step {}: document '{}': the loss is {}", step + 1, from.name, loss));
+                formatted("trainer: step {}: document '{}': the loss is {}", step + 1, from.name, loss));
   }
   backend->backward(batch, d_scores.data());
   report.loss += loss;
@@ -205,14 +204,14 @@ step_report trainer::step() {
       if (windows.empty()) {
         if (++barren < static_cast<std::int64_t>(t.documents.documents().size())) continue;
         throw argument_error(status::bad_argument,
-                             fmt::format("trainer: no window of {} training documents has a chunk to choose",
-                                         t.documents.documents().size()));
+                             formatted("trainer: no window of {} training documents has a chunk to choose",
+                                       t.documents.documents().size()));
       }
       barren = 0;
       t.learn(example, windows, ensemble, random.next(), report);
       tokens += example->tokens;
       ++used;
-      names += fmt::format("{}'{}'", names.empty() ? "" : ", ", example->name);
+      names += formatted("{}'{}'", names.empty() ? "" : ", ", example->name);
     }
     report.loss /= static_cast<double>(used);
     const std::int64_t first = ensemble ? t.options.layer_steps : 0;
@@ -222,8 +221,8 @@ step_report trainer::step() {
     report.gradient_norm =
         t.backend->update({t.options.optimiser, report.rate, 1 / static_cast<double>(used)});
     if (!std::isfinite(report.gradient_norm)) {
-      throw error(status::not_finite, fmt::format("trainer: step {}: the gradient of {} is {}", t.step + 1,
-                                                  names, report.gradient_norm));
+      throw error(status::not_finite, formatted("trainer: step {}: the gradient of {} is {}", t.step + 1,
+                                                names, report.gradient_norm));
     }
   } catch (...) {
     t.documents.drawn = drawn_before;
