@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "train/kernels.hpp"
+#include "train/launch.cuh"
 #include "train/transform.cuh"
 
 namespace flashmemory {
@@ -10,10 +10,6 @@ namespace {
 
 constexpr int threads = 256;
 constexpr int warps = threads / 32;
-
-unsigned blocks(std::int64_t count, std::int64_t per_block) {
-  return static_cast<unsigned>((count + per_block - 1) / per_block);
-}
 
 /// A block per retriever: the pairs' sum in double, in a fixed order.
 __global__ void offset_kernel(const train_call call) {
@@ -220,34 +216,27 @@ cudaError_t launch_offset_gradient(const train_call& call) noexcept {
 
 cudaError_t launch_query_gradient(const train_call& call) noexcept {
   const unsigned grid = blocks(call.retrievers * call.windows * call.true_heads, warps);
-  if (call.bf16)
-    query_gradient_kernel<__nv_bfloat16><<<grid, threads, 0, call.stream>>>(call);
-  else
-    query_gradient_kernel<float><<<grid, threads, 0, call.stream>>>(call);
-  return cudaGetLastError();
+  return by_operand(call, [&](auto zero) {
+    query_gradient_kernel<decltype(zero)><<<grid, threads, 0, call.stream>>>(call);
+  });
 }
 
 cudaError_t launch_key_gradient(const train_call& call, std::int64_t chunk, std::int64_t count) noexcept {
   const std::int64_t groups = (count + chunks_per_warp - 1) / chunks_per_warp;
   const unsigned join = blocks(call.retrievers * groups * call.true_windows, warps);
   const unsigned collect = blocks(call.retrievers * count * call.keys_per_chunk, warps);
-  if (call.bf16) {
-    join_heads_kernel<__nv_bfloat16><<<join, threads, 0, call.stream>>>(call, chunk, count);
-    collect_windows_kernel<__nv_bfloat16><<<collect, threads, 0, call.stream>>>(call, chunk, count);
-  } else {
-    join_heads_kernel<float><<<join, threads, 0, call.stream>>>(call, chunk, count);
-    collect_windows_kernel<float><<<collect, threads, 0, call.stream>>>(call, chunk, count);
-  }
-  return cudaGetLastError();
+  return by_operand(call, [&](auto zero) {
+    using operand = decltype(zero);
+    join_heads_kernel<operand><<<join, threads, 0, call.stream>>>(call, chunk, count);
+    collect_windows_kernel<operand><<<collect, threads, 0, call.stream>>>(call, chunk, count);
+  });
 }
 
 cudaError_t launch_clear_key_tail(const train_call& call) noexcept {
   if (call.keys == call.chunks * call.keys_per_chunk) return cudaSuccess;
-  if (call.bf16)
-    clear_key_tail_kernel<__nv_bfloat16><<<unsigned(call.retrievers), threads, 0, call.stream>>>(call);
-  else
-    clear_key_tail_kernel<float><<<unsigned(call.retrievers), threads, 0, call.stream>>>(call);
-  return cudaGetLastError();
+  return by_operand(call, [&](auto zero) {
+    clear_key_tail_kernel<decltype(zero)><<<unsigned(call.retrievers), threads, 0, call.stream>>>(call);
+  });
 }
 
 cudaError_t launch_map_gradient(const train_call& call) noexcept {
@@ -258,13 +247,11 @@ cudaError_t launch_map_gradient(const train_call& call) noexcept {
 
 cudaError_t launch_norm_gradient(const train_call& call) noexcept {
   const dim3 grid(unsigned(call.windows), unsigned(call.retrievers));
-  if (call.bf16)
-    norm_gradient_kernel<__nv_bfloat16><<<grid, threads, 0, call.stream>>>(call);
-  else
-    norm_gradient_kernel<float><<<grid, threads, 0, call.stream>>>(call);
-  norm_weight_kernel<<<dim3(blocks(call.true_rank, 128), unsigned(call.retrievers)), 128, 0, call.stream>>>(
-      call);
-  return cudaGetLastError();
+  const dim3 weights(blocks(call.true_rank, 128), unsigned(call.retrievers));
+  return by_operand(call, [&](auto zero) {
+    norm_gradient_kernel<decltype(zero)><<<grid, threads, 0, call.stream>>>(call);
+    norm_weight_kernel<<<weights, 128, 0, call.stream>>>(call);
+  });
 }
 
 }  // namespace detail

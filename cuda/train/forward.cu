@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include <cuda_fp8.h>
 
-#include "train/kernels.hpp"
+#include "train/launch.cuh"
 #include "train/transform.cuh"
 
 namespace flashmemory {
@@ -12,10 +12,6 @@ namespace {
 
 constexpr int threads = 256;
 constexpr int warps = threads / 32;
-
-unsigned blocks(std::int64_t count, std::int64_t per_block) {
-  return static_cast<unsigned>((count + per_block - 1) / per_block);
-}
 
 /// A block per row.
 template <class From, class T>
@@ -192,20 +188,16 @@ cudaError_t launch_pad_rows(const train_call& call, const void* from, dtype type
                             std::int64_t padded_width, std::int64_t batches) noexcept {
   if (padded_count * batches == 0) return cudaSuccess;
   const auto grid = static_cast<unsigned>(padded_count * batches);
-  const auto launch = [&](auto* source, auto* target) {
-    pad_rows_kernel<<<grid, 128, 0, call.stream>>>(source, count, width, target, padded_count, padded_width);
-  };
-  const auto pick = [&](auto* source) {
-    if (call.bf16)
-      launch(source, static_cast<__nv_bfloat16*>(to));
+  return by_operand(call, [&](auto zero) {
+    const auto launch = [&](auto* source) {
+      pad_rows_kernel<<<grid, 128, 0, call.stream>>>(source, count, width, static_cast<decltype(zero)*>(to),
+                                                     padded_count, padded_width);
+    };
+    if (type == dtype::bf16)
+      launch(static_cast<const __nv_bfloat16*>(from));
     else
-      launch(source, static_cast<float*>(to));
-  };
-  if (type == dtype::bf16)
-    pick(static_cast<const __nv_bfloat16*>(from));
-  else
-    pick(static_cast<const float*>(from));
-  return cudaGetLastError();
+      launch(static_cast<const float*>(from));
+  });
 }
 
 cudaError_t launch_native_keys(const train_call& call, const void* from, std::int64_t count,
@@ -213,50 +205,36 @@ cudaError_t launch_native_keys(const train_call& call, const void* from, std::in
   if (call.keys == 0) return cudaSuccess;
   const auto* const bytes = static_cast<const std::uint8_t*>(from);
   const std::int64_t at = retriever * call.keys * 128;
-  if (call.bf16)
+  return by_operand(call, [&](auto zero) {
     native_keys_kernel<<<blocks(call.keys, warps), threads, 0, call.stream>>>(
-        bytes, count, static_cast<__nv_bfloat16*>(call.keys_at) + at, call.keys);
-  else
-    native_keys_kernel<<<blocks(call.keys, warps), threads, 0, call.stream>>>(
-        bytes, count, static_cast<float*>(call.keys_at) + at, call.keys);
-  return cudaGetLastError();
+        bytes, count, static_cast<decltype(zero)*>(call.keys_at) + at, call.keys);
+  });
 }
 
 cudaError_t launch_key_map(const train_call& call) noexcept {
   const dim3 grid(blocks(call.hidden, 32), unsigned(call.retrievers));
-  if (call.bf16)
-    key_map_kernel<__nv_bfloat16><<<grid, threads, 0, call.stream>>>(call);
-  else
-    key_map_kernel<float><<<grid, threads, 0, call.stream>>>(call);
-  return cudaGetLastError();
+  return by_operand(
+      call, [&](auto zero) { key_map_kernel<decltype(zero)><<<grid, threads, 0, call.stream>>>(call); });
 }
 
 cudaError_t launch_quantise(const train_call& call, const float* from, std::int64_t retriever) noexcept {
   if (call.keys == 0) return cudaSuccess;
-  if (call.bf16)
-    quantise_kernel<__nv_bfloat16>
+  return by_operand(call, [&](auto zero) {
+    quantise_kernel<decltype(zero)>
         <<<blocks(call.keys, warps), threads, 0, call.stream>>>(call, from, retriever);
-  else
-    quantise_kernel<float><<<blocks(call.keys, warps), threads, 0, call.stream>>>(call, from, retriever);
-  return cudaGetLastError();
+  });
 }
 
 cudaError_t launch_normalise(const train_call& call) noexcept {
   const dim3 grid(unsigned(call.windows), unsigned(call.retrievers));
-  if (call.bf16)
-    normalise_kernel<__nv_bfloat16><<<grid, threads, 0, call.stream>>>(call);
-  else
-    normalise_kernel<float><<<grid, threads, 0, call.stream>>>(call);
-  return cudaGetLastError();
+  return by_operand(
+      call, [&](auto zero) { normalise_kernel<decltype(zero)><<<grid, threads, 0, call.stream>>>(call); });
 }
 
 cudaError_t launch_finish(const train_call& call) noexcept {
   const unsigned grid = blocks(call.retrievers * call.windows * call.true_heads, warps);
-  if (call.bf16)
-    finish_kernel<__nv_bfloat16><<<grid, threads, 0, call.stream>>>(call);
-  else
-    finish_kernel<float><<<grid, threads, 0, call.stream>>>(call);
-  return cudaGetLastError();
+  return by_operand(
+      call, [&](auto zero) { finish_kernel<decltype(zero)><<<grid, threads, 0, call.stream>>>(call); });
 }
 
 cudaError_t launch_reduce(const train_call& call, std::int64_t chunk, std::int64_t count) noexcept {

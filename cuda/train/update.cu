@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "train/kernels.hpp"
+#include "train/launch.cuh"
 #include "train/layout.hpp"
 #include "train/transform.cuh"
 
@@ -58,8 +58,6 @@ __global__ void copies_kernel(const update_call call) {
       __float2bfloat16_rn(call.parameters[i / call.matrices * call.parameter_count + i % call.matrices]);
 }
 
-unsigned blocks(std::int64_t count) { return static_cast<unsigned>((count + 255) / 256); }
-
 }  // namespace
 
 cudaError_t launch_square_sum(const update_call& call, double* partial) noexcept {
@@ -69,12 +67,12 @@ cudaError_t launch_square_sum(const update_call& call, double* partial) noexcept
 }
 
 cudaError_t launch_adamw(const update_call& call) noexcept {
-  adamw_kernel<<<blocks(call.retrievers * call.parameter_count), 256, 0, call.stream>>>(call);
+  adamw_kernel<<<blocks(call.retrievers * call.parameter_count, 256), 256, 0, call.stream>>>(call);
   return cudaGetLastError();
 }
 
 cudaError_t launch_copies(const update_call& call) noexcept {
-  copies_kernel<<<blocks(call.retrievers * call.matrices), 256, 0, call.stream>>>(call);
+  copies_kernel<<<blocks(call.retrievers * call.matrices, 256), 256, 0, call.stream>>>(call);
   return cudaGetLastError();
 }
 
