@@ -80,14 +80,21 @@ TEST_CASE("encode_query() follows the reference for any dimensions, rounding and
         const auto want = reference::encode_query(config, config.retrievers[1], hidden, position);
         for (std::size_t h = 0; h < gates.size(); ++h) {
           CHECK(double(gates[h]) == Approx(want.gates[h]).margin(1e-6));
-          double error = 0, size = 0;
+          // Its own inverse: what was rounded is compared where it was rounded. After sums of another order a bf16
+          // number may lie one step off, and RoPE then moves its neighbour too; a few of 128 may.
+          const auto got = reference::hadamard({&queries[h * 128], &queries[h * 128] + 128});
+          const auto expected = reference::hadamard(want.heads[h]);
+          double size = 0;
+          for (const double v : expected) size += v * v;
+          int stepped = 0;
           for (std::size_t d = 0; d < 128; ++d) {
-            const double e = double(queries[h * 128 + d]) - want.heads[h][d];
-            error += e * e;
-            size += want.heads[h][d] * want.heads[h][d];
+            const double error = std::fabs(got[d] - expected[d]);
+            if (error <= 2e-6 * std::sqrt(size) + 1e-7) continue;
+            CAPTURE(h, d);
+            CHECK(error <= 0x1p-5 * std::max(std::fabs(expected[d]), std::fabs(expected[d ^ 1])));
+            ++stepped;
           }
-          // One bf16 step of a few elements may go the other way after sums of another order.
-          CHECK(std::sqrt(error) <= (rounding ? 1e-3 : 2e-6) * std::sqrt(size) + 1e-7);
+          CHECK(stepped <= (rounding ? 8 : 0));
         }
       }
     }
