@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 #include "conformance/shadow.hpp"
+#include "support/fresh_seed.hpp"
 
 namespace fm = flashmemory;
 
@@ -63,7 +64,7 @@ fm::dual_encoder_indexer random_indexer_of(std::uint32_t seed) {
 template <class F>
 void on_every_backend(const F& test) {
   for (const auto& backend : conformance_backends()) {
-    const auto seed = std::random_device{}();
+    const auto seed = flashmemory_test::fresh_seed();
     CAPTURE(backend->name(), seed);
     if (!backend->make_store(small_store(fm::dtype::f32, 1))) {
       WARN("skipped: " << backend->name());

@@ -4,6 +4,7 @@
 
 #include "catch.hpp"
 #include "conformance/backend.hpp"
+#include "support/fresh_seed.hpp"
 
 namespace fm = flashmemory;
 
@@ -131,7 +132,7 @@ class v4_engine {
 TEST_CASE("every tier holds DeepSeek-V4 entries as the host's quantisers make them", "[conformance]") {
   const auto entries_per_chunk = GENERATE(1, 4, 64);
   for (const auto& backend : conformance_backends()) {
-    const auto seed = std::random_device{}();
+    const auto seed = flashmemory_test::fresh_seed();
     CAPTURE(backend->name(), seed, entries_per_chunk);
     if (!backend->make_store(v4_store(entries_per_chunk))) {
       WARN("skipped: " << backend->name());

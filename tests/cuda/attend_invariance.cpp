@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 #include "cuda/attend_problem.hpp"
+#include "support/fresh_seed.hpp"
 
 namespace fm = flashmemory;
 namespace cu = flashmemory::cuda;
@@ -32,7 +33,7 @@ std::vector<std::byte> row_of(const attend_problem& p, const std::vector<std::by
 TEST_CASE("CUDA attention gives the same bytes wherever the chunks lie", "[gpu][attend]") {
   REQUIRE_GPU();
   const auto type = GENERATE(fm::dtype::bf16, fm::dtype::f16, fm::dtype::f32);
-  const auto seed = std::random_device{}();
+  const auto seed = fresh_seed();
   CAPTURE(seed, fm::to_string(type));
   auto p = small_problem(seed, type);
   p.entries = {500, 3, 0, 257};
@@ -53,7 +54,7 @@ TEST_CASE("CUDA attention gives the same bytes wherever the chunks lie", "[gpu][
 
 TEST_CASE("under one plan CUDA attention does not depend on what else is in the batch", "[gpu][attend]") {
   REQUIRE_GPU();
-  const auto seed = std::random_device{}();
+  const auto seed = fresh_seed();
   CAPTURE(seed);
   auto p = small_problem(seed, fm::dtype::bf16);
   p.entries = {500, 40, 512, 257};
@@ -84,7 +85,7 @@ TEST_CASE("under one plan CUDA attention does not depend on what else is in the 
 TEST_CASE("a captured call reads the rows anew: its bytes are those of eager calls", "[gpu][attend]") {
   REQUIRE_GPU();
   const auto type = GENERATE(fm::dtype::bf16, fm::dtype::f32);
-  const auto seed = std::random_device{}();
+  const auto seed = fresh_seed();
   CAPTURE(seed, fm::to_string(type));
   auto p = small_problem(seed, type);
   p.entries = {512, 512, 512, 512};

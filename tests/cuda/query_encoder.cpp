@@ -12,6 +12,7 @@
 #include "core/convert.hpp"
 #include "cuda/gpu.hpp"
 #include "reference/indexer.hpp"
+#include "support/fresh_seed.hpp"
 
 namespace fm = flashmemory;
 namespace cu = flashmemory::cuda;
@@ -106,7 +107,7 @@ encoded encode(const cu::query_encoder& encoder, const fm::dual_encoder_config& 
 TEST_CASE("CUDA queries are those of the double-precision reference, and quantised per head",
           "[gpu][indexer]") {
   REQUIRE_GPU();
-  const auto seed = std::random_device{}();
+  const auto seed = fresh_seed();
   std::mt19937 random(seed);
   const bool rope = GENERATE(true, false), rounding = GENERATE(true, false);
   const auto weights = GENERATE(fm::dtype::f32, fm::dtype::bf16);

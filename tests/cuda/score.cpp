@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "cuda/score_problem.hpp"
+#include "support/fresh_seed.hpp"
 
 using namespace flashmemory;
 using namespace flashmemory_test;
@@ -38,18 +39,12 @@ void check_logits(const score_case& c, std::mt19937_64& random) {
   CHECK(nans == 0);  // every logit was written
 }
 
-std::uint64_t fresh_seed(const char* test) {
-  const std::uint64_t seed = std::random_device{}();
-  std::cout << test << ": seed " << seed << '\n';
-  return seed;
-}
-
 }  // namespace
 
 TEST_CASE("score() gives the logits of the formula for any length, number of heads and page",
           "[score][cuda]") {
   REQUIRE_GPU();
-  static const std::uint64_t seed = fresh_seed("logits");
+  static const std::uint64_t seed = printed_seed("logits");
   const auto heads = GENERATE(1, 8, 33, 64, 65, 128);
   const auto page_keys = GENERATE(64, 16, 48, 256, 7);
   const auto layout = GENERATE(key_layout::planar, key_layout::interleaved);
@@ -73,7 +68,7 @@ TEST_CASE("score() gives the logits of the formula for any length, number of hea
 TEST_CASE("score() gives the logits of the formula where every multiprocessor has many tiles",
           "[score][cuda]") {
   REQUIRE_GPU();
-  static const std::uint64_t seed = fresh_seed("long");
+  static const std::uint64_t seed = printed_seed("long");
   const auto heads = GENERATE(64, 128);
   const auto num_sms = GENERATE(0, 1, 5);
   CAPTURE(seed, heads, num_sms);
@@ -91,7 +86,7 @@ TEST_CASE("score() gives the logits of the formula where every multiprocessor ha
 
 TEST_CASE("score() takes a hundred jobs of unequal lengths", "[score][cuda]") {
   REQUIRE_GPU();
-  static const std::uint64_t seed = fresh_seed("jobs");
+  static const std::uint64_t seed = printed_seed("jobs");
   CAPTURE(seed);
   std::mt19937_64 random(seed);
   score_problem p;
@@ -108,7 +103,7 @@ TEST_CASE("score() takes a hundred jobs of unequal lengths", "[score][cuda]") {
 TEST_CASE("score() propagates NaN keys and scales, and takes the sign and size of any scale",
           "[score][cuda]") {
   REQUIRE_GPU();
-  static const std::uint64_t seed = fresh_seed("extremes");
+  static const std::uint64_t seed = printed_seed("extremes");
   const auto layout = GENERATE(key_layout::planar, key_layout::interleaved);
   const auto heads = GENERATE(3, 64, 128);
   CAPTURE(seed, heads, layout == key_layout::planar);

@@ -1,19 +1,13 @@
 // SPDX-License-Identifier: MIT
-#include <iostream>
 #include <limits>
 
 #include "cuda/score_problem.hpp"
+#include "support/fresh_seed.hpp"
 
 using namespace flashmemory;
 using namespace flashmemory_test;
 
 namespace {
-
-std::uint64_t fresh_seed(const char* test) {
-  const std::uint64_t seed = std::random_device{}();
-  std::cout << test << ": seed " << seed << '\n';
-  return seed;
-}
 
 void check_outputs(const score_case& c, std::int32_t page_keys) {
   CAPTURE(c.count(), c.threshold, page_keys);
@@ -45,7 +39,7 @@ std::vector<std::uint8_t> all_bytes(const score_problem& p) {
 
 TEST_CASE("score() reduces and thresholds exactly what its logits are", "[score][cuda]") {
   REQUIRE_GPU();
-  static const std::uint64_t seed = fresh_seed("outputs");
+  static const std::uint64_t seed = printed_seed("outputs");
   const auto page_keys = GENERATE(64, 16, 128, 7);
   const auto heads = GENERATE(8, 128);
   CAPTURE(seed, page_keys, heads);
@@ -83,7 +77,7 @@ TEST_CASE("score() reduces and thresholds exactly what its logits are", "[score]
 
 TEST_CASE("score() compacts long lists over many blocks", "[score][cuda]") {
   REQUIRE_GPU();
-  static const std::uint64_t seed = fresh_seed("lists");
+  static const std::uint64_t seed = printed_seed("lists");
   const auto num_sms = GENERATE(0, 1);  // 1: more tiles than a block remembers in shared memory
   CAPTURE(seed, num_sms);
   std::mt19937_64 random(seed);
@@ -119,7 +113,7 @@ TEST_CASE("score() leaves out survivors beyond the capacity but counts them", "[
 
 TEST_CASE("score() takes the maximum over jobs that name the same chunks", "[score][cuda]") {
   REQUIRE_GPU();
-  static const std::uint64_t seed = fresh_seed("ensemble");
+  static const std::uint64_t seed = printed_seed("ensemble");
   CAPTURE(seed);
   std::mt19937_64 random(seed);
   score_problem p;
@@ -146,7 +140,7 @@ TEST_CASE("score() takes the maximum over jobs that name the same chunks", "[sco
 
 TEST_CASE("a captured score() sees new lengths and gives the bytes of a direct call", "[score][cuda]") {
   REQUIRE_GPU();
-  static const std::uint64_t seed = fresh_seed("graph");
+  static const std::uint64_t seed = printed_seed("graph");
   CAPTURE(seed);
   std::mt19937_64 random(seed);
   score_problem p;

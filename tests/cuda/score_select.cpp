@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: MIT
 #include <algorithm>
 #include <flashmemory/cuda/select.hpp>
-#include <iostream>
 #include <limits>
 #include <random>
 
 #include "cuda/gpu.hpp"
 #include "reference/score.hpp"
+#include "support/fresh_seed.hpp"
 
 using namespace flashmemory;
 using namespace flashmemory_test;
@@ -15,12 +15,6 @@ using flashmemory::cuda::select_row;
 namespace {
 
 constexpr float inf = std::numeric_limits<float>::infinity();
-
-std::uint64_t fresh_seed(const char* test) {
-  const std::uint64_t seed = std::random_device{}();
-  std::cout << test << ": seed " << seed << '\n';
-  return seed;
-}
 
 /// Rows of scores on both sides.
 struct select_problem {
@@ -115,7 +109,7 @@ std::vector<float> normal_scores(std::mt19937_64& random, std::size_t count) {
 
 TEST_CASE("select_top_k() takes the largest, the newer of equals, NaN last", "[select][cuda]") {
   REQUIRE_GPU();
-  static const std::uint64_t seed = fresh_seed("top_k");
+  static const std::uint64_t seed = printed_seed("top_k");
   const bool with_maxima = GENERATE(false, true);
   const std::size_t lead = GENERATE(0u, 1u);
   const std::size_t at_once = GENERATE(1u, 40u, 1000u);
@@ -173,7 +167,7 @@ TEST_CASE("select_top_k() takes the largest, the newer of equals, NaN last", "[s
 
 TEST_CASE("select_top_k() does not mind where equal scores are", "[select][cuda]") {
   REQUIRE_GPU();
-  static const std::uint64_t seed = fresh_seed("ties");
+  static const std::uint64_t seed = printed_seed("ties");
   CAPTURE(seed);
   std::mt19937_64 random(seed);
   select_problem p;
@@ -193,7 +187,7 @@ TEST_CASE("select_top_k() does not mind where equal scores are", "[select][cuda]
 
 TEST_CASE("select_above() lists what exceeds the threshold", "[select][cuda]") {
   REQUIRE_GPU();
-  static const std::uint64_t seed = fresh_seed("above");
+  static const std::uint64_t seed = printed_seed("above");
   CAPTURE(seed);
   std::mt19937_64 random(seed);
   select_problem p;
@@ -216,7 +210,7 @@ TEST_CASE("select_above() lists what exceeds the threshold", "[select][cuda]") {
 
 TEST_CASE("a captured select_top_k() sees new lengths", "[select][cuda]") {
   REQUIRE_GPU();
-  static const std::uint64_t seed = fresh_seed("top_k graph");
+  static const std::uint64_t seed = printed_seed("top_k graph");
   CAPTURE(seed);
   std::mt19937_64 random(seed);
   select_problem p;

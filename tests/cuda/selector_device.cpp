@@ -6,6 +6,7 @@
 #include "core/convert.hpp"
 #include "cuda/step_world.hpp"
 #include "select/kernels.hpp"
+#include "support/fresh_seed.hpp"
 
 using namespace step_testing;
 
@@ -187,7 +188,7 @@ TEST_CASE("keys and scores made on the device are the host's but for rounding", 
                      {fm::ensemble::max, fm::key_reduction::sum, 1},
                      {fm::ensemble::mean, fm::key_reduction::sum, 1}};
   for (const auto& rule : rules) {
-    const auto seed = std::random_device{}();
+    const auto seed = flashmemory_test::fresh_seed();
     CAPTURE(int(rule.combine), int(rule.reduce), seed);
     auto config = indexer_config(seed, false, 96);
     config.combine = rule.combine;
@@ -223,7 +224,7 @@ TEST_CASE("keys and scores made on the device are the host's but for rounding", 
 
 TEST_CASE("chunk scores are reduced from logits as the host does", "[gpu][selector]") {
   REQUIRE_GPU();
-  const auto seed = std::random_device{}();
+  const auto seed = flashmemory_test::fresh_seed();
   CAPTURE(seed);
   std::mt19937 random(seed);
   std::normal_distribution<float> normal;
@@ -402,7 +403,7 @@ TEST_CASE("the device selector gives the published scorer's scores", "[gpu][sele
 
 TEST_CASE("a fork and a loaded state go on as their origin does", "[gpu][selector]") {
   REQUIRE_GPU();
-  const auto seed = std::random_device{}();
+  const auto seed = flashmemory_test::fresh_seed();
   CAPTURE(seed);
   const number_pool pool(seed);
   world_options o;

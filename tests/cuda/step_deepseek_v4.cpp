@@ -3,13 +3,14 @@
 
 #include "cuda/step_world.hpp"
 #include "store/rows.hpp"
+#include "support/fresh_seed.hpp"
 
 using namespace step_testing;
 
 TEST_CASE("a step writes DeepSeek-V4 entries as the host's store quantises them", "[gpu][step]") {
   REQUIRE_GPU();
   const bool captured = GENERATE(false, true);
-  const auto seed = std::random_device{}();
+  const auto seed = flashmemory_test::fresh_seed();
   CAPTURE(captured, seed);
   std::mt19937 random(seed);
   std::normal_distribution<float> normal;

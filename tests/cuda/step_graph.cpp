@@ -2,6 +2,7 @@
 #include <random>
 
 #include "cuda/step_world.hpp"
+#include "support/fresh_seed.hpp"
 
 using namespace step_testing;
 
@@ -70,7 +71,7 @@ TEST_CASE("steps replayed from one graph and eager steps give the same bytes whi
     int steps;
   } const setups[] = {{1, false, 10000}, {1, true, 1500}, {3, false, 1000}};
   for (const auto& setup : setups) {
-    const auto seed = std::random_device{}();
+    const auto seed = flashmemory_test::fresh_seed();
     CAPTURE(setup.tokens, setup.own_keys, seed);
     const number_pool pool(seed);
     world_options eager;
@@ -122,7 +123,7 @@ TEST_CASE("a decode step leaves the store as the same tokens through append() an
           "[gpu][step]") {
   REQUIRE_GPU();
   const bool own_keys = GENERATE(false, true);
-  const auto seed = std::random_device{}();
+  const auto seed = flashmemory_test::fresh_seed();
   CAPTURE(own_keys, seed);
   const number_pool pool(seed);
   world_options o;
@@ -171,7 +172,7 @@ TEST_CASE("a decode step leaves the store as the same tokens through append() an
 TEST_CASE("sixty-four sequences that join and leave, refreshes overlapped, keep their data apart",
           "[gpu][step]") {
   REQUIRE_GPU();
-  const auto seed = std::random_device{}();
+  const auto seed = flashmemory_test::fresh_seed();
   CAPTURE(seed);
   const number_pool pool(seed);
   world_options first;

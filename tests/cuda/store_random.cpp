@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 #include "cuda/store_device.hpp"
+#include "support/fresh_seed.hpp"
 
 using namespace store_testing;
 using fm::status;
@@ -349,7 +350,7 @@ fm::kv_geometry random_geometry(std::mt19937& random) {
 
 TEST_CASE("after any calls a store on the device holds byte for byte what one in host memory does", "[gpu]") {
   REQUIRE_GPU();
-  const auto seed = std::random_device{}();
+  const auto seed = flashmemory_test::fresh_seed();
   std::mt19937 random(seed);
   const int medium = GENERATE(0, 1, 2);  // pinned memory, checked host memory, a file
   CAPTURE(seed, medium);
@@ -383,7 +384,7 @@ TEST_CASE("after any calls a store on the device holds byte for byte what one in
 TEST_CASE("sixty-four sequences come, fork, roll back, recall and go on the device as they do on the host",
           "[gpu]") {
   REQUIRE_GPU();
-  const auto seed = std::random_device{}();
+  const auto seed = flashmemory_test::fresh_seed();
   CAPTURE(seed);
   fm::kv_geometry g = small_geometry();
   g.kv_heads = 4;

@@ -3,6 +3,7 @@
 
 #include "cuda/gpu.hpp"
 #include "cuda/train_problem.hpp"
+#include "support/fresh_seed.hpp"
 #include "train/encoder.hpp"
 
 namespace cu = flashmemory::cuda;
@@ -74,7 +75,7 @@ exact_outcome exact(const train_problem& p, std::size_t r) {
 TEST_CASE("scores and every gradient of the CUDA backend are the double-precision encoder's",
           "[gpu][train]") {
   REQUIRE_GPU();
-  const auto seed = GENERATE(take(3, random(0u, 1u << 30)));
+  const auto seed = GENERATE(fresh_seeds(3));
   const train_extents e = any_extents();
   const std::size_t tile = GENERATE(std::size_t{1}, std::size_t{32} << 20);
   CAPTURE(seed, e.hidden, e.rank, e.heads, e.windows, e.chunks, e.keys_per_chunk, e.trains_keys, e.rope,
@@ -111,7 +112,7 @@ TEST_CASE("scores and every gradient of the CUDA backend are the double-precisio
 
 TEST_CASE("the CUDA backend rounds as the CPU's does, and its AdamW steps are the same", "[gpu][train]") {
   REQUIRE_GPU();
-  const auto seed = GENERATE(take(3, random(0u, 1u << 30)));
+  const auto seed = GENERATE(fresh_seeds(3));
   const train_extents e = any_extents();
   const auto operands = GENERATE(ft::precision::f32, ft::precision::bf16);
   const bool quantise = GENERATE(false, true), rounding = GENERATE(false, true);

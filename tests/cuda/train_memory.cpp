@@ -3,6 +3,7 @@
 
 #include "cuda/gpu.hpp"
 #include "cuda/train_problem.hpp"
+#include "support/fresh_seed.hpp"
 
 namespace cu = flashmemory::cuda;
 using namespace flashmemory_test;
@@ -117,7 +118,7 @@ TEST_CASE("a training backend without memory says so and goes on once there is s
 
 TEST_CASE("documents that are kept on the device change nothing but time", "[gpu][train]") {
   REQUIRE_GPU();
-  const auto seed = GENERATE(take(2, random(0u, 1u << 30)));
+  const auto seed = GENERATE(fresh_seeds(2));
   const auto recorded = GENERATE(fm::dtype::f32, fm::dtype::bf16);
   const auto operands = GENERATE(ft::precision::f32, ft::precision::bf16);
   const std::int64_t hidden = GENERATE(33, 64);  // padded, and as it is

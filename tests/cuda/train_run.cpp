@@ -6,6 +6,7 @@
 #include <flashmemory/train/trainer.hpp>
 
 #include "cuda/gpu.hpp"
+#include "support/fresh_seed.hpp"
 #include "support/planted_training.hpp"
 
 namespace cu = flashmemory::cuda;
@@ -45,7 +46,7 @@ std::vector<ft::document> mixed(std::uint32_t seed) {
 
 TEST_CASE("a run on the device learns what a run on the CPU learns", "[gpu][train]") {
   REQUIRE_GPU();
-  const auto seed = GENERATE(take(2, random(0u, 1u << 20)));
+  const auto seed = GENERATE(fresh_seeds(2));
   const auto operands = GENERATE(ft::precision::f32, ft::precision::bf16);
   CAPTURE(seed, int(operands));
   const ft::memory_source source(planted::geometry(), planted::many(seed, 24, 4, 120));
@@ -76,7 +77,7 @@ TEST_CASE("a run on the device learns what a run on the CPU learns", "[gpu][trai
 
 TEST_CASE("a run on the device repeats its bits, interrupted or not", "[gpu][train]") {
   REQUIRE_GPU();
-  const auto seed = GENERATE(take(2, random(0u, 1u << 20)));
+  const auto seed = GENERATE(fresh_seeds(2));
   const auto operands = GENERATE(ft::precision::f32, ft::precision::bf16);
   const std::int64_t stop = GENERATE(1, 6, 9);
   CAPTURE(seed, int(operands), stop);

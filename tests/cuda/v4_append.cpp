@@ -3,6 +3,7 @@
 #include <flashmemory/indexer/index_key.hpp>
 
 #include "cuda/v4_problem.hpp"
+#include "support/fresh_seed.hpp"
 #include "v4/append_to.hpp"
 
 using namespace flashmemory;
@@ -34,7 +35,7 @@ std::vector<float> rows_of_all_kinds(std::size_t count, std::mt19937_64& random)
 }
 
 void check_append(std::int32_t per_page, dtype type, bool with_table) {
-  std::mt19937_64 random(new_seed("append"));
+  std::mt19937_64 random(printed_seed("append"));
   constexpr std::size_t count = 301;
   std::vector<float> values = rows_of_all_kinds(count, random);
   const std::int64_t pages = 400 / per_page + 1, stride = v4::page_bytes(per_page) + 1152;
@@ -107,7 +108,7 @@ TEST_CASE(
     "new entries go from the targets in device memory into a store's chunks as the host's store writes them",
     "[cuda][v4]") {
   REQUIRE_GPU();
-  std::mt19937_64 random(new_seed("append to"));
+  std::mt19937_64 random(printed_seed("append to"));
   const std::int32_t per_chunk = GENERATE(1, 4, 64);
   const dtype type = GENERATE(dtype::f32, dtype::bf16);
   CAPTURE(per_chunk, to_string(type));

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: MIT
+#include <iostream>
 #include <map>
 
 #include "cuda/v4_problem.hpp"
+#include "support/fresh_seed.hpp"
 
 using namespace flashmemory;
 using namespace flashmemory_test;
@@ -52,7 +54,7 @@ void check(v4_problem& problem) {
 
 TEST_CASE("V4 attention agrees with the reference for every number of entries", "[cuda][v4]") {
   REQUIRE_GPU();
-  std::mt19937_64 random(new_seed("entry counts"));
+  std::mt19937_64 random(printed_seed("entry counts"));
   for (const std::int32_t heads : {64, 128}) {
     for (const std::int32_t per_page : {64, 2}) {
       v4_problem problem(2, heads, 128, 1024, per_page, random);
@@ -70,7 +72,7 @@ TEST_CASE("V4 attention agrees with the reference for every number of entries", 
 
 TEST_CASE("V4 attention over unequal rows, one source alone, and padded lists", "[cuda][v4]") {
   REQUIRE_GPU();
-  std::mt19937_64 random(new_seed("unequal rows"));
+  std::mt19937_64 random(printed_seed("unequal rows"));
   v4_problem problem(13, 64, 128, 512, 64, random, 3);
   problem.use_sinks = true;
   problem.fill(128, 512, false, random);
@@ -100,7 +102,7 @@ TEST_CASE("V4 attention over unequal rows, one source alone, and padded lists", 
 
 TEST_CASE("V4 attention with sinks and values at the edges", "[cuda][v4]") {
   REQUIRE_GPU();
-  std::mt19937_64 random(new_seed("edges"));
+  std::mt19937_64 random(printed_seed("edges"));
   v4_problem problem(3, 64, 128, 256, 64, random);
   problem.use_sinks = true;
   problem.sinks = std::vector<float>(64, 0);
@@ -137,7 +139,7 @@ TEST_CASE("V4 attention with sinks and values at the edges", "[cuda][v4]") {
 
 TEST_CASE("V4 attention: a group that was not finite reads as NaN", "[cuda][v4]") {
   REQUIRE_GPU();
-  std::mt19937_64 random(new_seed("NaN"));
+  std::mt19937_64 random(printed_seed("NaN"));
   v4_problem problem(2, 64, 128, 128, 64, random);
   std::vector<float> row(512, 1.0f);
   row[70] = INFINITY;
@@ -156,7 +158,7 @@ TEST_CASE("V4 attention: a group that was not finite reads as NaN", "[cuda][v4]"
 
 TEST_CASE("V4 attention does not depend on where entries lie or what else is in the batch", "[cuda][v4]") {
   REQUIRE_GPU();
-  std::mt19937_64 random(new_seed("places"));
+  std::mt19937_64 random(printed_seed("places"));
   v4_problem problem(5, 64, 128, 512, 64, random);
   problem.fill(128, 512, false, random);
   for (const v4::attend_plan& plan : all_plans(problem.shape())) {
@@ -229,7 +231,7 @@ TEST_CASE("V4 attention does not depend on where entries lie or what else is in 
 
 TEST_CASE("a captured V4 step gives the eager bytes, also after its lists have changed", "[cuda][v4]") {
   REQUIRE_GPU();
-  std::mt19937_64 random(new_seed("graph"));
+  std::mt19937_64 random(printed_seed("graph"));
   v4_problem problem(6, 64, 128, 512, 64, random);
   problem.use_sinks = true;
   problem.fill(128, 512, false, random);

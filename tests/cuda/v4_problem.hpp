@@ -6,7 +6,6 @@
 #include <cstdint>
 #include <cstring>
 #include <flashmemory/cuda/deepseek_v4.hpp>
-#include <iostream>
 #include <random>
 #include <string>
 #include <vector>
@@ -17,13 +16,6 @@
 namespace flashmemory_test {
 
 namespace v4 = flashmemory::cuda::deepseek_v4;
-
-/// A seed that differs from run to run and is printed, so that a failure can be repeated.
-inline std::uint64_t new_seed(const char* what) {
-  const std::uint64_t seed = std::random_device{}();
-  std::cout << what << ": seed " << seed << std::endl;
-  return seed;
-}
 
 /// Pages of entries on the host and their copy on the device.
 struct v4_pages {

@@ -7,6 +7,7 @@
 
 #include "catch.hpp"
 #include "session/load.hpp"
+#include "support/fresh_seed.hpp"
 #include "unit/session_support.hpp"
 
 using namespace session_testing;
@@ -71,7 +72,7 @@ TEST_CASE("a session with any byte changed is refused", "[session][fault]") {
 
 TEST_CASE("the same holds for files on disk", "[session][fault]") {
   saved s(30);
-  const auto seed = std::random_device{}();
+  const auto seed = flashmemory_test::fresh_seed();
   CAPTURE(seed);
   std::mt19937 random(seed);
   for (int i = 0; i < 40; ++i) {

@@ -4,6 +4,7 @@
 
 #include "catch.hpp"
 #include "support/attend_problem.hpp"
+#include "support/fresh_seed.hpp"
 
 using namespace flashmemory_test;
 

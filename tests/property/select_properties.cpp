@@ -5,6 +5,7 @@
 #include <set>
 
 #include "catch.hpp"
+#include "support/fresh_seed.hpp"
 #include "support/small_dual_encoder.hpp"
 
 namespace fm = flashmemory;
@@ -28,7 +29,7 @@ std::vector<fm::chunk_id> select(const fm::selection_policy& p, const std::vecto
 }  // namespace
 
 TEST_CASE("permuting the candidates' scores permutes the kept set", "[select][property]") {
-  const auto seed = std::random_device{}();
+  const auto seed = flashmemory_test::fresh_seed();
   CAPTURE(seed);
   std::mt19937 random(seed);
   for (int round = 0; round < 2000; ++round) {
@@ -53,7 +54,7 @@ TEST_CASE("permuting the candidates' scores permutes the kept set", "[select][pr
 }
 
 TEST_CASE("a larger budget keeps what a smaller one kept, in the same order", "[select][property]") {
-  const auto seed = std::random_device{}();
+  const auto seed = flashmemory_test::fresh_seed();
   CAPTURE(seed);
   std::mt19937 random(seed);
   for (int round = 0; round < 300; ++round) {
@@ -82,7 +83,7 @@ TEST_CASE("a larger budget keeps what a smaller one kept, in the same order", "[
 
 TEST_CASE("budget_chunks never shrinks while a sequence grows, and the quota always holds it",
           "[select][property]") {
-  const auto seed = std::random_device{}();
+  const auto seed = flashmemory_test::fresh_seed();
   CAPTURE(seed);
   std::mt19937 random(seed);
   const auto g = toy::geometry();
@@ -109,7 +110,7 @@ TEST_CASE("budget_chunks never shrinks while a sequence grows, and the quota alw
 
 TEST_CASE("random steps of many sequences: counters add up and the sets are what the reports say",
           "[select][property]") {
-  const auto seed = std::random_device{}();
+  const auto seed = flashmemory_test::fresh_seed();
   CAPTURE(seed);
   std::mt19937 random(seed);
   const auto draw = [&](std::int64_t low, std::int64_t high) {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include "catch.hpp"
 #include "property/store_shadow.hpp"
+#include "support/fresh_seed.hpp"
 
 using namespace store_testing;
 using fm::status;
@@ -357,7 +358,7 @@ class player {
 }  // namespace
 
 TEST_CASE("after any sequence of calls the store holds, shows and counts what its shadow model does") {
-  const auto seed = std::random_device()();
+  const auto seed = flashmemory_test::fresh_seed();
   std::mt19937 random(seed);
   const auto pick = [&](std::int32_t from, std::int32_t to) {
     return std::uniform_int_distribution<std::int32_t>(from, to)(random);

@@ -8,6 +8,7 @@
 #include <random>
 
 #include "catch.hpp"
+#include "support/fresh_seed.hpp"
 #include "support/random_document.hpp"
 
 namespace fm = flashmemory;
@@ -77,7 +78,7 @@ class slow_writer {
 }  // namespace
 
 TEST_CASE("random recorders in one folder lose nothing that was flushed and invent nothing", "[train]") {
-  const auto seed = static_cast<std::uint64_t>(Catch::rngSeed()) + GENERATE(0u, 1u, 2u, 3u);
+  const std::uint64_t seed = GENERATE(flashmemory_test::fresh_seeds(4));
   CAPTURE(seed);
   std::mt19937_64 random(seed);
   const auto below = [&](std::uint64_t n) { return random() % n; };
@@ -151,7 +152,7 @@ TEST_CASE("random recorders in one folder lose nothing that was flushed and inve
 }
 
 TEST_CASE("labels grow with tau and shrink with theta and votes", "[train]") {
-  const auto seed = static_cast<std::uint64_t>(Catch::rngSeed()) + GENERATE(0u, 1u, 2u, 3u, 4u);
+  const std::uint64_t seed = GENERATE(flashmemory_test::fresh_seeds(5));
   CAPTURE(seed);
   const auto g = support::small_geometry();
   const auto doc = random_document(g, seed, 200);

@@ -300,7 +300,4 @@ struct attend_problem {
   }
 };
 
-/// A seed for this run, to be captured.
-inline std::uint64_t fresh_seed() { return std::random_device()(); }
-
 }  // namespace flashmemory_test

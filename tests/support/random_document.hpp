@@ -55,7 +55,7 @@ inline train::recording_geometry small_geometry(int tokens_per_entry = 1) {
 
 /// A document whose every part differs with `seed`; values are bf16, so that either storage holds them.
 inline train::document random_document(const train::recording_geometry& g, std::uint64_t seed,
-                                       std::int64_t max_tokens = 90) {
+                                       std::int64_t max_tokens = 90, std::int64_t min_tokens = 0) {
   std::mt19937_64 random(seed);
   const auto pick = [&](std::int64_t least, std::int64_t most) {
     return std::uniform_int_distribution<std::int64_t>(least, most)(random);
@@ -66,7 +66,7 @@ inline train::document random_document(const train::recording_geometry& g, std::
   train::document doc = train::empty_document(g, flashmemory::dtype::bf16);
   doc.tag = "kind " + std::to_string(pick(0, 3));
   doc.split = pick(0, 3) == 0 ? train::dataset_split::validation : train::dataset_split::train;
-  doc.tokens = pick(0, max_tokens);
+  doc.tokens = pick(min_tokens, max_tokens);
   for (std::int64_t t = 0; t < doc.tokens; ++t) {
     if (pick(0, 3) == 0) {
       doc.positions.push_back(t);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include "catch.hpp"
 #include "support/attend_problem.hpp"
+#include "support/fresh_seed.hpp"
 
 using namespace flashmemory_test;
 

@@ -7,6 +7,7 @@
 
 #include "catch.hpp"
 #include "reference/deepseek_v4.hpp"
+#include "support/fresh_seed.hpp"
 
 using namespace flashmemory;
 namespace v4 = flashmemory::deepseek_v4;
@@ -123,7 +124,7 @@ struct problem {
 }  // namespace
 
 TEST_CASE("V4 attention on the CPU agrees with the reference", "[attend][v4]") {
-  const auto seed = std::random_device{}();
+  const auto seed = flashmemory_test::fresh_seed();
   INFO("seed " << seed);
   std::mt19937 random(seed);
   pages window_pages(256, 2, random), csa(64, 2, random), hca(2, 40, random);

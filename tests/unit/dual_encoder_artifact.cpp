@@ -6,6 +6,7 @@
 #include "catch.hpp"
 #include "dual_encoder_support.hpp"
 #include "safetensors_support.hpp"
+#include "support/fresh_seed.hpp"
 
 using namespace flashmemory;
 using namespace flashmemory_test;
@@ -104,7 +105,7 @@ void replace(std::string& text, const std::string& from, const std::string& to) 
 }  // namespace
 
 TEST_CASE("A saved dual encoder loads with every field and weight as it was", "[artifact]") {
-  const auto seed = std::random_device()();
+  const auto seed = fresh_seed();
   CAPTURE(seed);
   std::mt19937 random(seed);
   const scratch_folder folder;

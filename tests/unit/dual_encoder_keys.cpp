@@ -5,6 +5,7 @@
 
 #include "catch.hpp"
 #include "dual_encoder_support.hpp"
+#include "support/fresh_seed.hpp"
 
 using namespace flashmemory;
 using namespace flashmemory_test;
@@ -37,7 +38,7 @@ std::vector<std::byte> encode(const dual_encoder_indexer& index, std::int32_t st
 }  // namespace
 
 TEST_CASE("encode_keys() follows the reference on every instruction set", "[dual_encoder]") {
-  const auto seed = std::random_device()();
+  const auto seed = fresh_seed();
   CAPTURE(seed);
   std::mt19937 random(seed);
   struct shape {
@@ -76,7 +77,7 @@ TEST_CASE("encode_keys() follows the reference on every instruction set", "[dual
 
 TEST_CASE("A key's bytes do not depend on what else is encoded in the call, nor on threads",
           "[dual_encoder]") {
-  const auto seed = std::random_device()();
+  const auto seed = fresh_seed();
   CAPTURE(seed);
   std::mt19937 random(seed);
   auto config = random_config(random, 300, 3, 1, 1, true);
@@ -163,7 +164,7 @@ TEST_CASE("A NaN in the hidden states gives keys that are marked NaN, and only t
 
 TEST_CASE("score_keys() follows the reference on every instruction set, for any heads, counts and pages",
           "[dual_encoder]") {
-  const auto seed = std::random_device()();
+  const auto seed = fresh_seed();
   CAPTURE(seed);
   std::mt19937 random(seed);
   for (const std::int32_t heads : {1, 2, 3, 7, 8, 9, 15, 64}) {
@@ -218,7 +219,7 @@ TEST_CASE("score_keys() follows the reference on every instruction set, for any 
 }
 
 TEST_CASE("A key's logit has the same bits wherever it stands and whoever computes it", "[dual_encoder]") {
-  const auto seed = std::random_device()();
+  const auto seed = fresh_seed();
   CAPTURE(seed);
   std::mt19937 random(seed);
   const dual_encoder_indexer index(random_config(random, 4, 2, 5, 1, false));
@@ -245,7 +246,7 @@ TEST_CASE("A key's logit has the same bits wherever it stands and whoever comput
 }
 
 TEST_CASE("relu(q . (k s)) holds for negative, zero, tiny and huge scales", "[dual_encoder]") {
-  const auto seed = std::random_device()();
+  const auto seed = fresh_seed();
   CAPTURE(seed);
   std::mt19937 random(seed);
   const auto config = random_config(random, 4, 2, 3, 1, false);

@@ -3,6 +3,7 @@
 
 #include "catch.hpp"
 #include "dual_encoder_support.hpp"
+#include "support/fresh_seed.hpp"
 
 using namespace flashmemory;
 using namespace flashmemory_test;
@@ -96,7 +97,7 @@ std::vector<float> scores_of(const std::vector<std::vector<float>>& z, ensemble 
 }  // namespace
 
 TEST_CASE("score() combines retrievers per key, then keys per chunk, as the reference", "[dual_encoder]") {
-  const auto seed = std::random_device()();
+  const auto seed = fresh_seed();
   CAPTURE(seed);
   std::mt19937 random(seed);
   for (const auto combine : {ensemble::max, ensemble::mean}) {
@@ -174,7 +175,7 @@ TEST_CASE("count_positive counts keys above one half, strictly; sum adds probabi
 
 TEST_CASE("Scores do not depend on threads, order of tasks or how many chunks are asked for",
           "[dual_encoder]") {
-  const auto seed = std::random_device()();
+  const auto seed = fresh_seed();
   CAPTURE(seed);
   std::mt19937 random(seed);
   const std::int32_t keys = GENERATE(1, 7, 16, 3000);

@@ -9,6 +9,7 @@
 
 #include "catch.hpp"
 #include "reference/indexer.hpp"
+#include "support/fresh_seed.hpp"
 
 using namespace flashmemory;
 
@@ -49,7 +50,7 @@ TEST_CASE("to_e4m3() rounds to nearest, ties to even, around every midpoint", "[
 }
 
 TEST_CASE("to_e4m3() agrees with a search over all values for random floats", "[index_key]") {
-  const auto seed = std::random_device()();
+  const auto seed = flashmemory_test::fresh_seed();
   CAPTURE(seed);
   std::mt19937 random(seed);
   for (int i = 0; i < 20000; ++i) {
@@ -79,7 +80,7 @@ TEST_CASE("round_to_bf16() keeps 8 significant bits, ties to even", "[index_key]
   CHECK(round_to_bf16(1.00390637f) == 1.0078125f);  // just above
   CHECK(std::isinf(round_to_bf16(std::numeric_limits<float>::max())));
   CHECK(std::isnan(round_to_bf16(std::numeric_limits<float>::quiet_NaN())));
-  const auto seed = std::random_device()();
+  const auto seed = flashmemory_test::fresh_seed();
   CAPTURE(seed);
   std::mt19937 random(seed);
   for (int i = 0; i < 10000; ++i) {
@@ -103,7 +104,7 @@ TEST_CASE("The Hadamard transform of a unit vector is the signs of popcount(i & 
 }
 
 TEST_CASE("The Hadamard transform applied twice is the identity", "[index_key]") {
-  const auto seed = std::random_device()();
+  const auto seed = flashmemory_test::fresh_seed();
   CAPTURE(seed);
   std::mt19937 random(seed);
   std::normal_distribution<float> normal;
@@ -118,7 +119,7 @@ TEST_CASE("The Hadamard transform applied twice is the identity", "[index_key]")
 }
 
 TEST_CASE("quantise_key() scales by max(amax, floor) / 448 in f32 and rounds each element", "[index_key]") {
-  const auto seed = std::random_device()();
+  const auto seed = flashmemory_test::fresh_seed();
   CAPTURE(seed);
   std::mt19937 random(seed);
   std::normal_distribution<float> normal;
@@ -165,7 +166,7 @@ TEST_CASE("quantise_key() marks NaN elements and leaves the others right", "[ind
 }
 
 TEST_CASE("repack_keys() moves values before scales and back again", "[index_key]") {
-  const auto seed = std::random_device()();
+  const auto seed = flashmemory_test::fresh_seed();
   CAPTURE(seed);
   std::mt19937 random(seed);
   const std::int32_t key_bytes = GENERATE(132, 20, 5);

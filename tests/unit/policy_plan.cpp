@@ -8,6 +8,7 @@
 
 #include "catch.hpp"
 #include "reference/selection.hpp"
+#include "support/fresh_seed.hpp"
 
 namespace fm = flashmemory;
 using fm::selection_mode;
@@ -41,7 +42,7 @@ outcome run(const fm::selection_policy& policy, const std::vector<float>& scores
 }  // namespace
 
 TEST_CASE("plan_selection agrees with the plain policy on random inputs", "[policy]") {
-  const auto seed = std::random_device{}();
+  const auto seed = flashmemory_test::fresh_seed();
   CAPTURE(seed);
   std::mt19937 random(seed);
   const auto draw = [&](int low, int high) { return std::uniform_int_distribution<int>(low, high)(random); };

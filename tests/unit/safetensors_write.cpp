@@ -5,6 +5,7 @@
 
 #include "catch.hpp"
 #include "safetensors_support.hpp"
+#include "support/fresh_seed.hpp"
 
 using namespace flashmemory;
 using namespace flashmemory_test;
@@ -30,7 +31,7 @@ std::size_t files_in(const scratch_folder& folder) {
 }  // namespace
 
 TEST_CASE("What write_safetensors() writes is read back byte for byte", "[safetensors]") {
-  const auto seed = std::random_device()();
+  const auto seed = fresh_seed();
   CAPTURE(seed);
   std::mt19937 random(seed);
   const scratch_folder folder;

@@ -3,6 +3,7 @@
 
 #include "catch.hpp"
 #include "core/convert.hpp"
+#include "support/fresh_seed.hpp"
 #include "support/toy_engine.hpp"
 
 namespace fm = flashmemory;
@@ -72,7 +73,7 @@ TEST_CASE("index keys do not depend on the pieces in which tokens come", "[selec
   bench b;
   b.engine->observe_first = GENERATE(true, false);
   const int most = GENERATE(1, 2, 5, 30, 120);
-  const auto seed = std::random_device{}();
+  const auto seed = flashmemory_test::fresh_seed();
   CAPTURE(seed, most);
   std::mt19937 random(seed);
   auto s = b.open(11), t = b.open(12);
@@ -92,7 +93,7 @@ TEST_CASE("index keys after rollbacks are those of the tokens that stayed", "[se
   const std::int32_t rollback = GENERATE(0, 1, 7, 64);
   bench b(rollback);
   b.engine->observe_first = GENERATE(true, false);
-  const auto seed = std::random_device{}();
+  const auto seed = flashmemory_test::fresh_seed();
   CAPTURE(seed, rollback);
   std::mt19937 random(seed);
   const auto draw = [&](std::int64_t low, std::int64_t high) {

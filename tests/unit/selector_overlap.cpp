@@ -2,6 +2,7 @@
 #include <random>
 
 #include "catch.hpp"
+#include "support/fresh_seed.hpp"
 #include "support/toy_engine.hpp"
 
 namespace fm = flashmemory;
@@ -62,7 +63,7 @@ TEST_CASE("overlapped on copies that land at once is at once, set by set", "[sel
   bench a(fm::apply_mode::at_once), b(fm::apply_mode::overlapped);
   a.build();
   b.build();
-  const auto seed = std::random_device{}();
+  const auto seed = flashmemory_test::fresh_seed();
   CAPTURE(seed);
   std::mt19937 random(seed);
   std::vector<toy::sequence> x, y;

@@ -9,6 +9,7 @@
 #include <string>
 
 #include "catch.hpp"
+#include "support/fresh_seed.hpp"
 
 using namespace tinylm;
 
@@ -52,7 +53,7 @@ int keys_asked(const std::string& question) {
 }  // namespace
 
 TEST_CASE("a session asks about every needle once at most, and its answers are what was stated", "[tinylm]") {
-  const std::uint64_t seed = std::random_device{}();
+  const std::uint64_t seed = flashmemory_test::fresh_seed();
   CAPTURE(seed);
   const session_maker maker(text(), {}, seed);
   for (const std::int64_t length : {1024, 1999, 4096, 8192}) {
@@ -60,7 +61,8 @@ TEST_CASE("a session asks about every needle once at most, and its answers are w
     const session s = maker.make(length, 3);
     REQUIRE(static_cast<std::int64_t>(s.ids.size()) == length);
     REQUIRE(s.ids.front() == words().bos());
-    REQUIRE(!s.answers.empty());
+    REQUIRE((length < 1999 || !s.answers.empty()));
+    if (s.answers.empty()) continue;  // prose up to the end of the shortest one
     std::set<std::string> numbers;
     for (const evidence& e : s.need) {
       const auto [key, number] = stated(part(s, e.prompt_begin, e.prompt_end));
@@ -79,14 +81,16 @@ TEST_CASE("a session asks about every needle once at most, and its answers are w
       CHECK(part(s, std::max<std::int64_t>(1, a.begin - 3), a.begin + 1).find(":") != std::string::npos);
       before = a.end;
     }
+    // From 0.3 to 0.6 of a session; needles are longer or shorter than planned for, and before the first answer
+    // stand some prose and its question.
     const double share = static_cast<double>(length - s.answers.front().begin) / static_cast<double>(length);
-    CHECK(share > 0.2);
+    CHECK(share > 0.25 - 360.0 / static_cast<double>(length));
     CHECK(share < 0.75);
   }
 }
 
 TEST_CASE("a session depends on seed and index, and on nothing else", "[tinylm]") {
-  const std::uint64_t seed = std::random_device{}();
+  const std::uint64_t seed = flashmemory_test::fresh_seed();
   CAPTURE(seed);
   const session_maker maker(text(), {}, seed), same(text(), {}, seed), other(text(), {}, seed + 1);
   CHECK(maker.make(2048, 5).ids == same.make(2048, 5).ids);
@@ -95,7 +99,7 @@ TEST_CASE("a session depends on seed and index, and on nothing else", "[tinylm]"
 }
 
 TEST_CASE("kinds of question can be left out of sessions", "[tinylm]") {
-  const std::uint64_t seed = std::random_device{}();
+  const std::uint64_t seed = flashmemory_test::fresh_seed();
   CAPTURE(seed);
   session_options options;
   options.asks = {1};
@@ -104,7 +108,7 @@ TEST_CASE("kinds of question can be left out of sessions", "[tinylm]") {
   const session_maker all(text(), {}, seed);
   const auto count = [](const session_maker& maker) {
     std::map<int, int> questions;
-    for (std::int64_t i = 0; i < 4; ++i) {
+    for (std::int64_t i = 0; i < 40; ++i) {
       const session s = maker.make(8192, i);
       const std::string whole = part(s, 1, static_cast<std::int64_t>(s.ids.size()));
       for (auto at = whole.find("\nQuestion: "); at != std::string::npos;

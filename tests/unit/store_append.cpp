@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 #include "catch.hpp"
+#include "support/fresh_seed.hpp"
 #include "support/store_testing.hpp"
 
 using namespace store_testing;
@@ -53,7 +54,7 @@ TEST_CASE("f32 rows are rounded to the nearest bf16 or f16, ties to even") {
   g.type = GENERATE(fm::dtype::bf16, fm::dtype::f16);
   const bool half = g.type == fm::dtype::f16;
   const int fraction = half ? 10 : 7, bias = half ? 15 : 127;
-  const auto seed = std::random_device()();
+  const auto seed = flashmemory_test::fresh_seed();
   CAPTURE(half, seed);
   std::mt19937 random(seed);
   std::vector<float> k(16 * 64), v(16 * 64);

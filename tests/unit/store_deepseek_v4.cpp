@@ -7,6 +7,7 @@
 
 #include "catch.hpp"
 #include "reference/deepseek_v4.hpp"
+#include "support/fresh_seed.hpp"
 #include "support/store_testing.hpp"
 
 using namespace store_testing;
@@ -128,7 +129,7 @@ TEST_CASE("a chunk of DeepSeek-V4-Flash is its planar pages, one after another")
 TEST_CASE("entries and index keys are stored as the double-precision quantiser makes them") {
   const auto entries_per_chunk = GENERATE(1, 2, 8, 64);
   const bool in_file = GENERATE(false, true);
-  const auto seed = std::random_device()();
+  const auto seed = flashmemory_test::fresh_seed();
   CAPTURE(entries_per_chunk, in_file, seed);
   std::mt19937 random(seed);
   fm::store_options o = v4_options(entries_per_chunk);
@@ -157,7 +158,7 @@ TEST_CASE("entries and index keys are stored as the double-precision quantiser m
 TEST_CASE(
     "attention over a layer's resident entries is the reference's, whatever the host's slots hold beyond "
     "them") {
-  const auto seed = std::random_device()();
+  const auto seed = flashmemory_test::fresh_seed();
   CAPTURE(seed);
   std::mt19937 random(seed);
   fm::tiered_chunk_store store(v4_options(8));
@@ -207,12 +208,15 @@ TEST_CASE(
         const float* const first = q.data() + (r * heads + h) * dim;
         const auto expected = reference::v4_attend(std::vector<double>(first, first + dim), values,
                                                    1 / std::sqrt(512.0), std::nullopt);
+        // Rounding shifts weights, which moves an output by a share of the entries' size, however small it is itself.
+        double largest = 1;
+        for (const double x : expected.out) largest = std::max(largest, std::fabs(x));
         for (std::int64_t i = 0; i < dim; ++i) {
           const double wanted_value = expected.out[std::size_t(i)];
           const double found = double(out[std::size_t((r * heads + h) * dim + i)]);
-          if (!(std::fabs(found - wanted_value) <= 1e-4 * (1 + std::fabs(wanted_value)))) {
-            CAPTURE(layer, r, h, i);
-            REQUIRE(found == Approx(wanted_value).margin(1e-4));
+          if (!(std::fabs(found - wanted_value) <= 1e-4 * largest)) {
+            CAPTURE(layer, r, h, i, largest);
+            REQUIRE(found == Approx(wanted_value).margin(1e-4 * largest));
           }
         }
       }
@@ -274,7 +278,7 @@ TEST_CASE("what cannot read kv_format::deepseek_v4 says so, and so does what can
 }
 
 TEST_CASE("chunks and sessions of DeepSeek-V4 travel between stores byte for byte") {
-  const auto seed = std::random_device()();
+  const auto seed = flashmemory_test::fresh_seed();
   CAPTURE(seed);
   std::mt19937 random(seed);
   fm::tiered_chunk_store from(v4_options(4)), to(v4_options(4)), loaded(v4_options(4));

@@ -2,6 +2,7 @@
 #include <random>
 
 #include "catch.hpp"
+#include "support/fresh_seed.hpp"
 #include "support/toy_engine.hpp"
 
 namespace fm = flashmemory;
@@ -121,7 +122,7 @@ fm::sequence_options options(std::int64_t max_tokens, std::int64_t quota) {
 
 TEST_CASE("passes whose rows are written into the chunks leave the store as append() does", "[store][pass]") {
   const std::int32_t tokens_per_entry = GENERATE(1, 4);
-  const auto seed = std::random_device{}();
+  const auto seed = flashmemory_test::fresh_seed();
   CAPTURE(tokens_per_entry, seed);
   std::mt19937 random(seed);
   twins t(small_chunks(tokens_per_entry));
@@ -166,7 +167,7 @@ TEST_CASE("passes whose rows are written into the chunks leave the store as appe
 
 TEST_CASE("a set that is said to be unchanged has the chunks it had, and a change is never missed",
           "[store][pass]") {
-  const auto seed = std::random_device{}();
+  const auto seed = flashmemory_test::fresh_seed();
   CAPTURE(seed);
   std::mt19937 random(seed);
   twins t(small_chunks(1));

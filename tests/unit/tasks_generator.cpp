@@ -10,6 +10,7 @@
 #include <string>
 
 #include "catch.hpp"
+#include "support/fresh_seed.hpp"
 #include "tasks.hpp"
 
 using namespace tinylm;
@@ -26,7 +27,7 @@ const tokenizer& words() {
 task_maker maker_for(std::uint64_t seed) { return {words(), data + "/prose.txt", data + "/words.txt", seed}; }
 
 const task_maker& any_maker() {
-  static const std::uint64_t seed = std::random_device{}();
+  static const std::uint64_t seed = flashmemory_test::fresh_seed();
   static const task_maker shared = maker_for(seed);
   UNSCOPED_INFO("seed of the maker " << seed);
   return shared;
@@ -209,7 +210,7 @@ TEST_CASE("a context-free task needs nothing before the last sentence, and holds
 }
 
 TEST_CASE("the same seed makes the same bytes, whatever was made before") {
-  const std::uint64_t seed = std::random_device{}();
+  const std::uint64_t seed = flashmemory_test::fresh_seed();
   CAPTURE(seed);
   const task_maker one = maker_for(seed), two = maker_for(seed);
   for (const task_kind kind : all_task_kinds()) one.make(kind, 2048, 7, true);
@@ -221,7 +222,7 @@ TEST_CASE("the same seed makes the same bytes, whatever was made before") {
 }
 
 TEST_CASE("tasks over two parts of the text have no line in common") {
-  const std::uint64_t seed = std::random_device{}();
+  const std::uint64_t seed = flashmemory_test::fresh_seed();
   CAPTURE(seed);
   const task_maker first(words(), data + "/prose.txt", data + "/words.txt", seed, text_part_from("0:0.6"));
   const task_maker second(words(), data + "/prose.txt", data + "/words.txt", seed, text_part_from("0.6:1"));
@@ -256,7 +257,7 @@ TEST_CASE("tasks over two parts of the text have no line in common") {
 }
 
 TEST_CASE("another seed, index or length makes another prompt") {
-  const std::uint64_t seed = std::random_device{}();
+  const std::uint64_t seed = flashmemory_test::fresh_seed();
   CAPTURE(seed);
   const task_maker one = maker_for(seed), two = maker_for(seed + 1),
                    far = maker_for(seed + (std::uint64_t{1} << 32));

@@ -10,6 +10,7 @@
 
 #include "catch.hpp"
 #include "reference/labels.hpp"
+#include "support/fresh_seed.hpp"
 
 namespace fm = flashmemory;
 namespace train = flashmemory::train;
@@ -87,7 +88,7 @@ void compare(const problem& p, const train::attention_mass_options& o, const tra
 }  // namespace
 
 TEST_CASE("attention mass is the softmax over all history, heaviest entries first", "[train][mass]") {
-  const auto seed = static_cast<std::uint64_t>(Catch::rngSeed());
+  const std::uint64_t seed = flashmemory_test::fresh_seed();
   const auto entries = GENERATE(std::int64_t{1}, std::int64_t{2}, std::int64_t{63}, std::int64_t{64},
                                 std::int64_t{65}, std::int64_t{1031});
   const auto tokens = GENERATE(std::int64_t{1}, std::int64_t{5}, std::int64_t{33});
@@ -116,7 +117,7 @@ TEST_CASE("attention mass is the softmax over all history, heaviest entries firs
 }
 
 TEST_CASE("scale, soft cap, sinks and limits of attention mass", "[train][mass]") {
-  const auto seed = static_cast<std::uint64_t>(Catch::rngSeed());
+  const std::uint64_t seed = flashmemory_test::fresh_seed();
   CAPTURE(seed);
   const problem p(seed, 9, 200, 4, 2, 32, 1);
   const float sinks[] = {0.5f, -3, 8, 30};
@@ -136,7 +137,7 @@ TEST_CASE("scale, soft cap, sinks and limits of attention mass", "[train][mass]"
 }
 
 TEST_CASE("attention mass of a store's keys is that of the same keys in a tensor", "[train][mass]") {
-  const auto seed = static_cast<std::uint64_t>(Catch::rngSeed());
+  const std::uint64_t seed = flashmemory_test::fresh_seed();
   const fm::dtype type = GENERATE(fm::dtype::f32, fm::dtype::bf16);
   CAPTURE(seed, fm::to_string(type));
   const problem p(seed, 6, 150, 4, 2, 16, 1);

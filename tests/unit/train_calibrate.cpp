@@ -11,6 +11,7 @@
 #include <numeric>
 
 #include "catch.hpp"
+#include "support/fresh_seed.hpp"
 #include "support/planted_documents.hpp"
 #include "train/model.hpp"
 
@@ -144,7 +145,7 @@ std::string temporary(const char* name) { return (std::filesystem::temp_director
 }  // namespace
 
 TEST_CASE("the trainer's forward pass is what the library makes of the saved artifact", "[train]") {
-  const auto seed = GENERATE(take(3, random(0u, 1u << 20)));
+  const auto seed = GENERATE(flashmemory_test::fresh_seeds(3));
   const bool bf16 = GENERATE(false, true);
   const std::string path = temporary("fm_train_agrees");
   CAPTURE(seed, bf16);
@@ -192,7 +193,7 @@ TEST_CASE("the trainer's forward pass is what the library makes of the saved art
 }
 
 TEST_CASE("evaluation counts what a plain count over the library's scores counts", "[train]") {
-  const auto seed = GENERATE(take(2, random(0u, 1u << 20)));
+  const auto seed = GENERATE(flashmemory_test::fresh_seeds(2));
   const std::int64_t chunks = GENERATE(9, 60);
   CAPTURE(seed, chunks);
   const ft::memory_source source(planted::geometry(), planted::many(seed, 3, 4, chunks));
@@ -227,7 +228,7 @@ TEST_CASE("evaluation counts what a plain count over the library's scores counts
 }
 
 TEST_CASE("calibration reaches its goal with the least that does", "[train]") {
-  const auto seed = GENERATE(take(2, random(0u, 1u << 20)));
+  const auto seed = GENERATE(flashmemory_test::fresh_seeds(2));
   const double recall = GENERATE(0.5, 0.9, 1.0);
   const bool per_layer = GENERATE(false, true);
   CAPTURE(seed, recall, per_layer);

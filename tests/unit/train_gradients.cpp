@@ -8,6 +8,7 @@
 
 #include "catch.hpp"
 #include "reference/indexer.hpp"
+#include "support/fresh_seed.hpp"
 #include "train/encoder.hpp"
 #include "train/kernels.hpp"
 #include "train/loss.hpp"
@@ -105,7 +106,7 @@ ft::loss_options only(const std::string& name) {
 }  // namespace
 
 TEST_CASE("every gradient of encoder and losses agrees with finite differences", "[train]") {
-  const auto seed = GENERATE(take(2, random(0u, 1u << 30)));
+  const auto seed = GENERATE(flashmemory_test::fresh_seeds(2));
   const auto name =
       GENERATE(as<std::string>{}, "focal", "bce", "sampled", "contrastive", "separate", "ranking", "all");
   struct extents {
@@ -151,7 +152,7 @@ TEST_CASE("every gradient of encoder and losses agrees with finite differences",
 }
 
 TEST_CASE("the trainer's scores are the formula's", "[train]") {
-  const auto seed = GENERATE(take(3, random(0u, 1u << 30)));
+  const auto seed = GENERATE(flashmemory_test::fresh_seeds(3));
   const bool rope = GENERATE(false, true);
   CAPTURE(seed, rope);
   std::mt19937 random(seed);
@@ -196,7 +197,7 @@ TEST_CASE("the trainer's scores are the formula's", "[train]") {
 }
 
 TEST_CASE("quantisation passes gradients straight through to the unrounded keys", "[train]") {
-  const auto seed = GENERATE(take(3, random(0u, 1u << 30)));
+  const auto seed = GENERATE(flashmemory_test::fresh_seeds(3));
   CAPTURE(seed);
   std::mt19937 random(seed);
   problem p(random, 7, 4, 3, 5, 6, 3, true, false);
@@ -269,7 +270,7 @@ TEST_CASE("quantisation passes gradients straight through to the unrounded keys"
 }
 
 TEST_CASE("operands of bf16 are rounded, sums are not", "[train]") {
-  const auto seed = GENERATE(take(3, random(0u, 1u << 30)));
+  const auto seed = GENERATE(flashmemory_test::fresh_seeds(3));
   const bool trains_keys = GENERATE(true, false);
   CAPTURE(seed, trains_keys);
   std::mt19937 random(seed);
@@ -318,7 +319,7 @@ TEST_CASE("operands of bf16 are rounded, sums are not", "[train]") {
 }
 
 TEST_CASE("float kernels agree with the plain double ones", "[train]") {
-  const auto seed = GENERATE(take(2, random(0u, 1u << 30)));
+  const auto seed = GENERATE(flashmemory_test::fresh_seeds(2));
   const std::int64_t windows = GENERATE(1, 3, 16, 17, 64);
   const std::int64_t heads = GENERATE(1, 8);
   CAPTURE(seed, windows, heads);
@@ -360,7 +361,7 @@ TEST_CASE("float kernels agree with the plain double ones", "[train]") {
 }
 
 TEST_CASE("keys quantised in the loop are the library's keys", "[train]") {
-  const auto seed = GENERATE(take(3, random(0u, 1u << 30)));
+  const auto seed = GENERATE(flashmemory_test::fresh_seeds(3));
   const double scale = GENERATE(1e-6, 1e-3, 1.0, 1e4);
   CAPTURE(seed, scale);
   std::mt19937 random(seed);

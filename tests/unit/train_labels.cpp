@@ -6,6 +6,7 @@
 
 #include "catch.hpp"
 #include "reference/labels.hpp"
+#include "support/fresh_seed.hpp"
 #include "support/random_document.hpp"
 
 namespace fm = flashmemory;
@@ -143,7 +144,7 @@ TEST_CASE("the nucleus keeps at least one entry, and the one that crosses p", "[
 }
 
 TEST_CASE("labels are those of the plain reference", "[train][labels]") {
-  const auto seed = static_cast<std::uint64_t>(Catch::rngSeed()) + GENERATE(0u, 1u, 2u, 3u, 4u, 5u);
+  const std::uint64_t seed = GENERATE(flashmemory_test::fresh_seeds(6));
   const int tokens_per_entry = GENERATE(1, 4);
   const int only_layer = GENERATE(-1, 1);
   CAPTURE(seed, tokens_per_entry, only_layer);

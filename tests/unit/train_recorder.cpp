@@ -9,6 +9,7 @@
 #include <random>
 
 #include "catch.hpp"
+#include "support/fresh_seed.hpp"
 #include "support/random_document.hpp"
 
 namespace fm = flashmemory;
@@ -30,7 +31,7 @@ train::recorder_options budgets(std::size_t memory, std::size_t shard) {
 }  // namespace
 
 TEST_CASE("what was recorded is read back byte for byte, whatever the budgets", "[train][recorder]") {
-  const auto seed = static_cast<std::uint64_t>(Catch::rngSeed());
+  const std::uint64_t seed = flashmemory_test::fresh_seed();
   const std::size_t memory = GENERATE(std::size_t{9000}, std::size_t{20000}, std::size_t{1} << 20);
   const std::size_t shard = GENERATE(std::size_t{1}, std::size_t{8000});
   const fm::dtype rows = GENERATE(fm::dtype::bf16, fm::dtype::f32);
@@ -103,7 +104,7 @@ TEST_CASE("several sequences are recorded at a time, and parts of long ones are 
 }
 
 TEST_CASE("averaged hidden states do not depend on how the tokens arrive", "[train][recorder]") {
-  const auto seed = static_cast<std::uint64_t>(Catch::rngSeed());
+  const std::uint64_t seed = flashmemory_test::fresh_seed();
   CAPTURE(seed);
   std::mt19937_64 random(seed);
   train::recording_geometry g;
@@ -151,7 +152,7 @@ TEST_CASE("averaged hidden states do not depend on how the tokens arrive", "[tra
 }
 
 TEST_CASE("several writers share a folder, and their documents come in a fixed order", "[train][recorder]") {
-  const auto seed = static_cast<std::uint64_t>(Catch::rngSeed());
+  const std::uint64_t seed = flashmemory_test::fresh_seed();
   CAPTURE(seed);
   const temporary_folder folder("recorder");
   const auto g = small_geometry();
@@ -176,7 +177,7 @@ TEST_CASE("several writers share a folder, and their documents come in a fixed o
 }
 
 TEST_CASE("a recorder of the same name goes on where the manifest ends", "[train][recorder]") {
-  const auto seed = static_cast<std::uint64_t>(Catch::rngSeed());
+  const std::uint64_t seed = flashmemory_test::fresh_seed();
   CAPTURE(seed);
   const temporary_folder folder("recorder");
   const auto g = small_geometry();

@@ -10,6 +10,7 @@
 #include <random>
 
 #include "catch.hpp"
+#include "support/fresh_seed.hpp"
 #include "support/random_document.hpp"
 
 namespace fm = flashmemory;
@@ -32,7 +33,7 @@ fm::tensor_source tensor(const char* name, const std::vector<float>& values,
 
 TEST_CASE("exported rows are the labels, with vectors where they say and negatives that are none of them",
           "[train][retrieval]") {
-  const auto seed = static_cast<std::uint64_t>(Catch::rngSeed());
+  const std::uint64_t seed = flashmemory_test::fresh_seed();
   const int stream = GENERATE(0, 1);
   const bool keep = GENERATE(false, true);
   CAPTURE(seed, stream, keep);
@@ -109,7 +110,7 @@ TEST_CASE("exported rows are the labels, with vectors where they say and negativ
 }
 
 TEST_CASE("an encoder that was trained elsewhere scores as its formula says", "[train][retrieval]") {
-  const auto seed = static_cast<std::uint64_t>(Catch::rngSeed());
+  const std::uint64_t seed = flashmemory_test::fresh_seed();
   CAPTURE(seed);
   std::mt19937_64 random(seed);
   std::normal_distribution<float> normal;

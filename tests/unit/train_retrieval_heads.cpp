@@ -4,6 +4,7 @@
 #include <random>
 
 #include "catch.hpp"
+#include "support/fresh_seed.hpp"
 #include "support/planted_documents.hpp"
 
 namespace fm = flashmemory;
@@ -74,7 +75,7 @@ std::vector<ft::document> scattered(std::uint32_t seed) {
 }  // namespace
 
 TEST_CASE("heads are ranked by the mass of the chunk that they look at", "[train]") {
-  const std::uint32_t seed = std::random_device{}();
+  const std::uint32_t seed = flashmemory_test::fresh_seed();
   CAPTURE(seed);
   const auto documents = scattered(seed);
   const ft::memory_source source(planted::geometry(), documents);
@@ -93,7 +94,7 @@ TEST_CASE("heads are ranked by the mass of the chunk that they look at", "[train
 }
 
 TEST_CASE("the head that looks for planted codes is found, and its labels are its own", "[train]") {
-  const std::uint32_t seed = std::random_device{}();
+  const std::uint32_t seed = flashmemory_test::fresh_seed();
   CAPTURE(seed);
   auto documents = planted::many(seed, 4, 0, 24);
   const ft::memory_source source(planted::geometry(), documents);

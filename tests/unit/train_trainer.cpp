@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "catch.hpp"
+#include "support/fresh_seed.hpp"
 #include "support/planted_training.hpp"
 
 namespace fm = flashmemory;
@@ -49,7 +50,7 @@ struct folder {
 }  // namespace
 
 TEST_CASE("training from the closed form finds planted needs, without a random start's luck", "[train]") {
-  const auto seed = GENERATE(take(2, random(0u, 1u << 20)));
+  const auto seed = GENERATE(flashmemory_test::fresh_seeds(2));
   const std::int64_t convex = GENERATE(0, 60);
   CAPTURE(seed, convex);
   const ft::memory_source source(planted::geometry(), planted::many(seed, 24, 4, 120));
@@ -140,7 +141,7 @@ TEST_CASE("every start knows more than chance, the ones from the model's own mat
 }
 
 TEST_CASE("with keys of the model's own the query side alone is trained", "[train]") {
-  const auto seed = GENERATE(take(2, random(0u, 1u << 20)));
+  const auto seed = GENERATE(flashmemory_test::fresh_seeds(2));
   CAPTURE(seed);
   ft::recording_geometry g = planted::geometry();
   g.keys[0].width = 0;
@@ -185,7 +186,7 @@ TEST_CASE("with keys of the model's own the query side alone is trained", "[trai
 }
 
 TEST_CASE("training is the same whatever the number of threads", "[train]") {
-  const auto seed = GENERATE(take(2, random(0u, 1u << 20)));
+  const auto seed = GENERATE(flashmemory_test::fresh_seeds(2));
   CAPTURE(seed);
   const ft::memory_source source(planted::geometry(), planted::many(seed, 6, 1, 70));
   std::vector<float> first;
@@ -203,7 +204,7 @@ TEST_CASE("training is the same whatever the number of threads", "[train]") {
 }
 
 TEST_CASE("a run that went on from a checkpoint is the run that was not interrupted", "[train]") {
-  const auto seed = GENERATE(take(2, random(0u, 1u << 20)));
+  const auto seed = GENERATE(flashmemory_test::fresh_seeds(2));
   const std::int64_t stop = GENERATE(1, 5, 6, 9);
   CAPTURE(seed, stop);
   const folder place;
