@@ -176,12 +176,23 @@ status selector::impl::finish_others(const served_sequence& s, stream_ref stream
   return status::ok;
 }
 
+/// Whether the quota has slots for the tokens of another step, though nothing has left the set yet.
+bool selector::impl::fits_a_step(const served_sequence& s) const noexcept {
+  sequence_info info;
+  if (store.info(s.handle, &info) != status::ok) return true;  // whatever is wrong, waiting does not mend it
+  const std::int64_t more =
+      geometry.chunks_for(info.tokens + s.step_tokens) - geometry.chunks_for(info.tokens);
+  return info.resident_chunks + more <= s.quota;
+}
+
 /// Moves a refresh as far as it gets: at once to its end, else without blocking unless it is late and the policy is to
-/// wait.
+/// wait, or the next step would find the quota full.
 status selector::impl::advance(served_sequence& s, bool at_once, stream_ref stream) noexcept {
   refresh_flight& f = s.flight;
   const bool late = !at_once && f.steps > options.max_staleness;
-  const bool block = at_once || (late && options.late == late_policy::wait);
+  const bool block =
+      at_once ||
+      (late && (options.late == late_policy::wait || (options.late == late_policy::keep && !fits_a_step(s))));
   const auto not_yet = [&] {
     if (late && !f.late) {
       f.late = true;

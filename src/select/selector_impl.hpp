@@ -76,6 +76,7 @@ struct selector::impl : detail::level1_context {
   status advance_all(stream_ref stream) noexcept;
   status start_recall(detail::served_sequence& s, bool at_once, stream_ref stream) noexcept;
   status finish_recall(detail::served_sequence& s, late_policy how, stream_ref stream) noexcept;
+  bool fits_a_step(const detail::served_sequence& s) const noexcept;
   status finish_others(const detail::served_sequence& s, stream_ref stream) noexcept;
   void land(detail::served_sequence& s) noexcept;
   status crash(detail::served_sequence& s, status code) noexcept;

@@ -185,6 +185,29 @@ TEST_CASE("a refresh that is later than max_staleness meets the late policy", "[
   }
 }
 
+TEST_CASE("with late_policy::keep a late refresh is waited for when the quota is full, and not before",
+          "[selector][overlap]") {
+  bench b(fm::apply_mode::overlapped, 3, fm::late_policy::keep);
+  b.build();
+  auto s = b.open(1);
+  REQUIRE(b.engine->step(s, 163) == status::ok);
+  b.store.polls_until_landed = 1 << 20;  // never, unless they are waited for
+  fm::sequence_info info;
+  std::int64_t fullest = 0;
+  for (int step = 0; step < 400; ++step) {
+    CAPTURE(step);
+    REQUIRE(b.engine->step(s) == status::ok);
+    REQUIRE(b.inner.info(s.handle, &info) == status::ok);
+    fullest = std::max(fullest, info.resident_chunks);
+  }
+  CHECK(fullest == info.options.max_resident_chunks);
+  const auto c = b.select->counters();
+  CHECK(c.late > 2);
+  CHECK(c.refreshes > 2);
+  CHECK(c.refreshes_failed == 0);
+  CHECK(c.max_staleness > b.policy.interval);
+}
+
 TEST_CASE("a wait that ends at the deadline is told, and the refresh goes on", "[selector][overlap]") {
   bench b(fm::apply_mode::overlapped, 2, fm::late_policy::wait);
   b.build();

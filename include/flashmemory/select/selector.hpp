@@ -41,8 +41,8 @@ struct selector_options {
   /// Room for as many steps' tokens, at most an interval's, is kept free in a sequence's quota; see
   /// sequence_options_for().
   std::int32_t max_staleness = 8;
-  /// What a late refresh meets: `keep` goes on without (and append() may at last find the quota full), `wait` blocks up to
-  /// the deadline, `fail` gives it up (timed_out).
+  /// What a late refresh meets: `keep` goes on without, until the quota has no room for another step, and then waits;
+  /// `wait` blocks up to the deadline; `fail` gives it up (timed_out).
   late_policy late = late_policy::wait;
   /// Overlapped: recalls under way at a time. More of them need a transition pool with room for the new chunks of all,
   /// or chunks are refused.
