@@ -179,7 +179,7 @@ TEST_CASE("a set that is said to be unchanged has the chunks it had, and a chang
     std::vector<fm::chunk_id> ids;
     std::vector<const std::byte*> data;
   } looks[2];
-  std::int64_t same = 0, other = 0;
+  std::int64_t same = 0, other = 0, recalled_at = 0;
   for (int step = 0; step < 400 && t.tokens[0] + 3 < 600; ++step) {
     const fm::batch_item item{handle, t.tokens[0], std::int32_t(1 + random() % 3)};
     REQUIRE(t.written.begin_pass(fm::batch(&item, 1), toy::host) == status::ok);
@@ -214,7 +214,9 @@ TEST_CASE("a set that is said to be unchanged has the chunks it had, and a chang
     REQUIRE(t.written.commit_pass(fm::batch(&item, 1), false, toy::host) == status::ok);
     t.tokens[0] += item.num_tokens;
     if (random() % 3 == 0) check(looks[1]);  // between passes
-    if (random() % 12 == 0) {
+    if (random() % 12 == 0 ||
+        t.tokens[0] > recalled_at + 100) {  // the quota has room for 30 chunks of 8 tokens
+      recalled_at = t.tokens[0];
       std::vector<fm::chunk_id> some;
       for (std::int64_t c = 0; c < t.tokens[0] / 8 && some.size() < 4; c += 1 + std::int64_t(random() % 5))
         some.push_back(fm::chunk_id(c));
