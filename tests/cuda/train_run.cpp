@@ -1,5 +1,4 @@
 // SPDX-License-Identifier: MIT
-#include <filesystem>
 #include <flashmemory/cuda/train.hpp>
 #include <flashmemory/error.hpp>
 #include <flashmemory/train/start.hpp>
@@ -8,6 +7,7 @@
 #include "cuda/gpu.hpp"
 #include "support/fresh_seed.hpp"
 #include "support/planted_training.hpp"
+#include "support/temporary_folder.hpp"
 
 namespace cu = flashmemory::cuda;
 namespace fm = flashmemory;
@@ -28,10 +28,6 @@ fm::dual_encoder_config start_of(const ft::document_source& source, ft::start_ki
 }
 
 std::vector<float> weights_of(const ft::trainer& trainer) { return planted::weights_of(trainer.config()); }
-
-std::string temporary(const char* name) {
-  return (std::filesystem::temp_directory_path() / (name + std::to_string(std::random_device()()))).string();
-}
 
 /// Documents of different lengths, so that the workspace grows on the way.
 std::vector<ft::document> mixed(std::uint32_t seed) {
@@ -90,7 +86,8 @@ TEST_CASE("a run on the device repeats its bits, interrupted or not", "[gpu][tra
   ft::trainer again(source, start, o);
   again.run({});
   CHECK(weights_of(again) == weights_of(whole));
-  const std::string path = temporary("fm_cuda_train");
+  const temporary_folder folder;
+  const std::string path = folder.file("checkpoint");
   ft::trainer part(source, start, o);
   part.run([&](const ft::step_report& r) { return r.step < stop; }, path, 0);
   ft::trainer resumed(source, start_of(source, ft::start_kind::bilinear), o);
@@ -99,7 +96,6 @@ TEST_CASE("a run on the device repeats its bits, interrupted or not", "[gpu][tra
   CHECK(weights_of(resumed) == weights_of(part));
   resumed.run({});
   CHECK(weights_of(resumed) == weights_of(whole));
-  std::filesystem::remove(path);
 }
 
 TEST_CASE("checkpoints go from the CPU to the device and back", "[gpu][train]") {
@@ -107,7 +103,8 @@ TEST_CASE("checkpoints go from the CPU to the device and back", "[gpu][train]") 
   const bool device_first = GENERATE(false, true);
   const ft::memory_source source(planted::geometry(), mixed(11));
   const auto start = start_of(source, ft::start_kind::bilinear);
-  const std::string path = temporary("fm_cuda_train");
+  const temporary_folder folder;
+  const std::string path = folder.file("checkpoint");
   ft::trainer first(source, start, quick(device_first));
   first.run([](const ft::step_report& r) { return r.step < 5; }, path, 0);
   ft::trainer second(source, start, quick(!device_first));
@@ -126,8 +123,6 @@ TEST_CASE("checkpoints go from the CPU to the device and back", "[gpu][train]") 
     loss[other] = goes_on.step().loss;
   }
   CHECK(loss[0] == Approx(loss[1]).epsilon(5e-3));
-  std::filesystem::remove(path);
-  std::filesystem::remove(path + "2");
 }
 
 TEST_CASE("a loss that is NaN stops a run on the device, names the document and changes nothing",

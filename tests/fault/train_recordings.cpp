@@ -16,15 +16,16 @@
 #include "catch.hpp"
 #include "support/fresh_seed.hpp"
 #include "support/random_document.hpp"
+#include "support/temporary_folder.hpp"
 #include "train/manifest.hpp"
 
 namespace fm = flashmemory;
 namespace fs = std::filesystem;
 namespace train = flashmemory::train;
+using flashmemory_test::temporary_folder;
 using support::random_document;
 using support::same;
 using support::small_geometry;
-using support::temporary_folder;
 
 namespace {
 
@@ -99,7 +100,7 @@ class file_size_limit {
 TEST_CASE("a shard that is cut or damaged anywhere is refused by name", "[train][fault]") {
   const std::uint64_t seed = flashmemory_test::fresh_seed();
   CAPTURE(seed);
-  const temporary_folder folder("recordings");
+  const temporary_folder folder;
   record(folder.path(), seed, 3);
   const std::string shard = folder.file("shard.0.000001.safetensors");
   const std::string good = contents(shard);
@@ -134,7 +135,7 @@ TEST_CASE("a shard that is cut or damaged anywhere is refused by name", "[train]
 TEST_CASE("a manifest that is cut or damaged anywhere is refused by name", "[train][fault]") {
   const std::uint64_t seed = flashmemory_test::fresh_seed();
   CAPTURE(seed);
-  const temporary_folder folder("recordings");
+  const temporary_folder folder;
   record(folder.path(), seed, 2);
   const std::string manifest = folder.file("manifest.0.json");
   const std::string good = contents(manifest);
@@ -156,7 +157,7 @@ TEST_CASE("a manifest that is cut or damaged anywhere is refused by name", "[tra
 }
 
 TEST_CASE("fields that contradict each other are refused even with a right checksum", "[train][fault]") {
-  const temporary_folder folder("recordings");
+  const temporary_folder folder;
   record(folder.path(), 7, 2);
   const std::string path = folder.file("manifest.0.json");
   const std::string good = contents(path);
@@ -188,7 +189,7 @@ TEST_CASE("fields that contradict each other are refused even with a right check
 }
 
 TEST_CASE("recordings of another geometry or model are never mixed", "[train][fault]") {
-  const temporary_folder folder("recordings"), other("recordings");
+  const temporary_folder folder, other;
   record(folder.path(), 1, 1);
   auto g = small_geometry();
   SECTION("model") { g.model_fingerprint = "another model"; }
@@ -214,7 +215,7 @@ TEST_CASE("recordings of another geometry or model are never mixed", "[train][fa
 TEST_CASE("what a crash left half done is discarded, what was listed stays", "[train][fault]") {
   const std::uint64_t seed = flashmemory_test::fresh_seed();
   CAPTURE(seed);
-  const temporary_folder folder("recordings");
+  const temporary_folder folder;
   record(folder.path(), seed, 2);
   const std::string manifest = contents(folder.file("manifest.0.json"));
   record(folder.path(), seed + 2, 1);  // takes shard 2
@@ -256,7 +257,7 @@ TEST_CASE("what a crash left half done is discarded, what was listed stays", "[t
 }
 
 TEST_CASE("another writer's files are nobody else's to tidy", "[train][fault]") {
-  const temporary_folder folder("recordings");
+  const temporary_folder folder;
   record(folder.path(), 1, 1, "a");
   put(folder.file("shard.b.000000.safetensors.1-0.tmp"), "b is at work");
   put(folder.file("notes.txt"), "mine");
@@ -270,7 +271,7 @@ TEST_CASE("a full disk is an error that names the shard, and nothing half-writte
   const std::uint64_t seed = flashmemory_test::fresh_seed();
   const rlim_t room = GENERATE(rlim_t{0}, rlim_t{100}, rlim_t{5000});
   CAPTURE(seed, room);
-  const temporary_folder folder("recordings");
+  const temporary_folder folder;
   const auto g = small_geometry();
   train::recorder_options options;
   options.shard_bytes = std::size_t{1} << 20;
@@ -308,7 +309,7 @@ TEST_CASE("a full disk is an error that names the shard, and nothing half-writte
 
 TEST_CASE("a disk that fills up within a document takes nothing of the call that found out",
           "[train][fault]") {
-  const temporary_folder folder("recordings");
+  const temporary_folder folder;
   train::recording_geometry g;
   g.layers = g.heads = 1;
   g.queries = {{0, fm::tap_kind::hidden, 64}};
@@ -335,7 +336,7 @@ TEST_CASE("a disk that fills up within a document takes nothing of the call that
 }
 
 TEST_CASE("folders that hold nothing, and documents that are too large, are refused", "[train][fault]") {
-  const temporary_folder folder("recordings");
+  const temporary_folder folder;
   CHECK_THAT(complaint<fm::argument_error>([&] { train::recordings(folder.path()); }),
              Catch::Contains(folder.path()));
   CHECK_THAT(complaint<fm::io_failure>([&] { train::recordings(folder.path() + "/no"); }),

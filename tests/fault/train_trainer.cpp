@@ -2,11 +2,11 @@
 #include <sys/resource.h>
 
 #include <csignal>
-#include <filesystem>
 #include <flashmemory/error.hpp>
 
 #include "catch.hpp"
 #include "support/planted_training.hpp"
+#include "support/temporary_folder.hpp"
 
 namespace fm = flashmemory;
 namespace ft = flashmemory::train;
@@ -28,7 +28,8 @@ TEST_CASE("a loss that is NaN stops training, names the document and changes not
 }
 
 TEST_CASE("a run that diverges stops with a typed error and its last checkpoint stays whole", "[train]") {
-  const auto path = (std::filesystem::temp_directory_path() / "fm_train_diverges").string();
+  const flashmemory_test::temporary_folder folder;
+  const std::string path = folder.file("checkpoint");
   const ft::memory_source source(planted::geometry(), planted::many(5, 3, 0, 30));
   ft::trainer_options o = quick();
   o.layer_steps = 60;
@@ -41,11 +42,11 @@ TEST_CASE("a run that diverges stops with a typed error and its last checkpoint 
   ft::trainer again(source, random_start(source), o);
   again.load_checkpoint(path);
   CHECK(again.steps_done() == trainer.steps_done());
-  std::filesystem::remove(path);
 }
 
 TEST_CASE("a disk that is full leaves the checkpoint before it", "[train]") {
-  const auto path = (std::filesystem::temp_directory_path() / "fm_train_full").string();
+  const flashmemory_test::temporary_folder folder;
+  const std::string path = folder.file("checkpoint");
   const ft::memory_source source(planted::geometry(), planted::many(5, 3, 0, 30));
   ft::trainer trainer(source, random_start(source), quick());
   (void)trainer.step();
@@ -62,8 +63,5 @@ TEST_CASE("a disk that is full leaves the checkpoint before it", "[train]") {
   ft::trainer other(source, random_start(source), quick());
   other.load_checkpoint(path);
   CHECK(other.steps_done() == 1);
-  for (const auto& entry : std::filesystem::directory_iterator(std::filesystem::temp_directory_path())) {
-    CHECK(entry.path().string().find("fm_train_full.") == std::string::npos);
-  }
-  std::filesystem::remove(path);
+  CHECK(folder.files() == 1);
 }

@@ -10,6 +10,7 @@
 #include "catch.hpp"
 #include "support/fresh_seed.hpp"
 #include "support/random_document.hpp"
+#include "support/temporary_folder.hpp"
 
 namespace fm = flashmemory;
 namespace train = flashmemory::train;
@@ -83,7 +84,7 @@ TEST_CASE("random recorders in one folder lose nothing that was flushed and inve
   std::mt19937_64 random(seed);
   const auto below = [&](std::uint64_t n) { return random() % n; };
   const auto g = support::small_geometry(below(2) == 0 ? 1 : 4);
-  const support::temporary_folder folder("property");
+  const flashmemory_test::temporary_folder folder;
   const std::vector<std::string> writers{"a", "b-2", "c_3"};
   std::map<std::string, std::map<std::int64_t, train::document>> expected;
   std::uint64_t next = 0;

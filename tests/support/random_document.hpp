@@ -1,12 +1,9 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
-#include <filesystem>
 #include <flashmemory/indexer/index_key.hpp>
 #include <flashmemory/train/document.hpp>
 #include <random>
@@ -16,30 +13,6 @@
 namespace support {
 
 namespace train = flashmemory::train;
-
-/// A folder that goes with everything in it.
-class temporary_folder {
- public:
-  explicit temporary_folder(const std::string& name) {
-    static int serial = 0;
-    path_ = (std::filesystem::temp_directory_path() /
-             ("flashmemory_" + name + "_" + std::to_string(::getpid()) + "_" + std::to_string(serial++)))
-                .string();
-    std::filesystem::create_directory(path_);
-  }
-  ~temporary_folder() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
-  }
-  temporary_folder(const temporary_folder&) = delete;
-  temporary_folder& operator=(const temporary_folder&) = delete;
-
-  const std::string& path() const noexcept { return path_; }
-  std::string file(const std::string& name) const { return path_ + '/' + name; }
-
- private:
-  std::string path_;
-};
 
 inline train::recording_geometry small_geometry(int tokens_per_entry = 1) {
   train::recording_geometry g;

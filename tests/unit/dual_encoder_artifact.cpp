@@ -108,7 +108,7 @@ TEST_CASE("A saved dual encoder loads with every field and weight as it was", "[
   const auto seed = fresh_seed();
   CAPTURE(seed);
   std::mt19937 random(seed);
-  const scratch_folder folder;
+  const temporary_folder folder;
   const std::string path = folder.file("indexer.safetensors");
   for (const bool with_keys : {false, true}) {
     auto config = random_config(random, 13, 5, 3, 3, with_keys);
@@ -133,7 +133,7 @@ TEST_CASE("A saved dual encoder loads with every field and weight as it was", "[
 TEST_CASE("save_dual_encoder() refuses a configuration that could not be loaded, and writes nothing",
           "[artifact]") {
   std::mt19937 random(1);
-  const scratch_folder folder;
+  const temporary_folder folder;
   auto config = random_config(random, 13, 5, 3, 1, false);
   config.retrievers[0].wq_a[3] = std::numeric_limits<float>::quiet_NaN();
   CHECK_THROWS_AS(save_dual_encoder(config, folder.file("x")), argument_error);
@@ -147,7 +147,7 @@ TEST_CASE("save_dual_encoder() refuses a configuration that could not be loaded,
 
 TEST_CASE("A damaged or foreign artifact is refused, naming the file and the tensor or field", "[artifact]") {
   std::mt19937 random(2);
-  const scratch_folder folder;
+  const temporary_folder folder;
   const std::string path = folder.file("good"), bad = folder.file("bad");
   save_dual_encoder(random_config(random, 13, 5, 3, 2, true), path);
   const draft good = draft_of(path);
@@ -238,7 +238,7 @@ TEST_CASE("A damaged or foreign artifact is refused, naming the file and the ten
 
 TEST_CASE("bf16 and f16 weights and a logit_offset of one element are accepted", "[artifact]") {
   std::mt19937 random(3);
-  const scratch_folder folder;
+  const temporary_folder folder;
   const std::string path = folder.file("x");
   auto config = random_config(random, 4, 2, 1, 1, false);
   for (auto* values : {&config.retrievers[0].wq_a, &config.retrievers[0].wq_b}) {
@@ -294,7 +294,7 @@ TEST_CASE("A checkpoint in the reference's names loads with the reference's nume
 }
 
 TEST_CASE("IDs are taken in numeric order and freqs_cis is ignored", "[artifact]") {
-  const scratch_folder folder;
+  const temporary_folder folder;
   const auto path = folder.file("x");
   draft d;
   for (const std::string id : {"l10", "l9"}) {
@@ -315,7 +315,7 @@ TEST_CASE("IDs are taken in numeric order and freqs_cis is ignored", "[artifact]
 }
 
 TEST_CASE("A checkpoint that contradicts itself is refused", "[artifact]") {
-  const scratch_folder folder;
+  const temporary_folder folder;
   const auto path = folder.file("x");
   draft good;
   for (const std::string id : {"l3", "l5"}) {

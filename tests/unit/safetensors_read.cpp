@@ -213,7 +213,7 @@ TEST_CASE("A hostile name is shortened and made printable in messages", "[safete
 
 TEST_CASE("A mapped file is the same as its image; what cannot be opened is an io_failure naming it",
           "[safetensors]") {
-  const scratch_folder folder;
+  const temporary_folder folder;
   const std::string path = folder.file("two.safetensors");
   write_bytes(path, image_of(two_tensors, 12));
   safetensors_file file(path);
@@ -225,7 +225,7 @@ TEST_CASE("A mapped file is the same as its image; what cannot be opened is an i
   CHECK_THROWS_AS(safetensors_file(folder.file("none")), io_failure);
   CHECK_THROWS_WITH(safetensors_file(folder.file("none")),
                     Contains(folder.file("none")) && Contains("No such"));
-  CHECK_THROWS_AS(safetensors_file(folder.path().string()), io_failure);
+  CHECK_THROWS_AS(safetensors_file(folder.path()), io_failure);
   write_bytes(folder.file("empty"), {});
   CHECK_THROWS_AS(safetensors_file(folder.file("empty")), format_error);
   CHECK_THROWS_WITH(safetensors_file(folder.file("empty")), Contains(folder.file("empty")));

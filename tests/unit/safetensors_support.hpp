@@ -1,43 +1,18 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <unistd.h>
-
-#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <filesystem>
 #include <flashmemory/io/safetensors.hpp>
 #include <fstream>
 #include <iterator>
 #include <string>
 #include <vector>
 
+#include "support/temporary_folder.hpp"
+
 namespace flashmemory_test {
-
-/// A folder of its own below the temporary one, removed with everything in it.
-class scratch_folder {
- public:
-  scratch_folder() {
-    static std::atomic<int> serial{0};
-    path_ = std::filesystem::temp_directory_path() /
-            ("flashmemory-indexer-" + std::to_string(::getpid()) + "-" + std::to_string(serial++));
-    std::filesystem::create_directories(path_);
-  }
-  ~scratch_folder() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
-  }
-  scratch_folder(const scratch_folder&) = delete;
-  scratch_folder& operator=(const scratch_folder&) = delete;
-
-  std::string file(const std::string& name) const { return (path_ / name).string(); }
-  const std::filesystem::path& path() const { return path_; }
-
- private:
-  std::filesystem::path path_;
-};
 
 /// A file image: length, header text, `payload` bytes counting up.
 inline std::vector<std::byte> image_of(const std::string& header, std::size_t payload) {

@@ -24,17 +24,13 @@ tensor_source source(std::string name, tensor_type type, std::vector<std::int64_
   return t;
 }
 
-std::size_t files_in(const scratch_folder& folder) {
-  return static_cast<std::size_t>(std::distance(std::filesystem::directory_iterator(folder.path()), {}));
-}
-
 }  // namespace
 
 TEST_CASE("What write_safetensors() writes is read back byte for byte", "[safetensors]") {
   const auto seed = fresh_seed();
   CAPTURE(seed);
   std::mt19937 random(seed);
-  const scratch_folder folder;
+  const temporary_folder folder;
   const std::string path = folder.file("t.safetensors");
   for (int round = 0; round < 20; ++round) {
     std::vector<std::vector<std::byte>> data;
@@ -69,12 +65,12 @@ TEST_CASE("What write_safetensors() writes is read back byte for byte", "[safete
       CHECK(std::equal(read.data, read.data + read.bytes, t.data));
     }
   }
-  CHECK(files_in(folder) == 1);
+  CHECK(folder.files() == 1);
 }
 
 TEST_CASE("A file is replaced as a whole, and a writer that cannot finish leaves the old one alone",
           "[safetensors]") {
-  const scratch_folder folder;
+  const temporary_folder folder;
   const std::string path = folder.file("t.safetensors");
   write_safetensors(path, {}, {{"version", "old"}});
   const std::vector<std::byte> data(3);
@@ -82,11 +78,11 @@ TEST_CASE("A file is replaced as a whole, and a writer that cannot finish leaves
   CHECK(safetensors_file(path).metadata().at("version") == "old");
   write_safetensors(path, {}, {{"version", "new"}});
   CHECK(safetensors_file(path).metadata().at("version") == "new");
-  CHECK(files_in(folder) == 1);
+  CHECK(folder.files() == 1);
 }
 
 TEST_CASE("write_safetensors() refuses what could not be read back, naming the tensor", "[safetensors]") {
-  const scratch_folder folder;
+  const temporary_folder folder;
   const std::string path = folder.file("t.safetensors");
   const std::vector<std::byte> data(4);
   const auto good = source("a", tensor_type::u8, {4}, data);
@@ -108,19 +104,19 @@ TEST_CASE("write_safetensors() refuses what could not be read back, naming the t
   null.data = nullptr;
   refuse({null}, "no data");
   CHECK_THROWS_AS(write_safetensors(path, {}, {{"k", "\xff"}}), argument_error);
-  CHECK(files_in(folder) == 0);
+  CHECK(folder.files() == 0);
 }
 
 TEST_CASE("A path that cannot be written is an io_failure naming it, and leaves nothing behind",
           "[safetensors]") {
-  const scratch_folder folder;
+  const temporary_folder folder;
   const std::string nowhere = folder.file("no/such/folder/t.safetensors");
   CHECK_THROWS_AS(write_safetensors(nowhere, {}, {}), io_failure);
   CHECK_THROWS_WITH(write_safetensors(nowhere, {}, {}), Contains(nowhere) && Contains("No such file"));
   const std::string occupied = folder.file("folder");
   std::filesystem::create_directories(occupied + "/inside");
   CHECK_THROWS_AS(write_safetensors(occupied, {}, {}), io_failure);  // the rename fails
-  CHECK(files_in(folder) == 1);
+  CHECK(folder.files() == 1);
 }
 
 TEST_CASE("elements() is the product of the shape, and -1 for one that cannot be", "[safetensors]") {

@@ -1,46 +1,18 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <unistd.h>
-
-#include <atomic>
-#include <filesystem>
 #include <flashmemory/session.hpp>
 #include <fstream>
-#include <random>
 #include <string>
 
 #include "support/small_dual_encoder.hpp"
+#include "support/temporary_folder.hpp"
 
 namespace session_testing {
 
 namespace fm = flashmemory;
 
-/// A folder that no other test uses; goes away with all that is in it.
-class temporary_folder {
- public:
-  temporary_folder() {
-    static std::atomic<int> number{0};
-    path_ = std::filesystem::temp_directory_path() /
-            ("flashmemory-session-" + std::to_string(::getpid()) + "-" + std::to_string(number++) + "-" +
-             std::to_string(std::random_device()()));
-    std::filesystem::create_directory(path_);
-  }
-  ~temporary_folder() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
-  }
-  temporary_folder(const temporary_folder&) = delete;
-  temporary_folder& operator=(const temporary_folder&) = delete;
-  std::string file(const std::string& name) const { return (path_ / name).string(); }
-  std::size_t files() const {
-    return std::size_t(
-        std::distance(std::filesystem::directory_iterator(path_), std::filesystem::directory_iterator()));
-  }
-
- private:
-  std::filesystem::path path_;
-};
+using flashmemory_test::temporary_folder;
 
 inline std::vector<char> read_file(const std::string& path) {
   std::ifstream in(path, std::ios::binary);

@@ -1,16 +1,15 @@
 // SPDX-License-Identifier: MIT
 #include <cctype>
-#include <filesystem>
 #include <fstream>
 #include <map>
 #include <nlohmann/json.hpp>
-#include <random>
 #include <set>
 #include <sstream>
 #include <string>
 
 #include "catch.hpp"
 #include "support/fresh_seed.hpp"
+#include "support/temporary_folder.hpp"
 #include "tasks.hpp"
 
 using namespace tinylm;
@@ -139,18 +138,11 @@ void check_sound(const made_task& task, task_kind kind) {
 
 class temporary_file {
  public:
-  explicit temporary_file(const std::string& content)
-      : path_(std::filesystem::temp_directory_path() /
-              ("tinylm_tasks_" + std::to_string(std::random_device{}()))) {
-    std::ofstream(path_, std::ios::binary) << content;
-  }
-  ~temporary_file() { std::filesystem::remove(path_); }
-  temporary_file(const temporary_file&) = delete;
-  temporary_file& operator=(const temporary_file&) = delete;
-  std::string path() const { return path_.string(); }
+  explicit temporary_file(const std::string& content) { std::ofstream(path(), std::ios::binary) << content; }
+  std::string path() const { return folder_.file("text"); }
 
  private:
-  std::filesystem::path path_;
+  flashmemory_test::temporary_folder folder_;
 };
 
 /// Not quite periodic: a period may have no two sentence ends that are as far apart as a task wants.

@@ -11,6 +11,7 @@
 
 #include "catch.hpp"
 #include "support/random_document.hpp"
+#include "support/temporary_folder.hpp"
 
 namespace {
 
@@ -44,7 +45,7 @@ namespace fm = flashmemory;
 namespace train = flashmemory::train;
 
 TEST_CASE("recording and reading hold what they say, however much is recorded", "[train][memory]") {
-  const support::temporary_folder folder("memory");
+  const flashmemory_test::temporary_folder folder;
   train::recording_geometry g;
   g.layers = 2;
   g.heads = 2;

@@ -5,11 +5,11 @@
 #include <flashmemory/train/artifact.hpp>
 #include <flashmemory/train/recorder.hpp>
 #include <fstream>
-#include <random>
 #include <sstream>
 
 #include "catch.hpp"
 #include "support/planted_documents.hpp"
+#include "support/temporary_folder.hpp"
 
 namespace fm = flashmemory;
 namespace ft = flashmemory::train;
@@ -17,31 +17,27 @@ namespace ft = flashmemory::train;
 namespace {
 
 struct workplace {
-  workplace()
-      : path(std::filesystem::temp_directory_path() /
-             ("fm_program_" + std::to_string(std::random_device()()))) {
-    std::filesystem::create_directory(path);
+  workplace() {
     ft::recorder_options o;
     o.rows = fm::dtype::f32;
-    ft::recorder recorder((path / "recordings").string(), planted::geometry(), o);
+    ft::recorder recorder(at("recordings"), planted::geometry(), o);
     for (const ft::document& doc : planted::many(31, 8, 3, 60)) recorder.add(doc);
     recorder.flush();
   }
-  ~workplace() { std::filesystem::remove_all(path); }
 
   int run(const std::string& arguments) {
     const std::string command =
         std::string(FLASHMEMORY_TRAIN_INDEXER) + " " + arguments + " >" + at("out") + " 2>" + at("err");
     return std::system(command.c_str());
   }
-  std::string at(const char* name) const { return (path / name).string(); }
+  std::string at(const char* name) const { return folder.file(name); }
   std::string text(const char* name) const {
     std::ifstream file(at(name));
     std::stringstream all;
     all << file.rdbuf();
     return all.str();
   }
-  std::filesystem::path path;
+  flashmemory_test::temporary_folder folder;
 };
 
 }  // namespace

@@ -11,13 +11,14 @@
 #include "catch.hpp"
 #include "support/fresh_seed.hpp"
 #include "support/random_document.hpp"
+#include "support/temporary_folder.hpp"
 
 namespace fm = flashmemory;
 namespace train = flashmemory::train;
+using flashmemory_test::temporary_folder;
 using support::random_document;
 using support::same;
 using support::small_geometry;
-using support::temporary_folder;
 
 namespace {
 
@@ -37,7 +38,7 @@ TEST_CASE("what was recorded is read back byte for byte, whatever the budgets", 
   const fm::dtype rows = GENERATE(fm::dtype::bf16, fm::dtype::f32);
   const int tokens_per_entry = GENERATE(1, 4);
   CAPTURE(seed, memory, shard, fm::to_string(rows), tokens_per_entry);
-  const temporary_folder folder("recorder");
+  const temporary_folder folder;
   const auto g = small_geometry(tokens_per_entry);
   std::vector<train::document> docs;
   for (std::uint64_t i = 0; i < 12; ++i) docs.push_back(random_document(g, seed + i));
@@ -66,7 +67,7 @@ TEST_CASE("what was recorded is read back byte for byte, whatever the budgets", 
 
 TEST_CASE("several sequences are recorded at a time, and parts of long ones are joined",
           "[train][recorder]") {
-  const temporary_folder folder("recorder");
+  const temporary_folder folder;
   train::recording_geometry g;
   g.layers = 1;
   g.heads = 1;
@@ -114,7 +115,7 @@ TEST_CASE("averaged hidden states do not depend on how the tokens arrive", "[tra
   constexpr std::int64_t tokens = 101;
   std::vector<float> hidden(tokens * 5);
   for (float& x : hidden) x = std::uniform_real_distribution<float>(-2, 2)(random);
-  const temporary_folder folder("recorder");
+  const temporary_folder folder;
   {
     auto options = budgets(1 << 20, 1 << 20);
     options.rows = fm::dtype::f32;
@@ -154,7 +155,7 @@ TEST_CASE("averaged hidden states do not depend on how the tokens arrive", "[tra
 TEST_CASE("several writers share a folder, and their documents come in a fixed order", "[train][recorder]") {
   const std::uint64_t seed = flashmemory_test::fresh_seed();
   CAPTURE(seed);
-  const temporary_folder folder("recorder");
+  const temporary_folder folder;
   const auto g = small_geometry();
   auto first = budgets(1 << 20, 1), second = budgets(1 << 20, 1);
   first.writer = "node-1";
@@ -179,7 +180,7 @@ TEST_CASE("several writers share a folder, and their documents come in a fixed o
 TEST_CASE("a recorder of the same name goes on where the manifest ends", "[train][recorder]") {
   const std::uint64_t seed = flashmemory_test::fresh_seed();
   CAPTURE(seed);
-  const temporary_folder folder("recorder");
+  const temporary_folder folder;
   const auto g = small_geometry();
   std::string before;
   for (std::uint64_t run = 0; run < 3; ++run) {
@@ -203,7 +204,7 @@ TEST_CASE("a recorder of the same name goes on where the manifest ends", "[train
 }
 
 TEST_CASE("a recorder refuses what does not fit, and takes nothing of it", "[train][recorder]") {
-  const temporary_folder folder("recorder");
+  const temporary_folder folder;
   const auto g = small_geometry();
   train::recorder recorder(folder.path(), g);
   const auto id = recorder.begin("", train::dataset_split::train);
@@ -253,7 +254,7 @@ TEST_CASE("a recorder refuses what does not fit, and takes nothing of it", "[tra
 }
 
 TEST_CASE("options, geometries and single rows that cannot work are refused", "[train][recorder]") {
-  const temporary_folder folder("recorder");
+  const temporary_folder folder;
   auto g = small_geometry();
   train::recorder_options o;
   o.writer = "a.b";

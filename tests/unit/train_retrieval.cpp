@@ -12,10 +12,11 @@
 #include "catch.hpp"
 #include "support/fresh_seed.hpp"
 #include "support/random_document.hpp"
+#include "support/temporary_folder.hpp"
 
 namespace fm = flashmemory;
 namespace train = flashmemory::train;
-using support::temporary_folder;
+using flashmemory_test::temporary_folder;
 
 namespace {
 
@@ -38,7 +39,7 @@ TEST_CASE("exported rows are the labels, with vectors where they say and negativ
   const bool keep = GENERATE(false, true);
   CAPTURE(seed, stream, keep);
   const auto g = support::small_geometry();
-  const temporary_folder folder("retrieval"), out("retrieval_out");
+  const temporary_folder folder, out;
   {
     train::recorder recorder(folder.path(), g);
     for (std::uint64_t i = 0; i < 4; ++i) recorder.add(support::random_document(g, seed + i, 200));
@@ -123,7 +124,7 @@ TEST_CASE("an encoder that was trained elsewhere scores as its formula says", "[
   const auto down = fill(rank * hidden), norm = fill(rank), up = fill(heads * 128 * rank),
              gate = fill(heads * hidden), key = fill(128 * hidden), x = fill(hidden);
   const std::vector<float> offset{-1.5f};
-  const temporary_folder folder("retrieval");
+  const temporary_folder folder;
   const std::vector<fm::tensor_source> good{tensor("m.query.down.weight", down, {rank, hidden}),
                                             tensor("m.query.norm.weight", norm, {rank}),
                                             tensor("m.query.up.weight", up, {heads * 128, rank}),

@@ -8,6 +8,7 @@
 #include "catch.hpp"
 #include "support/fresh_seed.hpp"
 #include "support/planted_training.hpp"
+#include "support/temporary_folder.hpp"
 
 namespace fm = flashmemory;
 namespace ft = flashmemory::train;
@@ -35,17 +36,6 @@ fm::thread_hook threads(std::int32_t count) {
   };
   return hook;
 }
-
-struct folder {
-  folder()
-      : path(std::filesystem::temp_directory_path() /
-             ("fm_train_" + std::to_string(std::random_device()()))) {
-    std::filesystem::create_directory(path);
-  }
-  ~folder() { std::filesystem::remove_all(path); }
-  std::string file(const char* name) const { return (path / name).string(); }
-  std::filesystem::path path;
-};
 
 }  // namespace
 
@@ -82,7 +72,7 @@ TEST_CASE("every start knows more than chance, the ones from the model's own mat
   const auto kind = GENERATE(ft::start_kind::attention, ft::start_kind::embeddings, ft::start_kind::bilinear);
   const std::int32_t rank = GENERATE(as<std::int32_t>{}, 32, 8);
   CAPTURE(int(kind), rank);
-  const folder place;
+  const flashmemory_test::temporary_folder place;
   const ft::memory_source source(planted::geometry(), planted::many(77, 16, 4, 60));
   // The maps by which a model that made these documents would attend: the transposes of those that hid the codes.
   const planted::maps maps;
@@ -207,7 +197,7 @@ TEST_CASE("a run that went on from a checkpoint is the run that was not interrup
   const auto seed = GENERATE(flashmemory_test::fresh_seeds(2));
   const std::int64_t stop = GENERATE(1, 5, 6, 9);
   CAPTURE(seed, stop);
-  const folder place;
+  const flashmemory_test::temporary_folder place;
   const ft::memory_source source(planted::geometry(), planted::many(seed, 5, 1, 30));
   const auto start = ft::start_indexer(source, planted::architecture(2), start_of(ft::start_kind::random));
   ft::trainer whole(source, start, quick());
@@ -242,7 +232,7 @@ TEST_CASE("a budget of memory smaller than one document changes nothing but time
 }
 
 TEST_CASE("a checkpoint of another run is refused by what differs", "[train]") {
-  const folder place;
+  const flashmemory_test::temporary_folder place;
   const ft::memory_source source(planted::geometry(), planted::many(3, 3, 1, 30));
   const auto start = ft::start_indexer(source, planted::architecture(1), start_of(ft::start_kind::random));
   ft::trainer trainer(source, start, quick());
