@@ -189,6 +189,7 @@ void write_json(const eval_options& options, const std::vector<eval_result>& res
                      {"policies", options.policies},
                      {"budgets", options.limits.budgets},
                      {"thresholds", options.limits.thresholds},
+                     {"hystereses", options.limits.hystereses},
                      {"only", options.only},
                      {"limit", options.limit},
                      {"kv_dtype", fm::to_string(options.kv_type)},
@@ -298,6 +299,12 @@ void add_eval_command(CLI::App& app) {
                    "Probabilities above which lsa-threshold keeps a chunk")
       ->delimiter(',')
       ->check(CLI::Range(0.0001, 0.9999))
+      ->capture_default_str();
+  command
+      ->add_option("--hysteresis", options->limits.hystereses,
+                   "Log-odds below the threshold down to which lsa-threshold keeps a chunk that it had kept")
+      ->delimiter(',')
+      ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   command
       ->add_option("--interval", options->interval,

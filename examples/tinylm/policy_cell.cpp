@@ -11,11 +11,13 @@ namespace tinylm {
 namespace fm = flashmemory;
 
 std::string policy_cell::label() const {
-  if (threshold > 0) return fmt::format("{} {:g}", name, threshold);
+  if (threshold > 0)
+    return hysteresis > 0 ? fmt::format("{} {:g}-{:g}", name, threshold, hysteresis)
+                          : fmt::format("{} {:g}", name, threshold);
   return budget > 0 ? fmt::format("{} {:g}%", name, 100 * budget) : name;
 }
 
-policy_cell make_cell(const std::string& name, double limit, const always_kept& kept) {
+policy_cell make_cell(const std::string& name, double limit, const always_kept& kept, double hysteresis) {
   policy_cell cell;
   cell.name = name;
   cell.policy.interval = kept.interval;
@@ -27,6 +29,8 @@ policy_cell make_cell(const std::string& name, double limit, const always_kept& 
     cell.policy.mode = fm::selection_mode::threshold;
     cell.threshold = limit;
     cell.policy.threshold = fm::log_odds(limit);
+    cell.hysteresis = hysteresis;
+    cell.policy.hysteresis = static_cast<float>(hysteresis);
     cell.policy.budget_fraction = 0;
   } else if (name == "lsa" || name == "recency" || name == "random" || name == "quest" || name == "oracle") {
     cell.policy.mode = fm::selection_mode::budget;
@@ -47,8 +51,13 @@ std::vector<policy_cell> make_cells(const std::vector<std::string>& names, const
       cells.push_back(make_cell(name, 0, kept));
       continue;
     }
-    for (const double limit : name == "lsa-threshold" ? limits.thresholds : limits.budgets)
-      cells.push_back(make_cell(name, limit, kept));
+    if (name == "lsa-threshold") {
+      for (const double hysteresis : limits.hystereses)
+        for (const double limit : limits.thresholds)
+          cells.push_back(make_cell(name, limit, kept, hysteresis));
+      continue;
+    }
+    for (const double limit : limits.budgets) cells.push_back(make_cell(name, limit, kept));
   }
   return cells;
 }

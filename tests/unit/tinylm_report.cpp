@@ -78,3 +78,23 @@ TEST_CASE("the report is one page that escapes what it shows", "[tinylm][report]
     CHECK(count(std::string("<") + element) == count(std::string("</") + element));
   CHECK(page.find("nan") == std::string::npos);
 }
+
+TEST_CASE("every threshold is compared with every hysteresis, and a label tells them apart") {
+  tinylm::cell_limits limits;
+  limits.budgets = {0.1, 0.2};
+  limits.thresholds = {0.5, 0.75};
+  limits.hystereses = {0, 1.5};
+  std::vector<std::string> labels;
+  for (const auto& cell : tinylm::make_cells({"lsa", "lsa-threshold"}, limits)) {
+    labels.push_back(cell.label());
+    if (cell.name == "lsa") {
+      CHECK(cell.policy.hysteresis == 0);
+      continue;
+    }
+    CHECK(cell.policy.mode == flashmemory::selection_mode::threshold);
+    CHECK(cell.policy.threshold == flashmemory::log_odds(cell.threshold));
+    CHECK(cell.policy.hysteresis == float(cell.hysteresis));
+  }
+  CHECK(labels == std::vector<std::string>{"lsa 10%", "lsa 20%", "lsa-threshold 0.5", "lsa-threshold 0.75",
+                                           "lsa-threshold 0.5-1.5", "lsa-threshold 0.75-1.5"});
+}
