@@ -29,16 +29,26 @@ std::vector<std::vector<double>> reference_logits(const dual_encoder_config& con
   return logits;
 }
 
-double chunk_score(const dual_encoder_config& config, const std::vector<std::vector<double>>& logits,
-                   std::size_t chunk, std::size_t keys) {
-  double best = -INFINITY, count = 0, sum = 0;
+/// What the retrievers together say of each key of a chunk.
+std::vector<double> combined_logits(const dual_encoder_config& config,
+                                    const std::vector<std::vector<double>>& logits, std::size_t chunk,
+                                    std::size_t keys) {
+  std::vector<double> combined;
   for (std::size_t k = chunk * keys; k < (chunk + 1) * keys; ++k) {
     std::vector<double> z;
     for (const auto& row : logits) z.push_back(row[k]);
-    const double combined = reference::combine(config.combine, z);
-    best = std::max(best, combined);
-    count += combined > 0;
-    sum += reference::sigmoid(combined);
+    combined.push_back(reference::combine(config.combine, z));
+  }
+  return combined;
+}
+
+double chunk_score(const dual_encoder_config& config, const std::vector<std::vector<double>>& logits,
+                   std::size_t chunk, std::size_t keys) {
+  double best = -INFINITY, count = 0, sum = 0;
+  for (const double z : combined_logits(config, logits, chunk, keys)) {
+    best = std::max(best, z);
+    count += z > 0;
+    sum += reference::sigmoid(z);
   }
   return config.reduce == key_reduction::max ? best : config.reduce == key_reduction::sum ? sum : count;
 }
@@ -47,11 +57,7 @@ double chunk_score(const dual_encoder_config& config, const std::vector<std::vec
 double undecided(const dual_encoder_config& config, const std::vector<std::vector<double>>& logits,
                  std::size_t chunk, std::size_t keys) {
   double count = 0;
-  for (std::size_t k = chunk * keys; k < (chunk + 1) * keys; ++k) {
-    std::vector<double> z;
-    for (const auto& row : logits) z.push_back(row[k]);
-    count += std::fabs(reference::combine(config.combine, z)) <= 3e-5;
-  }
+  for (const double z : combined_logits(config, logits, chunk, keys)) count += std::fabs(z) <= 3e-5;
   return config.reduce == key_reduction::count_positive ? count : 0;
 }
 
