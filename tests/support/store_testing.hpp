@@ -1,21 +1,17 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <unistd.h>
-
 #include <algorithm>
-#include <atomic>
 #include <cstdlib>
 #include <cstring>
-#include <filesystem>
 #include <flashmemory/error.hpp>
 #include <flashmemory/store/tiered_chunk_store.hpp>
 #include <map>
-#include <random>
 #include <string>
 #include <vector>
 
 #include "support/store_values.hpp"
+#include "support/temporary_folder.hpp"
 
 /// What the store's tests share: made-up K and V that can be computed again from a tag, a memory resource
 /// that counts, backing stores that fail on demand.
@@ -68,23 +64,11 @@ class counting_memory {
 /// A path that no other test uses; whatever is there goes away with it.
 class temporary_path {
  public:
-  temporary_path() {
-    static std::atomic<int> number{0};
-    path_ = (std::filesystem::temp_directory_path() /
-             ("flashmemory-store-" + std::to_string(::getpid()) + "-" + std::to_string(number++) + "-" +
-              std::to_string(std::random_device()())))
-                .string();
-  }
-  ~temporary_path() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
-  }
-  temporary_path(const temporary_path&) = delete;
-  temporary_path& operator=(const temporary_path&) = delete;
   const std::string& string() const { return path_; }
 
  private:
-  std::string path_;
+  flashmemory_test::temporary_folder folder_;
+  std::string path_ = folder_.file("store");
 };
 
 /// Passes calls on to another backing store and refuses the n-th read or write.
