@@ -36,8 +36,6 @@ std::vector<ft::document> mixed(std::uint32_t seed) {
   return all;
 }
 
-// A source whose second document turns bad after it has been checked.
-
 }  // namespace
 
 TEST_CASE("a run on the device learns what a run on the CPU learns", "[gpu][train]") {
