@@ -51,9 +51,10 @@ void attend_gqa(benchmark::State& state) {
   device_block<std::byte> q(std::size_t(elements) * 2), out(std::size_t(elements) * 2);
   fill_random(q.data(), q.bytes(), 4);
   device_block<std::byte> scratch(cuda::attend_workspace_bytes(plan));
-  must(cudaMemset(scratch.data(), 0, scratch.bytes()));
+  const device_block<std::uint32_t> counters(std::vector<std::uint32_t>(cuda::attend_counters, 0));
   cuda::attend_options options;
   options.scratch = {scratch.data(), scratch.bytes()};
+  options.counters = counters.data();
 
   const int calls = std::max(g.layers, std::min(200, static_cast<int>(2e-3 / (bytes / 4e12 + 5e-6))));
   const double seconds = seconds_per_call(calls, [&](int i, stream_ref stream) {

@@ -216,9 +216,10 @@ void beside_attention(benchmark::State& state) {
   device_block<std::byte> q(32 * 32 * 128 * 2), out(32 * 32 * 128 * 2);
   fill_random(q.data(), q.bytes(), 4);
   device_block<std::byte> scratch(cuda::attend_workspace_bytes(plan));
-  must(cudaMemset(scratch.data(), 0, scratch.bytes()));
+  const device_block<std::uint32_t> counters(std::vector<std::uint32_t>(cuda::attend_counters, 0));
   cuda::attend_options options;
   options.scratch = {scratch.data(), scratch.bytes()};
+  options.counters = counters.data();
   cudaEvent_t begin, end;
   must(cudaEventCreate(&begin));
   must(cudaEventCreate(&end));

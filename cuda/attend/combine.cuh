@@ -51,7 +51,7 @@ __device__ __forceinline__ void write_element(const attend_call& call, const til
   float top = maximum, denominator = sum;
   float weight = 1;
   if (call.sinks != nullptr) {
-    const float sink = call.sinks[head] * log2e;
+    const float sink = call.sinks[head * call.sink_stride] * log2e;
     top = fmaxf(maximum, sink);
     weight = top == -INFINITY ? 0.0f : ptx::exp2(maximum - top);
     denominator = top == -INFINITY ? 0.0f : sum * weight + ptx::exp2(sink - top);
@@ -60,7 +60,7 @@ __device__ __forceinline__ void write_element(const attend_call& call, const til
   const float result = denominator == 0.0f ? 0.0f : value * weight / denominator;
   store_output(call.out, call.out_type, (row * call.query_heads + head) * call.value_dim + d, result);
   if (d == 0 && call.lse != nullptr)
-    call.lse[row * call.query_heads + head] =
+    call.lse[row * call.lse_row_stride + head * call.lse_head_stride] =
         denominator == 0.0f ? -INFINITY : ln2 * (top + log2f(denominator));
 }
 
@@ -90,10 +90,8 @@ __device__ inline void finish_tile(const attend_call& call, const partial_layout
                     state.values[i]);
     return;
   }
-  auto* const counters = static_cast<unsigned int*>(call.scratch);
   const std::size_t stride = std::size_t(layout.floats_per_split);
-  float* const parts = reinterpret_cast<float*>(static_cast<char*>(call.scratch) + layout.counter_bytes) +
-                       std::size_t(tile_index) * layout.splits * stride;
+  float* const parts = call.partials + std::size_t(tile_index) * layout.splits * stride;
   float* const mine = parts + split * stride;
   const std::int32_t head = layout.head_floats;
   if (threadIdx.x < count) {
@@ -104,8 +102,8 @@ __device__ inline void finish_tile(const attend_call& call, const partial_layout
   // The barrier orders the others' stores before the release of thread 0, and its acquire before their loads.
   tile_barrier();
   if (threadIdx.x == 0) {
-    join.last = ptx::add_acq_rel(&counters[tile_index], 1u) == unsigned(splits - 1);
-    if (join.last) counters[tile_index] = 0;  // for the next call
+    join.last = ptx::add_acq_rel(&call.counters[tile_index], 1u) == unsigned(splits - 1);
+    if (join.last) call.counters[tile_index] = 0;  // for the next call
   }
   tile_barrier();
   if (!join.last) return;
@@ -193,7 +191,9 @@ struct split_range {
 
 __device__ __forceinline__ split_range range_of(const attend_call& call, std::int32_t entries,
                                                 std::int32_t split) {
-  const std::int32_t chunks = (entries + call.entries_per_chunk - 1) / call.entries_per_chunk;
+  // A row longer than its plan ends there: a tile whose last split never comes would leave its counter behind.
+  const std::int32_t chunks = min((entries + call.entries_per_chunk - 1) / call.entries_per_chunk,
+                                  call.splits * call.chunks_per_split);
   split_range range;
   range.splits = chunks == 0 ? 1 : (chunks + call.chunks_per_split - 1) / call.chunks_per_split;
   range.begin = split * call.chunks_per_split;

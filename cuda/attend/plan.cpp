@@ -22,7 +22,8 @@ bool has_tensor_core_kernel(const kv_geometry& g) noexcept {
 
 std::int32_t chunks_per_split(std::int64_t tiles, std::int64_t max_chunks, std::int32_t entries_per_chunk,
                               std::int32_t num_sms, std::int32_t blocks_per_sm) noexcept {
-  if (max_chunks <= 1 || tiles < 1) return static_cast<std::int32_t>(std::max<std::int64_t>(max_chunks, 1));
+  if (max_chunks <= 1 || tiles < 1 || tiles > attend_counters)
+    return static_cast<std::int32_t>(std::max<std::int64_t>(max_chunks, 1));
   std::int64_t best = max_chunks;
   double best_cost = std::numeric_limits<double>::max();
   for (std::int64_t splits = 1; splits <= std::min<std::int64_t>(max_chunks, max_splits); ++splits) {
@@ -54,14 +55,12 @@ partial_layout layout_of(const attend_plan& plan) noexcept {
   layout.splits = plan.splits;
   layout.tiles = plan.tensor_cores ? s.rows * s.geometry.kv_heads * plan.head_tiles
                                    : s.rows * s.query_tokens * s.query_heads;
-  layout.counter_bytes = (layout.tiles * 4 + 255) / 256 * 256;
   // A multiple of four, and so are the maxima and sums together: values are read four at a time.
   const std::int64_t head = (2 * std::int64_t{layout.rows_per_tile} + 3) / 4 * 4;
   layout.head_floats = static_cast<std::int32_t>(head);
   layout.floats_per_split = (head + std::int64_t{layout.rows_per_tile} * s.geometry.value_dim + 3) / 4 * 4;
-  if (layout.splits > 1)
-    layout.bytes = static_cast<std::size_t>(layout.counter_bytes +
-                                            layout.tiles * layout.splits * layout.floats_per_split * 4);
+  if (layout.splits > (plan.tensor_cores ? max_cluster : 1))
+    layout.bytes = static_cast<std::size_t>(layout.tiles * layout.splits * layout.floats_per_split * 4);
   return layout;
 }
 

@@ -25,7 +25,7 @@ __global__ void __launch_bounds__(warps * 32)
   const std::int32_t split = blockIdx.x, head = blockIdx.y;
   const std::int32_t row = blockIdx.z / call.query_tokens, token = blockIdx.z % call.query_tokens;
   const std::int32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const chunk_row mine = call.rows[row];
+  const chunk_row mine = call.rows[row * call.row_stride];
   const split_range range = range_of(call, std::int32_t(mine.entries), split);
   if (split >= range.splits) return;
   const std::int64_t visible = mine.entries - (call.query_tokens - 1 - token);

@@ -61,8 +61,14 @@ status sparse_attend(const attend_plan& plan, view<const chunk_row, 1> rows, std
   if (options.scratch.bytes < layout.bytes)
     return refuse(status::workspace_small, "scratch", std::int64_t(layout.bytes),
                   std::int64_t(options.scratch.bytes));
-  if (layout.bytes > 0 && options.scratch.data == nullptr)
-    return refuse(status::null_data, "scratch", -1, -1);
+  if (layout.bytes > 0) {
+    if (options.scratch.data == nullptr) return refuse(status::null_data, "scratch", -1, -1);
+    if (reinterpret_cast<std::uintptr_t>(options.scratch.data) % 16 != 0)
+      return refuse(status::bad_argument, "alignment of scratch", 16, -1);
+    if (options.counters == nullptr) return refuse(status::null_data, "counters", -1, -1);
+    if (layout.tiles > attend_counters)
+      return refuse(status::bad_argument, "plan", attend_counters, layout.tiles);
+  }
   if (stream.is_host()) return refuse(status::unsupported, "the host stream on the CUDA backend", -1, -1);
 
   const chunk_layout chunk(g);
@@ -71,8 +77,13 @@ status sparse_attend(const attend_plan& plan, view<const chunk_row, 1> rows, std
   call.q = q.data;
   call.out = out.data;
   call.lse = options.lse.data;
+  call.lse_row_stride = options.lse.stride[0];
+  call.lse_head_stride = options.lse.stride[1];
   call.sinks = options.sink_logits.data;
-  call.scratch = options.scratch.data;
+  call.sink_stride = options.sink_logits.stride[0];
+  call.partials = static_cast<float*>(options.scratch.data);
+  call.counters = options.counters;
+  call.row_stride = rows.stride[0];
   call.q_row_stride = q.stride[0];
   call.q_head_stride = q.stride[1];
   call.key_offset = std::int64_t(chunk.key_offset(layer, 0));

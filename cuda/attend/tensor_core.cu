@@ -91,7 +91,7 @@ struct work_item {
     const std::int32_t tiles = call.query_heads / call.group * call.head_tiles;
     tile = index / call.splits % tiles;
     row = index / call.splits / tiles;
-    const chunk_row mine = call.rows[row];
+    const chunk_row mine = call.rows[row * call.row_stride];
     chunks = mine.chunks;
     entries = std::int32_t(mine.entries);
     range = range_of(call, entries, split);

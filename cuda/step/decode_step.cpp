@@ -100,7 +100,9 @@ decode_step::decode_step(tiered_chunk_store& store, selector* select, const deco
     const std::size_t bytes = attend_workspace_bytes(im.plan);
     im.scratch =
         detail::memory_block(detail::block_kind::device, im.options.memory, bytes, "attention scratch");
-    detail::ask(cudaMemset(im.scratch.as<void>(), 0, im.scratch.bytes()), "attention scratch");
+    im.counters = detail::memory_block(detail::block_kind::device, im.options.memory,
+                                       attend_counters * sizeof(std::uint32_t), "attention counters");
+    detail::ask(cudaMemset(im.counters.as<void>(), 0, im.counters.bytes()), "attention counters");
   }
   im.nan_keys = detail::memory_block(detail::block_kind::device, im.options.memory,
                                      sizeof(unsigned long long), "counter of keys");
@@ -121,7 +123,7 @@ std::int32_t decode_step::keys_per_row() const noexcept { return impl_->keys_per
 const chunk_tables& decode_step::tables() const noexcept { return *impl_->tables; }
 const std::int64_t* decode_step::positions() const noexcept { return impl_->device_positions(); }
 std::size_t decode_step::device_bytes() const noexcept {
-  return impl_->tables->device_bytes() + impl_->scratch.bytes();
+  return impl_->tables->device_bytes() + impl_->scratch.bytes() + impl_->counters.bytes();
 }
 fault decode_step::last_fault() const noexcept { return impl_->last_fault; }
 

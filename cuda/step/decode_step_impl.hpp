@@ -42,7 +42,7 @@ struct decode_step::impl {
   std::unique_ptr<chunk_tables> tables;
   detail::table_words* words = nullptr;
   attend_plan plan;
-  detail::memory_block scratch, nan_keys;
+  detail::memory_block scratch, counters, nan_keys;
   std::vector<batch_item> live;        ///< of the open step
   std::vector<std::uint8_t> observed;  ///< per layer: observe() is part of the steps
   bool open = false;

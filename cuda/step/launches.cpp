@@ -140,6 +140,7 @@ status decode_step::attend(std::int32_t layer, const_tensor<3> q, tensor<3> out,
     return detail::refuse(status::unsupported, "query_heads is 0", -1, -1, &im.last_fault);
   attend_options mine = options;
   if (mine.scratch.data == nullptr) mine.scratch = {im.scratch.as<void>(), im.scratch.bytes()};
+  if (mine.counters == nullptr) mine.counters = im.counters.as<std::uint32_t>();
   fault why;
   mine.error = &why;
   const status code = sparse_attend(im.plan, im.tables->rows(), layer, q, out, mine, stream);

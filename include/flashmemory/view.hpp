@@ -106,8 +106,9 @@ using tensor = basic_tensor<void, Rank>;
 template <int Rank>
 using const_tensor = basic_tensor<const void, Rank>;
 
-/// Scratch memory owned by the caller, aligned at least as operator new aligns. Its contents mean nothing
-/// between calls.
+/// Scratch memory owned by the caller, aligned at least as operator new aligns. Its contents mean nothing between calls,
+/// in every call of the library and on every backend: calls of different kinds and shapes may use one in turn, and what
+/// has to last from one call to the next has a field of its own (`counters`).
 struct workspace {
   void* data = nullptr;
   std::size_t bytes = 0;

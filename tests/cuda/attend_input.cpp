@@ -119,6 +119,9 @@ TEST_CASE("wrong arguments of CUDA attention are typed errors that name them, an
   check(status::bad_shape, "lse", [](auto& a) { a.options.lse.shape[1] = 3; });
   check(status::workspace_small, "scratch", [](auto& a) { --a.options.scratch.bytes; });
   check(status::null_data, "scratch", [](auto& a) { a.options.scratch.data = nullptr; });
+  check(status::bad_argument, "scratch",
+        [](auto& a) { a.options.scratch.data = static_cast<char*>(a.options.scratch.data) + 8; });
+  check(status::null_data, "counters", [](auto& a) { a.options.counters = nullptr; });
   arguments host = good;
   CHECK(cu::sparse_attend(host.plan, host.rows, host.layer, host.q, host.out, host.options,
                           fm::stream_ref::host()) == status::unsupported);

@@ -7,50 +7,6 @@ namespace fm = flashmemory;
 namespace cu = flashmemory::cuda;
 using namespace flashmemory_test;
 
-namespace {
-
-/// Largest error allowed of an output of unit-variance values, as a share of the largest |v|: the weights' rounding
-/// (2^-9 in bf16, 2^-12 in f16), never all in one direction, and f32 sums.
-double tolerance_of(const cu::attend_plan& plan) {
-  if (!plan.tensor_cores) return 2e-5;
-  return plan.shape.geometry.type == fm::dtype::bf16 ? 2e-3 : 3e-4;
-}
-
-struct error_summary {
-  double value = 0, lse = 0;
-};
-
-error_summary compare(const attend_problem& p) {
-  const auto& g = p.geometry();
-  const auto out = p.outputs();
-  const auto lse = p.lse.get();
-  error_summary worst;
-  for (std::int64_t row = 0; row < p.num_rows(); ++row)
-    for (std::int32_t t = 0; t < p.shape.query_tokens; ++t)
-      for (std::int32_t h = 0; h < p.shape.query_heads; ++h) {
-        const auto wanted = p.expected(row, t, h);
-        const std::int64_t at = (row * p.shape.query_tokens + t) * p.shape.query_heads + h;
-        CAPTURE(row, t, h, p.entries[std::size_t(row)]);
-        if (std::isinf(wanted.lse)) {
-          REQUIRE(lse[std::size_t(at)] == wanted.lse);
-        } else {
-          REQUIRE(std::isfinite(lse[std::size_t(at)]));
-          worst.lse = std::max(
-              worst.lse, std::abs(lse[std::size_t(at)] - wanted.lse) / std::max(1.0, std::abs(wanted.lse)));
-        }
-        double largest = 1e-3;
-        for (const float v : p.values[std::size_t(row)]) largest = std::max(largest, double(std::abs(v)));
-        for (std::int32_t d = 0; d < g.value_dim; ++d) {
-          const float got = out[std::size_t(at * g.value_dim + d)];
-          REQUIRE(std::isfinite(got));
-          worst.value = std::max(worst.value, std::abs(got - wanted.out[std::size_t(d)]) / largest);
-        }
-      }
-  return worst;
-}
-
-}  // namespace
-
 TEST_CASE("CUDA attention is that of the double-precision reference", "[gpu][attend]") {
   REQUIRE_GPU();
   struct dims {

@@ -94,11 +94,12 @@ class cuda_backend final : public conformance_backend {
       if (const auto code = tables.update(store, fm::batch(&items.data[i], 1), layer, stream(), &error);
           code != fm::status::ok)
         return code;
-      const device_array<std::byte> scratch(
-          std::vector<std::byte>(fm::cuda::attend_workspace_bytes(plan), std::byte{0}));
+      const device_array<std::byte> scratch(fm::cuda::attend_workspace_bytes(plan));
+      const device_array<std::uint32_t> counters(std::vector<std::uint32_t>(fm::cuda::attend_counters, 0));
       fm::cuda::attend_options mine;
       mine.softmax_scale = options.softmax_scale;
       mine.scratch = {scratch.data(), scratch.size()};
+      mine.counters = counters.data();
       mine.lse = fm::view<float, 2>(sums.data() + row * query_heads, n, query_heads);
       const auto code = fm::cuda::sparse_attend(
           plan, tables.rows(), layer,

@@ -52,20 +52,29 @@ struct attend_plan {
 /// \throws argument_error naming the field that cannot work; error with cuda_error without a device
 FLASHMEMORY_API attend_plan plan_attend(const attend_shape& shape, std::int32_t num_sms = 0);
 
+/// Elements of attend_options::counters.
+inline constexpr std::int64_t attend_counters = 16384;
+
 /// Options of sparse_attend(). Every default means "off".
 struct attend_options {
   float softmax_scale = 0;   ///< multiplies logits; 0 = 1/sqrt(key_dim)
   float logit_soft_cap = 0;  ///< c > 0: logit = c * tanh(logit / c), after scaling
   view<const float, 1>
-      sink_logits;     ///< [query heads]: a logit without a value in each head's denominator, unscaled
-  view<float, 2> lse;  ///< [rows * query_tokens, query heads] out, contiguous: natural log of the softmax
-                       ///< denominator, sink included; -inf for a row that attends to nothing
-  workspace scratch;   ///< attend_workspace_bytes() bytes, zeroed once before its first use; calls that may
-                       ///< run at the same time must not share it
+      sink_logits;  ///< [query heads]: a logit without a value in each head's denominator, unscaled
+  view<float, 2>
+      lse;  ///< [rows * query_tokens, query heads] out: natural log of the softmax denominator, sink
+            ///< included; -inf for a row that attends to nothing
+  workspace
+      scratch;  ///< attend_workspace_bytes() bytes of device memory, 16-byte aligned, whatever is in it; calls
+                ///< that may run at the same time must not share it
+  /// [attend_counters], device, needed where attend_workspace_bytes() is not 0. Set to zero once before the first
+  /// call; every call leaves zeros, so plans of all shapes may use them in turn. Calls that may run at the same time
+  /// need counters of their own.
+  std::uint32_t* counters = nullptr;
   fault* error = nullptr;  ///< if not null (host), details when the result is not ok
 };
 
-/// Bytes of scratch that calls with `plan` need.
+/// Bytes of scratch that calls with `plan` need; 0 if no two blocks of a call meet in memory.
 FLASHMEMORY_API std::size_t attend_workspace_bytes(const attend_plan& plan) noexcept;
 
 /// Attention of a decode step over the entries of each row's resident chunks: out = softmax(scale * q k^T) v
@@ -73,13 +82,14 @@ FLASHMEMORY_API std::size_t attend_workspace_bytes(const attend_plan& plan) noex
 /// geometry's type before they multiply V where the plan says tensor_cores.
 ///
 /// Enqueued on `stream`; never synchronises, never allocates, can be captured.
-/// \param      rows  [n], n <= plan.shape.rows, device; read when the kernel runs
+/// \param      rows  [n], n <= plan.shape.rows, device; read when the kernel runs. What a row has beyond
+///     plan.shape.max_chunks chunks is not attended to
 /// \param      layer [0, layers)
 /// \param[in]  q     [n * query_tokens, query heads, key_dim], the geometry's dtype, unit last stride, rows of 16
 ///     aligned bytes
 /// \param[out] out   [n * query_tokens, query heads, value_dim], the geometry's dtype or f32, contiguous; zero for a
 ///     row without entries
-/// \returns bad_shape, bad_dtype, null_data, out_of_range (layer), workspace_small, cuda_error
+/// \returns bad_shape, bad_dtype, null_data, bad_argument, out_of_range (layer), workspace_small, cuda_error
 FLASHMEMORY_API status sparse_attend(const attend_plan& plan, view<const chunk_row, 1> rows,
                                      std::int32_t layer, const_tensor<3> q, tensor<3> out,
                                      const attend_options& options, stream_ref stream) noexcept;

@@ -73,7 +73,7 @@ class FLASHMEMORY_API decode_step {
   const chunk_tables& tables() const noexcept;
   /// Position of each row's first token, [rows], device; -1 for an empty row.
   const std::int64_t* positions() const noexcept;
-  /// Bytes of device memory: tables, staging, scratch of attend().
+  /// Bytes of device memory: tables, staging, scratch and counters of attend().
   std::size_t device_bytes() const noexcept;
 
   /// Does the store's books for a forward pass through all layers - checks, new chunks, quota - and sends what changed
@@ -102,7 +102,8 @@ class FLASHMEMORY_API decode_step {
   /// \param[in] hidden  [rows * tokens, width], f32, bf16 or f16, unit last stride, device
   status observe(std::int32_t layer, const_tensor<2> hidden, stream_ref stream) noexcept;
 
-  /// sparse_attend() over the step's rows with the scratch of this object.
+  /// sparse_attend() over the step's rows with the scratch and the counters of this object, unless `options` brings
+  /// others.
   /// \param[in]  q    [rows * tokens, query_heads, key_dim]
   /// \param[out] out  [rows * tokens, query_heads, value_dim]
   status attend(std::int32_t layer, const_tensor<3> q, tensor<3> out, const attend_options& options,
