@@ -12,10 +12,10 @@
 #include <string>
 #include <vector>
 
-#include "ceilings.hpp"
-#include "naive.hpp"
-#include "reference/attention.hpp"
-#include "support/plain_store.hpp"
+#include "bench/ceilings.hpp"
+#include "bench/naive.hpp"
+#include "tests/reference/attention.hpp"
+#include "tests/support/plain_store.hpp"
 
 namespace flashmemory_bench {
 namespace {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
-#include "ceilings.hpp"
+#include "bench/ceilings.hpp"
 
 #undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "ceilings.cpp"
+#define HWY_TARGET_INCLUDE "bench/ceilings.cpp"
 #include <hwy/foreach_target.h>  // IWYU pragma: keep
 //
 #include <hwy/cache_control.h>

@@ -5,7 +5,7 @@
 #include <fstream>
 #include <string>
 
-#include "ceilings.hpp"
+#include "bench/ceilings.hpp"
 
 namespace {
 

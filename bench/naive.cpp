@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "naive.hpp"
+#include "bench/naive.hpp"
 
 #include <algorithm>
 #include <cmath>

@@ -8,8 +8,8 @@
 #include <random>
 #include <vector>
 
-#include "ceilings.hpp"
-#include "reference/indexer.hpp"
+#include "bench/ceilings.hpp"
+#include "tests/reference/indexer.hpp"
 
 namespace flashmemory_bench {
 namespace {

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "ceilings.hpp"
+#include "bench/ceilings.hpp"
 
 namespace flashmemory_bench {
 namespace {

@@ -3,7 +3,7 @@
 #include <numeric>
 #include <random>
 
-#include "cuda/device.hpp"
+#include "bench/cuda/device.hpp"
 
 namespace flashmemory_bench {
 namespace {

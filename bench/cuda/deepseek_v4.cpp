@@ -2,7 +2,7 @@
 #include <flashmemory/cuda/deepseek_v4.hpp>
 #include <random>
 
-#include "cuda/device.hpp"
+#include "bench/cuda/device.hpp"
 
 namespace flashmemory_bench {
 namespace {

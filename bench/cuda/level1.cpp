@@ -2,10 +2,10 @@
 #include <cstring>
 #include <flashmemory/cuda/query_encoder.hpp>
 #include <flashmemory/cuda/score.hpp>
-#include <flashmemory/cuda/select.hpp>
+#include <flashmemory/cuda/top_k.hpp>
 #include <random>
 
-#include "cuda/device.hpp"
+#include "bench/cuda/device.hpp"
 
 namespace flashmemory_bench {
 namespace {

@@ -7,8 +7,8 @@
 #include <numeric>
 #include <random>
 
-#include "cuda/device.hpp"
-#include "recall/gather.hpp"
+#include "bench/cuda/device.hpp"
+#include "cuda/store/gather.hpp"
 
 namespace flashmemory_bench {
 namespace {

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: MIT
-#include "reference/score.hpp"
+#include "tests/reference/score.hpp"
 
 #include <cmath>
 #include <cstring>
 #include <flashmemory/cuda/score.hpp>
-#include <flashmemory/cuda/select.hpp>
+#include <flashmemory/cuda/top_k.hpp>
 #include <random>
 
-#include "cuda/device.hpp"
+#include "bench/cuda/device.hpp"
 
 namespace flashmemory_bench {
 namespace {

@@ -4,7 +4,7 @@
 #include <flashmemory/cuda/selector.hpp>
 #include <flashmemory/cuda/store.hpp>
 
-#include "cuda/device.hpp"
+#include "bench/cuda/device.hpp"
 
 namespace flashmemory_bench {
 namespace {

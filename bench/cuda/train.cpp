@@ -4,9 +4,9 @@
 #include <chrono>
 #include <cmath>
 #include <flashmemory/cuda/train.hpp>
-#include <flashmemory/train/trainer.hpp>
+#include <flashmemory/train/learn/trainer.hpp>
 
-#include "cuda/device.hpp"
+#include "bench/cuda/device.hpp"
 
 namespace flashmemory_bench {
 namespace {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include "attend/combine.cuh"
+#include "cuda/attend/combine.cuh"
 
 namespace flashmemory {
 inline namespace v0 {

@@ -6,9 +6,9 @@
 
 #include <cmath>
 
-#include "attend/heuristics.hpp"
-#include "attend/kernel.hpp"
-#include "core/ptx.cuh"
+#include "cuda/attend/heuristics.hpp"
+#include "cuda/attend/kernel.hpp"
+#include "cuda/core/ptx.cuh"
 
 namespace flashmemory {
 inline namespace v0 {

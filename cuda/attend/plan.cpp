@@ -6,8 +6,8 @@
 #include <flashmemory/error.hpp>
 #include <limits>
 
-#include "attend/heuristics.hpp"
-#include "attend/kernel.hpp"
+#include "cuda/attend/heuristics.hpp"
+#include "cuda/attend/kernel.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "attend/combine.cuh"
+#include "cuda/attend/combine.cuh"
 
 namespace flashmemory {
 inline namespace v0 {

@@ -3,9 +3,9 @@
 
 #include <cmath>
 
-#include "attend/heuristics.hpp"
-#include "attend/kernel.hpp"
-#include "core/error.hpp"
+#include "cuda/attend/heuristics.hpp"
+#include "cuda/attend/kernel.hpp"
+#include "cuda/core/error.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
 #include <algorithm>
 
-#include "attend/cluster_join.cuh"
-#include "attend/combine.cuh"
-#include "attend/mma.cuh"
-#include "attend/warp_join.cuh"
+#include "cuda/attend/cluster_join.cuh"
+#include "cuda/attend/combine.cuh"
+#include "cuda/attend/mma.cuh"
+#include "cuda/attend/warp_join.cuh"
 
 namespace flashmemory {
 inline namespace v0 {

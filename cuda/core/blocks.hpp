@@ -11,7 +11,7 @@
 #include <flashmemory/memory.hpp>
 #include <utility>
 
-#include "core/device_guard.hpp"
+#include "cuda/core/device_guard.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

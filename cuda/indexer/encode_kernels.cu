@@ -5,8 +5,8 @@
 
 #include <algorithm>
 
-#include "core/hadamard.cuh"
-#include "indexer/encode_kernels.hpp"
+#include "cuda/core/hadamard.cuh"
+#include "cuda/indexer/encode_kernels.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

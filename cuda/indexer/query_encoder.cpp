@@ -10,10 +10,10 @@
 #include <flashmemory/error.hpp>
 #include <vector>
 
-#include "core/convert.hpp"
-#include "core/error.hpp"
-#include "indexer/encode_kernels.hpp"
-#include "indexer/rope.hpp"
+#include "cuda/core/error.hpp"
+#include "cuda/indexer/encode_kernels.hpp"
+#include "src/core/convert.hpp"
+#include "src/indexer/rope.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

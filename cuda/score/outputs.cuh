@@ -4,8 +4,8 @@
 #include <cstdint>
 #include <flashmemory/cuda/score.hpp>
 
-#include "score/job_cursor.cuh"
-#include "score/ordered.cuh"
+#include "cuda/core/ordered.cuh"
+#include "cuda/score/job_cursor.cuh"
 
 namespace flashmemory {
 inline namespace v0 {

@@ -4,8 +4,8 @@
 #include <flashmemory/cuda/score.hpp>
 #include <limits>
 
-#include "core/error.hpp"
-#include "score/kernels.hpp"
+#include "cuda/core/error.hpp"
+#include "cuda/score/kernels.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

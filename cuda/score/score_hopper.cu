@@ -13,11 +13,12 @@
 // written.
 #include <cstdint>
 
-#include "core/ptx.cuh"
-#include "score/job_cursor.cuh"
-#include "score/kernels.hpp"
-#include "score/outputs.cuh"
-#include "score/wgmma.cuh"
+#include "cuda/core/launch.hpp"
+#include "cuda/core/ptx.cuh"
+#include "cuda/score/job_cursor.cuh"
+#include "cuda/score/kernels.hpp"
+#include "cuda/score/outputs.cuh"
+#include "cuda/score/wgmma.cuh"
 
 namespace flashmemory {
 inline namespace v0 {

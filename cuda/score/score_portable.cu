@@ -8,9 +8,9 @@
 
 #include <cstdint>
 
-#include "score/job_cursor.cuh"
-#include "score/kernels.hpp"
-#include "score/outputs.cuh"
+#include "cuda/score/job_cursor.cuh"
+#include "cuda/score/kernels.hpp"
+#include "cuda/score/outputs.cuh"
 
 namespace flashmemory {
 inline namespace v0 {

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: MIT
-#include "select/device_level1.hpp"
+#include "cuda/select/device_level1.hpp"
 
 #include <algorithm>
 #include <cstring>
 #include <flashmemory/error.hpp>
 
-#include "core/convert.hpp"
-#include "core/error.hpp"
+#include "cuda/core/error.hpp"
+#include "src/core/convert.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

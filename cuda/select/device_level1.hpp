@@ -8,10 +8,10 @@
 #include <optional>
 #include <vector>
 
-#include "core/blocks.hpp"
-#include "select/kernels.hpp"
-#include "select/level1.hpp"
-#include "select/served_sequence.hpp"
+#include "cuda/core/blocks.hpp"
+#include "cuda/select/kernels.hpp"
+#include "src/select/level1.hpp"
+#include "src/select/served_sequence.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

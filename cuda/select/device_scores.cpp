@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 #include <flashmemory/error.hpp>
 
-#include "core/error.hpp"
-#include "select/device_level1.hpp"
+#include "cuda/core/error.hpp"
+#include "cuda/select/device_level1.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

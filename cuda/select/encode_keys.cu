@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 #include <cuda_fp8.h>
 
-#include "select/kernels.hpp"
-#include "step/convert.cuh"
-#include "step/key_page.cuh"
+#include "cuda/core/convert.cuh"
+#include "cuda/core/key_page.cuh"
+#include "cuda/select/kernels.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

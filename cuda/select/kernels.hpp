@@ -8,8 +8,8 @@
 #include <flashmemory/dtype.hpp>
 #include <flashmemory/indexer/dual_encoder.hpp>
 
-#include "core/append_target.hpp"
-#include "step/kernels.hpp"
+#include "cuda/core/append_target.hpp"
+#include "cuda/core/key_page.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "select/kernels.hpp"
+#include "cuda/select/kernels.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

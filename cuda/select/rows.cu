@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 #include <algorithm>
 
-#include "select/kernels.hpp"
-#include "step/convert.cuh"
+#include "cuda/core/convert.cuh"
+#include "cuda/select/kernels.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

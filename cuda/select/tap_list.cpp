@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include <algorithm>
 
-#include "select/device_level1.hpp"
+#include "cuda/select/device_level1.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-#include "step/convert.cuh"
-#include "step/kernels.hpp"
-#include "step/key_page.cuh"
+#include "cuda/core/convert.cuh"
+#include "cuda/core/key_page.cuh"
+#include "cuda/step/kernels.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

@@ -5,9 +5,9 @@
 #include <flashmemory/error.hpp>
 #include <limits>
 
-#include "core/blocks.hpp"
-#include "core/error.hpp"
-#include "step/table_words.hpp"
+#include "cuda/core/blocks.hpp"
+#include "cuda/core/error.hpp"
+#include "cuda/step/table_words.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

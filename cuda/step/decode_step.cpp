@@ -5,8 +5,8 @@
 #include <cstring>
 #include <flashmemory/error.hpp>
 
-#include "core/error.hpp"
-#include "step/decode_step_impl.hpp"
+#include "cuda/core/error.hpp"
+#include "cuda/step/decode_step_impl.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

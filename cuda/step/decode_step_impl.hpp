@@ -6,11 +6,11 @@
 #include <memory>
 #include <vector>
 
-#include "core/append_target.hpp"
-#include "core/blocks.hpp"
-#include "select/device_level1.hpp"
-#include "select/selector_impl.hpp"
-#include "step/table_words.hpp"
+#include "cuda/core/append_target.hpp"
+#include "cuda/core/blocks.hpp"
+#include "cuda/select/device_level1.hpp"
+#include "cuda/step/table_words.hpp"
+#include "src/select/selector_impl.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

@@ -8,7 +8,8 @@
 #include <flashmemory/dtype.hpp>
 #include <flashmemory/store/geometry.hpp>
 
-#include "core/append_target.hpp"
+#include "cuda/core/append_target.hpp"
+#include "cuda/core/key_page.hpp"
 
 namespace flashmemory {
 inline namespace v0 {
@@ -29,13 +30,6 @@ struct row_source {
 cudaError_t launch_append(const append_target* targets, std::int64_t count, std::int32_t heads,
                           const row_source& k, const row_source& v, dtype stored,
                           cudaStream_t stream) noexcept;
-
-/// Where keys lie in a page.
-struct key_page {
-  std::int32_t key_bytes = 132;
-  std::int32_t page_keys = 64;
-  bool planar = true;
-};
 
 /// Key targets[i].row of `keys` [rows * per_row, key_bytes] to key targets[i].entry of the page targets[i].chunk; the
 /// rest of a page whose first key it is becomes zero. A key that is no number is stored as zero and counted.

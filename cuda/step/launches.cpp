@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 // The calls of a step that are kernel launches and nothing else.
-#include "core/error.hpp"
-#include "step/decode_step_impl.hpp"
-#include "step/kernels.hpp"
-#include "v4/append_to.hpp"
+#include "cuda/core/error.hpp"
+#include "cuda/deepseek_v4/append_to.hpp"
+#include "cuda/step/decode_step_impl.hpp"
+#include "cuda/step/kernels.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-#include "step/table_words.hpp"
+#include "cuda/step/table_words.hpp"
 
-#include "core/error.hpp"
+#include "cuda/core/error.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "step/table_words.hpp"
+#include "cuda/step/table_words.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

@@ -6,7 +6,7 @@
 #include <flashmemory/status.hpp>
 #include <vector>
 
-#include "core/blocks.hpp"
+#include "cuda/core/blocks.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

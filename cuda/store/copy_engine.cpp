@@ -4,8 +4,8 @@
 #include <algorithm>
 #include <array>
 
-#include "recall/gather.hpp"
-#include "store/transfer.hpp"
+#include "cuda/store/gather.hpp"
+#include "cuda/store/transfer.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

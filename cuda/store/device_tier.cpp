@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "store/device_tier.hpp"
+#include "cuda/store/device_tier.hpp"
 
 #include <fmt/format.h>
 
@@ -7,8 +7,8 @@
 #include <cstdio>
 #include <flashmemory/error.hpp>
 
-#include "core/device_guard.hpp"
-#include "store/rows.hpp"
+#include "cuda/core/device_guard.hpp"
+#include "src/store/rows.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

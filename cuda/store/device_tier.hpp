@@ -8,11 +8,11 @@
 #include <memory>
 #include <mutex>
 
-#include "store/fast_tier.hpp"
-#include "store/lane.hpp"
-#include "store/pinned_records.hpp"
-#include "store/row_kernels.hpp"
-#include "store/transfer.hpp"
+#include "cuda/store/lane.hpp"
+#include "cuda/store/pinned_records.hpp"
+#include "cuda/store/row_kernels.hpp"
+#include "cuda/store/transfer.hpp"
+#include "src/store/fast_tier.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

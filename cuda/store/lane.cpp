@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "store/lane.hpp"
+#include "cuda/store/lane.hpp"
 
 #include <algorithm>
 #include <thread>

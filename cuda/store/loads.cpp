@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 #include <algorithm>
 
-#include "core/device_guard.hpp"
-#include "store/device_tier.hpp"
+#include "cuda/core/device_guard.hpp"
+#include "cuda/store/device_tier.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

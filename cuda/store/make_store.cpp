@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 #include <flashmemory/error.hpp>
 
-#include "core/device_guard.hpp"
-#include "store/device_tier.hpp"
-#include "store/impl.hpp"
+#include "cuda/core/device_guard.hpp"
+#include "cuda/store/device_tier.hpp"
+#include "src/store/impl.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "store/pinned_records.hpp"
+#include "cuda/store/pinned_records.hpp"
 
 #include <cuda_runtime_api.h>
 #include <sys/mman.h>

@@ -2,8 +2,8 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "store/row_kernels.hpp"
-#include "v4/append_rows.hpp"
+#include "cuda/deepseek_v4/append_rows.hpp"
+#include "cuda/store/row_kernels.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

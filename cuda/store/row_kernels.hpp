@@ -8,20 +8,12 @@
 #include <flashmemory/store/geometry.hpp>
 #include <flashmemory/view.hpp>
 
+#include "cuda/core/row_target.hpp"
+
 namespace flashmemory {
 inline namespace v0 {
 namespace cuda {
 namespace detail {
-
-/// Rows [first_row, first_row + count) that become entries [first_entry, ...) of one layer's piece of a chunk.
-struct row_target {
-  std::byte* piece;
-  std::int64_t first_row;
-  std::int32_t first_entry, count;
-};
-
-/// What one launch takes, so that the table fits into a kernel's 4 KB of parameters.
-inline constexpr int max_row_targets = 128;
 
 /// Writes rows of k and v, f32 or the geometry's dtype with any strides, to `count` pieces.
 cudaError_t launch_rows(const kv_geometry& geometry, const row_target* targets, int count,

@@ -2,8 +2,8 @@
 #include <algorithm>
 #include <cstring>
 
-#include "core/device_guard.hpp"
-#include "store/device_tier.hpp"
+#include "cuda/core/device_guard.hpp"
+#include "cuda/store/device_tier.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

@@ -7,7 +7,7 @@
 #include <flashmemory/error.hpp>
 #include <utility>
 
-#include "train/backend_impl.hpp"
+#include "cuda/train/backend_impl.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

@@ -12,12 +12,12 @@
 #include <optional>
 #include <vector>
 
-#include "core/blocks.hpp"
-#include "core/device_guard.hpp"
-#include "indexer/rope.hpp"
-#include "train/kernels.hpp"
-#include "train/layout.hpp"
-#include "train/products.hpp"
+#include "cuda/core/blocks.hpp"
+#include "cuda/core/device_guard.hpp"
+#include "cuda/train/kernels.hpp"
+#include "cuda/train/layout.hpp"
+#include "cuda/train/products.hpp"
+#include "src/indexer/rope.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-#include "train/launch.cuh"
-#include "train/transform.cuh"
+#include "cuda/train/launch.cuh"
+#include "cuda/train/transform.cuh"
 
 namespace flashmemory {
 inline namespace v0 {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 #include <cuda_fp8.h>
 
-#include "train/launch.cuh"
-#include "train/transform.cuh"
+#include "cuda/train/launch.cuh"
+#include "cuda/train/transform.cuh"
 
 namespace flashmemory {
 inline namespace v0 {

@@ -3,7 +3,7 @@
 
 #include <cuda_bf16.h>
 
-#include "train/kernels.hpp"
+#include "cuda/train/kernels.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

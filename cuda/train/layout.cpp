@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "train/layout.hpp"
+#include "cuda/train/layout.hpp"
 
 #include <algorithm>
 #include <flashmemory/indexer/index_key.hpp>

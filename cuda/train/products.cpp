@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: MIT
-#include "train/products.hpp"
+#include "cuda/train/products.hpp"
 
 #include <fmt/format.h>
 
 #include <flashmemory/error.hpp>
 #include <utility>
 
-#include "train/layout.hpp"
+#include "cuda/train/layout.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

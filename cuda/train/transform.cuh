@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "core/hadamard.cuh"
+#include "cuda/core/hadamard.cuh"
 
 namespace flashmemory {
 inline namespace v0 {

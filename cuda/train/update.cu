@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-#include "train/launch.cuh"
-#include "train/layout.hpp"
-#include "train/transform.cuh"
+#include "cuda/train/launch.cuh"
+#include "cuda/train/layout.hpp"
+#include "cuda/train/transform.cuh"
 
 namespace flashmemory {
 inline namespace v0 {

@@ -4,8 +4,8 @@
 #include <cstring>
 #include <flashmemory/error.hpp>
 
-#include "core/parallel.hpp"
-#include "train/backend_impl.hpp"
+#include "cuda/train/backend_impl.hpp"
+#include "src/core/parallel.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <flashmemory/cuda/decode_step.hpp>
 #include <flashmemory/cuda/score.hpp>
-#include <flashmemory/cuda/select.hpp>
+#include <flashmemory/cuda/top_k.hpp>
 #include <flashmemory/indexer/dual_encoder.hpp>
 #include <flashmemory/select/policy.hpp>
 #include <flashmemory/select/selector.hpp>

@@ -5,7 +5,7 @@
 #include <flashmemory/cuda/chunk_tables.hpp>
 #include <flashmemory/cuda/deepseek_v4.hpp>
 #include <flashmemory/cuda/score.hpp>
-#include <flashmemory/cuda/select.hpp>
+#include <flashmemory/cuda/top_k.hpp>
 #include <flashmemory/store/geometry.hpp>
 
 #include "content.hpp"

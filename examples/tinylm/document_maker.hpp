@@ -3,8 +3,8 @@
 
 #include <cstdint>
 #include <flashmemory/flashmemory.hpp>
-#include <flashmemory/train/attention_mass.hpp>
-#include <flashmemory/train/recorder.hpp>
+#include <flashmemory/train/label/attention_mass.hpp>
+#include <flashmemory/train/record/recorder.hpp>
 #include <memory>
 #include <string>
 #include <vector>

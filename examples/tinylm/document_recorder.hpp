@@ -2,8 +2,8 @@
 #pragma once
 
 #include <cstdint>
-#include <flashmemory/train/attention_mass.hpp>
-#include <flashmemory/train/recorder.hpp>
+#include <flashmemory/train/label/attention_mass.hpp>
+#include <flashmemory/train/record/recorder.hpp>
 #include <map>
 #include <vector>
 

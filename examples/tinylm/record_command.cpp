@@ -5,7 +5,7 @@
 #include <chrono>
 #include <filesystem>
 #include <flashmemory/flashmemory.hpp>
-#include <flashmemory/train/recorder.hpp>
+#include <flashmemory/train/record/recorder.hpp>
 #include <fstream>
 #include <memory>
 #include <set>

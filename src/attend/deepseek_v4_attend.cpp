@@ -3,9 +3,9 @@
 #include <cmath>
 #include <limits>
 
-#include "attend/deepseek_v4.hpp"
-#include "core/convert.hpp"
-#include "core/parallel.hpp"
+#include "src/attend/deepseek_v4.hpp"
+#include "src/core/convert.hpp"
+#include "src/core/parallel.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

@@ -4,8 +4,8 @@
 #include <flashmemory/attend/deepseek_v4.hpp>
 #include <flashmemory/indexer/index_key.hpp>
 
-#include "attend/deepseek_v4.hpp"
-#include "core/convert.hpp"
+#include "src/attend/deepseek_v4.hpp"
+#include "src/core/convert.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include <flashmemory/attend/deepseek_v4_resident.hpp>
 
-#include "attend/deepseek_v4.hpp"
+#include "src/attend/deepseek_v4.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

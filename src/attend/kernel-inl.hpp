@@ -17,8 +17,8 @@
 #include <limits>
 #include <type_traits>
 
-#include "attend/call.hpp"
-#include "core/convert.hpp"
+#include "src/attend/call.hpp"
+#include "src/core/convert.hpp"
 
 HWY_BEFORE_NAMESPACE();
 namespace flashmemory {

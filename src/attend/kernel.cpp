@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: MIT
-#include "attend/call.hpp"
+#include "src/attend/call.hpp"
 
 // The kernels keep arrays of vectors, which vectors of unknown length cannot form; such machines use NEON.
 #define HWY_DISABLED_TARGETS (HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128 | HWY_RVV)
 
 #undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "attend/kernel.cpp"
+#define HWY_TARGET_INCLUDE "src/attend/kernel.cpp"
 #include <hwy/foreach_target.h>
 //
-#include "attend/task-inl.hpp"
+#include "src/attend/task-inl.hpp"
 
 HWY_BEFORE_NAMESPACE();
 namespace flashmemory {

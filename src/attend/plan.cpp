@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "attend/plan.hpp"
+#include "src/attend/plan.hpp"
 
 #include <algorithm>
 #include <cmath>

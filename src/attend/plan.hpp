@@ -4,7 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "attend/call.hpp"
+#include "src/attend/call.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

@@ -2,9 +2,9 @@
 #include <algorithm>
 #include <flashmemory/attend/sparse_attend.hpp>
 
-#include "attend/call.hpp"
-#include "attend/plan.hpp"
-#include "core/parallel.hpp"
+#include "src/attend/call.hpp"
+#include "src/attend/plan.hpp"
+#include "src/core/parallel.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

@@ -10,7 +10,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "attend/kernel-inl.hpp"
+#include "src/attend/kernel-inl.hpp"
 
 HWY_BEFORE_NAMESPACE();
 namespace flashmemory {

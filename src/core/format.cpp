@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "core/format.hpp"
+#include "src/core/format.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "core/json.hpp"
+#include "src/core/json.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "parallel.hpp"
+#include "src/core/parallel.hpp"
 
 #include <flashmemory/parallel.hpp>
 

@@ -4,7 +4,7 @@
 #include <flashmemory/flashmemory.hpp>
 #include <flashmemory/status.hpp>
 
-#include "core/format.hpp"
+#include "src/core/format.hpp"
 
 #define FLASHMEMORY_TEXT_(x) #x
 #define FLASHMEMORY_TEXT(x) FLASHMEMORY_TEXT_(x)

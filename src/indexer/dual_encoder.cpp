@@ -5,9 +5,9 @@
 #include <new>
 #include <utility>
 
-#include "core/parallel.hpp"
-#include "indexer/dual_encoder_impl.hpp"
-#include "indexer/kernels.hpp"
+#include "src/core/parallel.hpp"
+#include "src/indexer/dual_encoder_impl.hpp"
+#include "src/indexer/kernels.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

@@ -3,9 +3,9 @@
 #include <flashmemory/error.hpp>
 #include <set>
 
-#include "core/format.hpp"
-#include "indexer/dual_encoder_impl.hpp"
-#include "indexer/kernels.hpp"
+#include "src/core/format.hpp"
+#include "src/indexer/dual_encoder_impl.hpp"
+#include "src/indexer/kernels.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

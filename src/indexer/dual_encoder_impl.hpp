@@ -8,7 +8,7 @@
 #include <flashmemory/indexer/dual_encoder.hpp>
 #include <vector>
 
-#include "indexer/rope.hpp"
+#include "src/indexer/rope.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

@@ -8,11 +8,11 @@
 #include <set>
 #include <string_view>
 
-#include "core/format.hpp"
-#include "core/json.hpp"
-#include "indexer/dual_encoder_file.hpp"
-#include "indexer/dual_encoder_impl.hpp"
-#include "io/safetensors_header.hpp"
+#include "src/core/format.hpp"
+#include "src/core/json.hpp"
+#include "src/indexer/dual_encoder_file.hpp"
+#include "src/indexer/dual_encoder_impl.hpp"
+#include "src/io/safetensors_header.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

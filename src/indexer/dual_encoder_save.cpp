@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
 #include <flashmemory/error.hpp>
 
-#include "core/format.hpp"
-#include "core/json.hpp"
-#include "indexer/dual_encoder_file.hpp"
-#include "indexer/dual_encoder_impl.hpp"
+#include "src/core/format.hpp"
+#include "src/core/json.hpp"
+#include "src/indexer/dual_encoder_file.hpp"
+#include "src/indexer/dual_encoder_impl.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

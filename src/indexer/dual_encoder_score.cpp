@@ -3,9 +3,9 @@
 #include <cmath>
 #include <limits>
 
-#include "core/parallel.hpp"
-#include "indexer/dual_encoder_impl.hpp"
-#include "indexer/kernels.hpp"
+#include "src/core/parallel.hpp"
+#include "src/indexer/dual_encoder_impl.hpp"
+#include "src/indexer/kernels.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

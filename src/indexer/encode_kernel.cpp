@@ -2,15 +2,15 @@
 #include <algorithm>
 #include <type_traits>
 
-#include "indexer/kernels.hpp"
+#include "src/indexer/kernels.hpp"
 
 #define HWY_DISABLED_TARGETS (HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128 | HWY_RVV)
 #undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "indexer/encode_kernel.cpp"
+#define HWY_TARGET_INCLUDE "src/indexer/encode_kernel.cpp"
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
-#include "indexer/block_dot-inl.hpp"
+#include "src/indexer/block_dot-inl.hpp"
 
 HWY_BEFORE_NAMESPACE();
 namespace flashmemory {

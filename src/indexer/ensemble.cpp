@@ -3,7 +3,7 @@
 #include <cmath>
 #include <limits>
 
-#include "indexer/dual_encoder_impl.hpp"
+#include "src/indexer/dual_encoder_impl.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

@@ -5,7 +5,7 @@
 #include <flashmemory/indexer/index_key.hpp>
 #include <limits>
 
-#include "core/convert.hpp"
+#include "src/core/convert.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

@@ -6,7 +6,7 @@
 #include <unordered_map>
 #include <vector>
 
-#include "core/format.hpp"
+#include "src/core/format.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

@@ -7,9 +7,9 @@
 #include <new>
 #include <vector>
 
-#include "core/convert.hpp"
-#include "core/format.hpp"
-#include "core/parallel.hpp"
+#include "src/core/convert.hpp"
+#include "src/core/format.hpp"
+#include "src/core/parallel.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "rope.hpp"
+#include "src/indexer/rope.hpp"
 
 #include <algorithm>
 #include <cmath>

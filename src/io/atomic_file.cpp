@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "atomic_file.hpp"
+#include "src/io/atomic_file.hpp"
 
 #include <fcntl.h>
 #include <unistd.h>
@@ -12,7 +12,7 @@
 #include <flashmemory/error.hpp>
 #include <utility>
 
-#include "core/format.hpp"
+#include "src/core/format.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

@@ -11,9 +11,9 @@
 #include <flashmemory/io/safetensors.hpp>
 #include <utility>
 
-#include "core/convert.hpp"
-#include "core/format.hpp"
-#include "safetensors_header.hpp"
+#include "src/core/convert.hpp"
+#include "src/core/format.hpp"
+#include "src/io/safetensors_header.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "safetensors_header.hpp"
+#include "src/io/safetensors_header.hpp"
 
 #include <algorithm>
 #include <cstring>
@@ -8,7 +8,7 @@
 #include <set>
 #include <tuple>
 
-#include "core/format.hpp"
+#include "src/core/format.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

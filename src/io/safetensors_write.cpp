@@ -2,10 +2,10 @@
 #include <flashmemory/io/safetensors.hpp>
 #include <set>
 
-#include "atomic_file.hpp"
-#include "core/format.hpp"
-#include "core/json.hpp"
-#include "safetensors_header.hpp"
+#include "src/core/format.hpp"
+#include "src/core/json.hpp"
+#include "src/io/atomic_file.hpp"
+#include "src/io/safetensors_header.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 #include <algorithm>
 
-#include "select/host_level1.hpp"
-#include "select/selector_impl.hpp"
+#include "src/select/host_level1.hpp"
+#include "src/select/selector_impl.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT
-#include "select/host_level1.hpp"
+#include "src/select/host_level1.hpp"
 
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 
-#include "select/served_sequence.hpp"
+#include "src/select/served_sequence.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

@@ -4,8 +4,8 @@
 #include <cstddef>
 #include <vector>
 
-#include "select/buffer.hpp"
-#include "select/level1.hpp"
+#include "src/select/buffer.hpp"
+#include "src/select/level1.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

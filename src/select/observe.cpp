@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include <algorithm>
 
-#include "select/selector_impl.hpp"
+#include "src/select/selector_impl.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

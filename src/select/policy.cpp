@@ -4,7 +4,7 @@
 #include <flashmemory/error.hpp>
 #include <flashmemory/select/policy.hpp>
 
-#include "core/format.hpp"
+#include "src/core/format.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

@@ -2,7 +2,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "select/selector_impl.hpp"
+#include "src/select/selector_impl.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

@@ -6,7 +6,7 @@
 #include <cstring>
 #include <flashmemory/view.hpp>
 
-#include "core/convert.hpp"
+#include "src/core/convert.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

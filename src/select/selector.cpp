@@ -4,9 +4,9 @@
 #include <flashmemory/indexer/dual_encoder.hpp>
 #include <flashmemory/select/selector.hpp>
 
-#include "core/format.hpp"
-#include "select/host_level1.hpp"
-#include "select/selector_impl.hpp"
+#include "src/core/format.hpp"
+#include "src/select/host_level1.hpp"
+#include "src/select/selector_impl.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

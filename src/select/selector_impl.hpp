@@ -7,9 +7,9 @@
 #include <memory>
 #include <vector>
 
-#include "select/buffer.hpp"
-#include "select/level1.hpp"
-#include "select/served_sequence.hpp"
+#include "src/select/buffer.hpp"
+#include "src/select/level1.hpp"
+#include "src/select/served_sequence.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

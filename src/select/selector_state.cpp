@@ -5,8 +5,8 @@
 #include <cstring>
 #include <type_traits>
 
-#include "core/format.hpp"
-#include "select/selector_impl.hpp"
+#include "src/core/format.hpp"
+#include "src/select/selector_impl.hpp"
 
 /// Layout of a saved state, all little-endian:
 ///   u64 magic, u32 version, u32 zero, u64 bytes in all, then the body, then u64 XXH3 of all before it.

@@ -6,8 +6,8 @@
 #include <limits>
 #include <vector>
 
-#include "select/row_ring.hpp"
-#include "select/stopwatch.hpp"
+#include "src/select/row_ring.hpp"
+#include "src/select/stopwatch.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "session/byte_source.hpp"
+#include "src/session/byte_source.hpp"
 
 #include <fcntl.h>
 #include <sys/stat.h>
@@ -10,7 +10,7 @@
 #include <cstring>
 #include <flashmemory/error.hpp>
 
-#include "core/format.hpp"
+#include "src/core/format.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

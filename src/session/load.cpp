@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: MIT
-#include "session/load.hpp"
+#include "src/session/load.hpp"
 
 #include <algorithm>
 #include <flashmemory/error.hpp>
 #include <flashmemory/select/selector.hpp>
 #include <vector>
 
-#include "core/format.hpp"
-#include "session/session_header.hpp"
+#include "src/core/format.hpp"
+#include "src/session/session_header.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

@@ -3,7 +3,7 @@
 
 #include <flashmemory/session.hpp>
 
-#include "session/byte_source.hpp"
+#include "src/session/byte_source.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

@@ -7,9 +7,9 @@
 #include <flashmemory/session.hpp>
 #include <vector>
 
-#include "core/format.hpp"
-#include "io/atomic_file.hpp"
-#include "session/session_header.hpp"
+#include "src/core/format.hpp"
+#include "src/io/atomic_file.hpp"
+#include "src/session/session_header.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "session/session_header.hpp"
+#include "src/session/session_header.hpp"
 
 #include <xxhash.h>
 
@@ -7,7 +7,7 @@
 #include <flashmemory/error.hpp>
 #include <limits>
 
-#include "core/format.hpp"
+#include "src/core/format.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

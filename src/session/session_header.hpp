@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "session/byte_source.hpp"
+#include "src/session/byte_source.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

@@ -3,8 +3,8 @@
 #include <flashmemory/error.hpp>
 #include <limits>
 
-#include "core/format.hpp"
-#include "store/impl.hpp"
+#include "src/core/format.hpp"
+#include "src/store/impl.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

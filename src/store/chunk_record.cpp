@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "store/chunk_record.hpp"
+#include "src/store/chunk_record.hpp"
 
 #include <new>
 

@@ -4,7 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "store/fast_memory.hpp"
+#include "src/store/fast_memory.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

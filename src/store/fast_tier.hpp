@@ -12,9 +12,9 @@
 #include <flashmemory/view.hpp>
 #include <memory>
 
-#include "store/chunk_record.hpp"
-#include "store/fast_memory.hpp"
-#include "store/slot_pool.hpp"
+#include "src/store/chunk_record.hpp"
+#include "src/store/fast_memory.hpp"
+#include "src/store/slot_pool.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

@@ -10,7 +10,7 @@
 #include <flashmemory/store/backing_store.hpp>
 #include <limits>
 
-#include "core/format.hpp"
+#include "src/core/format.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

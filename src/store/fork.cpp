@@ -2,8 +2,8 @@
 #include <algorithm>
 #include <flashmemory/error.hpp>
 
-#include "core/format.hpp"
-#include "store/impl.hpp"
+#include "src/core/format.hpp"
+#include "src/store/impl.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

@@ -5,7 +5,7 @@
 #include <flashmemory/store/geometry.hpp>
 #include <limits>
 
-#include "core/format.hpp"
+#include "src/core/format.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: MIT
-#include "store/host_tier.hpp"
+#include "src/store/host_tier.hpp"
 
 #include <xxhash.h>
 
 #include <cmath>
 #include <cstring>
 
-#include "store/impl.hpp"
-#include "store/rows.hpp"
+#include "src/store/impl.hpp"
+#include "src/store/rows.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

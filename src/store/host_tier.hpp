@@ -3,7 +3,7 @@
 
 #include <flashmemory/store/backing_store.hpp>
 
-#include "store/fast_tier.hpp"
+#include "src/store/fast_tier.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

@@ -9,11 +9,11 @@
 #include <string>
 #include <vector>
 
-#include "store/chunk_record.hpp"
-#include "store/fast_memory.hpp"
-#include "store/fast_tier.hpp"
-#include "store/sequence.hpp"
-#include "store/slot_pool.hpp"
+#include "src/store/chunk_record.hpp"
+#include "src/store/fast_memory.hpp"
+#include "src/store/fast_tier.hpp"
+#include "src/store/sequence.hpp"
+#include "src/store/slot_pool.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

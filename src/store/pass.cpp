@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "store/impl.hpp"
+#include "src/store/impl.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

@@ -3,8 +3,8 @@
 #include <flashmemory/error.hpp>
 #include <flashmemory/store/backing_store.hpp>
 
-#include "core/format.hpp"
-#include "store/fast_memory.hpp"
+#include "src/core/format.hpp"
+#include "src/store/fast_memory.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include <algorithm>
 
-#include "store/impl.hpp"
+#include "src/store/impl.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
-#include "store/rows.hpp"
+#include "src/store/rows.hpp"
 
 #include <cstring>
 #include <flashmemory/indexer/index_key.hpp>
 
-#include "core/convert.hpp"
+#include "src/core/convert.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
-#include "store/sequence.hpp"
+#include "src/store/sequence.hpp"
 
 #include <algorithm>
 #include <new>
 
-#include "store/slot_pool.hpp"
+#include "src/store/slot_pool.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

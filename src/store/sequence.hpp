@@ -5,8 +5,8 @@
 #include <cstdint>
 #include <flashmemory/store/chunk_store.hpp>
 
-#include "store/chunk_record.hpp"
-#include "store/fast_memory.hpp"
+#include "src/store/chunk_record.hpp"
+#include "src/store/fast_memory.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
-#include "store/slot_pool.hpp"
+#include "src/store/slot_pool.hpp"
 
 #include <cstring>
 #include <new>
 
-#include "store/fast_tier.hpp"
+#include "src/store/fast_tier.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

@@ -4,8 +4,8 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "store/chunk_record.hpp"
-#include "store/fast_memory.hpp"
+#include "src/store/chunk_record.hpp"
+#include "src/store/fast_memory.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

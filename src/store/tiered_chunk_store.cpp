@@ -3,9 +3,9 @@
 #include <flashmemory/error.hpp>
 #include <new>
 
-#include "core/format.hpp"
-#include "store/host_tier.hpp"
-#include "store/impl.hpp"
+#include "src/core/format.hpp"
+#include "src/store/host_tier.hpp"
+#include "src/store/impl.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

@@ -2,8 +2,8 @@
 #include <algorithm>
 #include <cstring>
 
-#include "store/impl.hpp"
-#include "store/rows.hpp"
+#include "src/store/impl.hpp"
+#include "src/store/rows.hpp"
 
 namespace flashmemory {
 inline namespace v0 {

@@ -14,30 +14,30 @@ mark_as_advanced(FLASHMEMORY_CBLAS_INCLUDE_DIR)
 find_package(Eigen3 3.3 REQUIRED NO_MODULE)
 
 target_sources(flashmemory_train PRIVATE
-  artifact.cpp
-  calibrate.cpp
-  checkpoint.cpp
-  cpu_backend.cpp
-  document_source.cpp
-  encoder.cpp
-  evaluate.cpp
-  examples.cpp
-  gemm.cpp
-  kernels.cpp
-  loss.cpp
-  model.cpp
-  optimiser.cpp
-  retrieval_heads.cpp
-  sampler.cpp
-  scoring.cpp
-  start.cpp
-  start_bilinear.cpp
-  start_moments.cpp
-  trainer.cpp
+  exchange/artifact.cpp
+  calibrate/calibrate.cpp
+  learn/checkpoint.cpp
+  learn/cpu_backend.cpp
+  record/document_source.cpp
+  learn/encoder.cpp
+  calibrate/evaluate.cpp
+  learn/examples.cpp
+  learn/gemm.cpp
+  learn/kernels.cpp
+  learn/loss.cpp
+  learn/model.cpp
+  learn/optimiser.cpp
+  label/retrieval_heads.cpp
+  learn/sampler.cpp
+  calibrate/scoring.cpp
+  start/start.cpp
+  start/start_bilinear.cpp
+  start/start_moments.cpp
+  learn/trainer.cpp
 )
 target_include_directories(flashmemory_train SYSTEM PRIVATE ${FLASHMEMORY_CBLAS_INCLUDE_DIR})
 if(BLA_VENDOR STREQUAL "OpenBLAS")
-  set_source_files_properties(gemm.cpp PROPERTIES COMPILE_DEFINITIONS FLASHMEMORY_OPENBLAS)
+  set_source_files_properties(learn/gemm.cpp PROPERTIES COMPILE_DEFINITIONS FLASHMEMORY_OPENBLAS)
 endif()
 target_link_libraries(flashmemory_train PRIVATE
   BLAS::BLAS $<BUILD_INTERFACE:Eigen3::Eigen> $<BUILD_INTERFACE:hwy::hwy>)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-#include "conformance/shadow.hpp"
-#include "support/fresh_seed.hpp"
+#include "tests/conformance/shadow.hpp"
+#include "tests/support/fresh_seed.hpp"
 
 namespace fm = flashmemory;
 

@@ -4,7 +4,7 @@
 #include <atomic>
 #include <filesystem>
 
-#include "conformance/backend.hpp"
+#include "tests/conformance/backend.hpp"
 
 namespace fm = flashmemory;
 

@@ -2,9 +2,9 @@
 #include <cstring>
 #include <flashmemory/indexer/index_key.hpp>
 
-#include "catch.hpp"
-#include "conformance/backend.hpp"
-#include "support/fresh_seed.hpp"
+#include "tests/catch.hpp"
+#include "tests/conformance/backend.hpp"
+#include "tests/support/fresh_seed.hpp"
 
 namespace fm = flashmemory;
 

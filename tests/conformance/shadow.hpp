@@ -7,10 +7,10 @@
 #include <set>
 #include <vector>
 
-#include "catch.hpp"
-#include "conformance/backend.hpp"
-#include "core/convert.hpp"
-#include "reference/attention.hpp"
+#include "src/core/convert.hpp"
+#include "tests/catch.hpp"
+#include "tests/conformance/backend.hpp"
+#include "tests/reference/attention.hpp"
 
 /// A random model beside the library: it invents hidden states, queries, K and V for sequences, feeds them to
 /// a store and a selector as an engine would, and remembers everything in plain vectors.

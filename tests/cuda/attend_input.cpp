@@ -2,7 +2,7 @@
 #include <flashmemory/error.hpp>
 #include <functional>
 
-#include "cuda/attend_problem.hpp"
+#include "tests/cuda/attend_problem.hpp"
 
 namespace fm = flashmemory;
 namespace cu = flashmemory::cuda;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-#include "cuda/attend_problem.hpp"
-#include "support/fresh_seed.hpp"
+#include "tests/cuda/attend_problem.hpp"
+#include "tests/support/fresh_seed.hpp"
 
 namespace fm = flashmemory;
 namespace cu = flashmemory::cuda;

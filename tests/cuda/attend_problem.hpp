@@ -9,9 +9,9 @@
 #include <random>
 #include <vector>
 
-#include "core/convert.hpp"
-#include "cuda/gpu.hpp"
-#include "reference/attention.hpp"
+#include "src/core/convert.hpp"
+#include "tests/cuda/gpu.hpp"
+#include "tests/reference/attention.hpp"
 
 namespace flashmemory_test {
 

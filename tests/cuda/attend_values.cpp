@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-#include "attend/heuristics.hpp"
-#include "cuda/attend_problem.hpp"
-#include "support/fresh_seed.hpp"
+#include "cuda/attend/heuristics.hpp"
+#include "tests/cuda/attend_problem.hpp"
+#include "tests/support/fresh_seed.hpp"
 
 namespace fm = flashmemory;
 namespace cu = flashmemory::cuda;

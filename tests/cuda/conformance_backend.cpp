@@ -5,9 +5,9 @@
 #include <flashmemory/cuda/store.hpp>
 #include <map>
 
-#include "conformance/backend.hpp"
-#include "core/convert.hpp"
-#include "cuda/gpu.hpp"
+#include "src/core/convert.hpp"
+#include "tests/conformance/backend.hpp"
+#include "tests/cuda/gpu.hpp"
 
 namespace fm = flashmemory;
 

@@ -12,7 +12,7 @@
 #include <utility>
 #include <vector>
 
-#include "catch.hpp"
+#include "tests/catch.hpp"
 
 /// At the top of every GPU test. ctest turns the sentence into "skipped".
 #define REQUIRE_GPU()                 \

@@ -9,10 +9,10 @@
 #include <functional>
 #include <random>
 
-#include "core/convert.hpp"
-#include "cuda/gpu.hpp"
-#include "reference/indexer.hpp"
-#include "support/fresh_seed.hpp"
+#include "src/core/convert.hpp"
+#include "tests/cuda/gpu.hpp"
+#include "tests/reference/indexer.hpp"
+#include "tests/support/fresh_seed.hpp"
 
 namespace fm = flashmemory;
 namespace cu = flashmemory::cuda;

@@ -14,7 +14,7 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "core/ptx.cuh"
+#include "cuda/core/ptx.cuh"
 
 namespace {
 

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-flashmemory_cuda_test(flashmemory_cuda_score SOURCES score.cpp score_outputs.cpp score_select.cpp)
+flashmemory_cuda_test(flashmemory_cuda_score SOURCES score.cpp score_outputs.cpp top_k.cpp)

@@ -3,8 +3,8 @@
 #include <iostream>
 #include <limits>
 
-#include "cuda/score_problem.hpp"
-#include "support/fresh_seed.hpp"
+#include "tests/cuda/score_problem.hpp"
+#include "tests/support/fresh_seed.hpp"
 
 using namespace flashmemory;
 using namespace flashmemory_test;

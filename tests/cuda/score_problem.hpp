@@ -8,8 +8,8 @@
 #include <random>
 #include <vector>
 
-#include "cuda/gpu.hpp"
-#include "reference/score.hpp"
+#include "tests/cuda/gpu.hpp"
+#include "tests/reference/score.hpp"
 
 namespace flashmemory_test {
 

@@ -3,10 +3,10 @@
 #include <cstdio>
 #include <flashmemory/io/safetensors.hpp>
 
-#include "core/convert.hpp"
-#include "cuda/step_world.hpp"
-#include "select/kernels.hpp"
-#include "support/fresh_seed.hpp"
+#include "cuda/select/kernels.hpp"
+#include "src/core/convert.hpp"
+#include "tests/cuda/step_world.hpp"
+#include "tests/support/fresh_seed.hpp"
 
 using namespace step_testing;
 

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT
-#include <flashmemory/cuda/select.hpp>
+#include <flashmemory/cuda/top_k.hpp>
 #include <memory>
 
-#include "cuda/attend_problem.hpp"
-#include "cuda/score_problem.hpp"
-#include "cuda/v4_problem.hpp"
-#include "support/fresh_seed.hpp"
+#include "tests/cuda/attend_problem.hpp"
+#include "tests/cuda/deepseek_v4_problem.hpp"
+#include "tests/cuda/score_problem.hpp"
+#include "tests/support/fresh_seed.hpp"
 
 namespace fm = flashmemory;
 namespace cu = flashmemory::cuda;

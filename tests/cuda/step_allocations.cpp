@@ -4,8 +4,8 @@
 #include <cstdio>
 #include <thread>
 
-#include "cuda/step_world.hpp"
-#include "support/counted_allocations.hpp"
+#include "tests/cuda/step_world.hpp"
+#include "tests/support/counted_allocations.hpp"
 
 using namespace step_testing;
 

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 #include <random>
 
-#include "cuda/step_world.hpp"
-#include "store/rows.hpp"
-#include "support/fresh_seed.hpp"
+#include "src/store/rows.hpp"
+#include "tests/cuda/step_world.hpp"
+#include "tests/support/fresh_seed.hpp"
 
 using namespace step_testing;
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include <functional>
 
-#include "cuda/step_world.hpp"
+#include "tests/cuda/step_world.hpp"
 
 using namespace step_testing;
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 #include <random>
 
-#include "cuda/step_world.hpp"
-#include "support/fresh_seed.hpp"
+#include "tests/cuda/step_world.hpp"
+#include "tests/support/fresh_seed.hpp"
 
 using namespace step_testing;
 

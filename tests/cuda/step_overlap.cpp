@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "cuda/step_world.hpp"
+#include "tests/cuda/step_world.hpp"
 
 using namespace step_testing;
 

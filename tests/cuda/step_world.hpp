@@ -10,9 +10,9 @@
 #include <random>
 #include <vector>
 
-#include "catch.hpp"
-#include "cuda/gpu.hpp"
-#include "cuda/store_device.hpp"
+#include "tests/catch.hpp"
+#include "tests/cuda/gpu.hpp"
+#include "tests/cuda/store_device.hpp"
 
 /// A small engine on the device: its tensors are windows of one block of random numbers, chosen by step, so that two
 /// of them can be fed the same.

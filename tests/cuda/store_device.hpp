@@ -9,9 +9,9 @@
 #include <set>
 #include <thread>
 
-#include "cuda/gpu.hpp"
-#include "store/transfer.hpp"
-#include "support/store_testing.hpp"
+#include "cuda/store/transfer.hpp"
+#include "tests/cuda/gpu.hpp"
+#include "tests/support/store_testing.hpp"
 
 /// What the device store's tests share: appends from device memory, reading slots back, gates that hold a stream
 /// up for as long as a test wants, and a transfer that fails or is held up on demand.

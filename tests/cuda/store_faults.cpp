@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "cuda/store_device.hpp"
+#include "tests/cuda/store_device.hpp"
 
 using namespace store_testing;
 using fm::late_policy;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-#include "cuda/store_device.hpp"
-#include "support/fresh_seed.hpp"
+#include "tests/cuda/store_device.hpp"
+#include "tests/support/fresh_seed.hpp"
 
 using namespace store_testing;
 using fm::status;

@@ -2,10 +2,10 @@
 #include <algorithm>
 #include <flashmemory/error.hpp>
 
-#include "cuda/gpu.hpp"
-#include "cuda/train_problem.hpp"
-#include "support/fresh_seed.hpp"
-#include "train/encoder.hpp"
+#include "src/train/learn/encoder.hpp"
+#include "tests/cuda/gpu.hpp"
+#include "tests/cuda/train_problem.hpp"
+#include "tests/support/fresh_seed.hpp"
 
 namespace cu = flashmemory::cuda;
 namespace td = flashmemory::train::detail;

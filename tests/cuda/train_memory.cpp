@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 #include <flashmemory/error.hpp>
 
-#include "cuda/gpu.hpp"
-#include "cuda/train_problem.hpp"
-#include "support/fresh_seed.hpp"
+#include "tests/cuda/gpu.hpp"
+#include "tests/cuda/train_problem.hpp"
+#include "tests/support/fresh_seed.hpp"
 
 namespace cu = flashmemory::cuda;
 using namespace flashmemory_test;

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: MIT
 #include <flashmemory/cuda/train.hpp>
 #include <flashmemory/error.hpp>
-#include <flashmemory/train/start.hpp>
-#include <flashmemory/train/trainer.hpp>
+#include <flashmemory/train/learn/trainer.hpp>
+#include <flashmemory/train/start/start.hpp>
 
-#include "cuda/gpu.hpp"
-#include "support/fresh_seed.hpp"
-#include "support/planted_training.hpp"
-#include "support/temporary_folder.hpp"
+#include "tests/cuda/gpu.hpp"
+#include "tests/support/fresh_seed.hpp"
+#include "tests/support/planted_training.hpp"
+#include "tests/support/temporary_folder.hpp"
 
 namespace cu = flashmemory::cuda;
 namespace fm = flashmemory;

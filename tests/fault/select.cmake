@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
 flashmemory_test(flashmemory_selector_fault LABELS fault SOURCES
   ${CMAKE_CURRENT_LIST_DIR}/selector_faults.cpp)
-flashmemory_test(flashmemory_session_fault LABELS fault INTERNAL LIBRARIES xxHash::inline SOURCES
+flashmemory_test(flashmemory_session_fault LABELS fault LIBRARIES xxHash::inline SOURCES
   ${CMAKE_CURRENT_LIST_DIR}/session_files.cpp)

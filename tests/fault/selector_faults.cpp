@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-#include "catch.hpp"
-#include "support/small_dual_encoder.hpp"
+#include "tests/catch.hpp"
+#include "tests/support/small_dual_encoder.hpp"
 
 namespace fm = flashmemory;
 using fm::status;

@@ -5,10 +5,10 @@
 #include <csignal>
 #include <cstring>
 
-#include "catch.hpp"
-#include "session/load.hpp"
-#include "support/fresh_seed.hpp"
-#include "unit/session_support.hpp"
+#include "src/session/load.hpp"
+#include "tests/catch.hpp"
+#include "tests/support/fresh_seed.hpp"
+#include "tests/unit/session/support.hpp"
 
 using namespace session_testing;
 using fm::status;

@@ -3,8 +3,8 @@
 #include <fstream>
 #include <functional>
 
-#include "catch.hpp"
-#include "support/store_testing.hpp"
+#include "tests/catch.hpp"
+#include "tests/support/store_testing.hpp"
 
 using namespace store_testing;
 using Catch::Matchers::Contains;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-#include "catch.hpp"
-#include "support/store_testing.hpp"
+#include "tests/catch.hpp"
+#include "tests/support/store_testing.hpp"
 
 using namespace store_testing;
 using fm::status;

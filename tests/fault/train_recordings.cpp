@@ -6,18 +6,18 @@
 #include <cstdio>
 #include <filesystem>
 #include <flashmemory/error.hpp>
-#include <flashmemory/train/recorder.hpp>
-#include <flashmemory/train/recordings.hpp>
+#include <flashmemory/train/record/recorder.hpp>
+#include <flashmemory/train/record/recordings.hpp>
 #include <fstream>
 #include <functional>
 #include <random>
 #include <sstream>
 
-#include "catch.hpp"
-#include "support/fresh_seed.hpp"
-#include "support/random_document.hpp"
-#include "support/temporary_folder.hpp"
-#include "train/manifest.hpp"
+#include "src/train/record/manifest.hpp"
+#include "tests/catch.hpp"
+#include "tests/support/fresh_seed.hpp"
+#include "tests/support/random_document.hpp"
+#include "tests/support/temporary_folder.hpp"
 
 namespace fm = flashmemory;
 namespace fs = std::filesystem;

@@ -4,9 +4,9 @@
 #include <csignal>
 #include <flashmemory/error.hpp>
 
-#include "catch.hpp"
-#include "support/planted_training.hpp"
-#include "support/temporary_folder.hpp"
+#include "tests/catch.hpp"
+#include "tests/support/planted_training.hpp"
+#include "tests/support/temporary_folder.hpp"
 
 namespace fm = flashmemory;
 namespace ft = flashmemory::train;

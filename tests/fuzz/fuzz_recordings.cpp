@@ -9,8 +9,8 @@
 #include <flashmemory/io/safetensors.hpp>
 #include <string>
 
-#include "train/document_part.hpp"
-#include "train/manifest.hpp"
+#include "src/train/record/document_part.hpp"
+#include "src/train/record/manifest.hpp"
 
 namespace fm = flashmemory;
 namespace train = flashmemory::train;

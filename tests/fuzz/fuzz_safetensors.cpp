@@ -6,7 +6,7 @@
 #include <flashmemory/error.hpp>
 #include <flashmemory/io/safetensors.hpp>
 
-#include "indexer/dual_encoder_file.hpp"
+#include "src/indexer/dual_encoder_file.hpp"
 
 namespace fm = flashmemory;
 

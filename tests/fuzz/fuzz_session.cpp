@@ -10,8 +10,8 @@
 #include <flashmemory/store/tiered_chunk_store.hpp>
 #include <vector>
 
-#include "session/load.hpp"
-#include "session/session_header.hpp"
+#include "src/session/load.hpp"
+#include "src/session/session_header.hpp"
 
 // Loads an arbitrary image into a small store. Whatever it holds, it is loaded as a whole or refused with a
 // typed error, and then nothing is open. The first byte decides which lengths and checksums are made right

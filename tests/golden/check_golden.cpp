@@ -13,7 +13,7 @@
 #include <string>
 #include <vector>
 
-#include "reference/key_store.hpp"
+#include "tests/reference/key_store.hpp"
 
 namespace fm = flashmemory;
 

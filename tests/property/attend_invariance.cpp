@@ -2,9 +2,9 @@
 #include <memory>
 #include <numeric>
 
-#include "catch.hpp"
-#include "support/attend_problem.hpp"
-#include "support/fresh_seed.hpp"
+#include "tests/catch.hpp"
+#include "tests/support/attend_problem.hpp"
+#include "tests/support/fresh_seed.hpp"
 
 using namespace flashmemory_test;
 

@@ -4,9 +4,9 @@
 #include <random>
 #include <set>
 
-#include "catch.hpp"
-#include "support/fresh_seed.hpp"
-#include "support/small_dual_encoder.hpp"
+#include "tests/catch.hpp"
+#include "tests/support/fresh_seed.hpp"
+#include "tests/support/small_dual_encoder.hpp"
 
 namespace fm = flashmemory;
 using fm::selection_mode;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-#include "catch.hpp"
-#include "property/store_shadow.hpp"
-#include "support/fresh_seed.hpp"
+#include "tests/catch.hpp"
+#include "tests/property/store_shadow.hpp"
+#include "tests/support/fresh_seed.hpp"
 
 using namespace store_testing;
 using fm::status;

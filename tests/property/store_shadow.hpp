@@ -4,7 +4,7 @@
 #include <map>
 #include <set>
 
-#include "support/store_testing.hpp"
+#include "tests/support/store_testing.hpp"
 
 /// The store's contract in the plainest containers there are: what each sequence contains, what of it is
 /// resident, what the counters must say. Shares no code with the store.

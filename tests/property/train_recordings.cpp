@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: MIT
 // Random runs of several recorders in one folder, with crashes, against a list of what was finished.
-#include <flashmemory/train/labels.hpp>
-#include <flashmemory/train/recorder.hpp>
-#include <flashmemory/train/recordings.hpp>
+#include <flashmemory/train/label/labels.hpp>
+#include <flashmemory/train/record/recorder.hpp>
+#include <flashmemory/train/record/recordings.hpp>
 #include <map>
 #include <memory>
 #include <random>
 
-#include "catch.hpp"
-#include "support/fresh_seed.hpp"
-#include "support/random_document.hpp"
-#include "support/temporary_folder.hpp"
+#include "tests/catch.hpp"
+#include "tests/support/fresh_seed.hpp"
+#include "tests/support/random_document.hpp"
+#include "tests/support/temporary_folder.hpp"
 
 namespace fm = flashmemory;
 namespace train = flashmemory::train;

@@ -10,7 +10,7 @@
 #include <optional>
 #include <vector>
 
-#include "reference/attention.hpp"
+#include "tests/reference/attention.hpp"
 
 namespace flashmemory_test::reference {
 

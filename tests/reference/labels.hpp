@@ -7,7 +7,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <flashmemory/train/document.hpp>
+#include <flashmemory/train/record/document.hpp>
 #include <map>
 #include <tuple>
 #include <vector>

@@ -8,7 +8,7 @@
 #include <numeric>
 #include <vector>
 
-#include "reference/indexer.hpp"
+#include "tests/reference/indexer.hpp"
 
 /// The paged scorer and exact top-k, one loop per line of the formula.
 namespace flashmemory::reference {

@@ -13,8 +13,8 @@
 #include <thread>
 #include <vector>
 
-#include "reference/attention.hpp"
-#include "support/plain_store.hpp"
+#include "tests/reference/attention.hpp"
+#include "tests/support/plain_store.hpp"
 
 namespace flashmemory_test {
 

@@ -7,7 +7,7 @@
 #include <random>
 #include <string>
 
-#include "catch.hpp"
+#include "tests/catch.hpp"
 
 namespace flashmemory_test {
 

@@ -4,7 +4,7 @@
 #include <cmath>
 #include <cstdint>
 #include <flashmemory/indexer/dual_encoder.hpp>
-#include <flashmemory/train/document_source.hpp>
+#include <flashmemory/train/record/document_source.hpp>
 #include <random>
 #include <string>
 #include <vector>

@@ -2,12 +2,12 @@
 #pragma once
 
 #include <flashmemory/error.hpp>
-#include <flashmemory/train/start.hpp>
-#include <flashmemory/train/trainer.hpp>
+#include <flashmemory/train/learn/trainer.hpp>
+#include <flashmemory/train/start/start.hpp>
 #include <limits>
 
-#include "catch.hpp"
-#include "support/planted_documents.hpp"
+#include "tests/catch.hpp"
+#include "tests/support/planted_documents.hpp"
 
 /// Runs over planted documents that take a moment.
 namespace planted {

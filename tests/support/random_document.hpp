@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <cstring>
 #include <flashmemory/indexer/index_key.hpp>
-#include <flashmemory/train/document.hpp>
+#include <flashmemory/train/record/document.hpp>
 #include <random>
 #include <set>
 #include <string>

@@ -3,7 +3,7 @@
 
 #include <flashmemory/indexer/dual_encoder.hpp>
 
-#include "support/toy_engine.hpp"
+#include "tests/support/toy_engine.hpp"
 
 namespace toy {
 

@@ -10,8 +10,8 @@
 #include <string>
 #include <vector>
 
-#include "support/store_values.hpp"
-#include "support/temporary_folder.hpp"
+#include "tests/support/store_values.hpp"
+#include "tests/support/temporary_folder.hpp"
 
 /// What the store's tests share: made-up K and V that can be computed again from a tag, a memory resource
 /// that counts, backing stores that fail on demand.

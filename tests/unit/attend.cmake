@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: MIT
 flashmemory_test(flashmemory_attend_unit LABELS unit SOURCES
-  ${CMAKE_CURRENT_LIST_DIR}/attend_input.cpp
-  ${CMAKE_CURRENT_LIST_DIR}/attend_lists.cpp
-  ${CMAKE_CURRENT_LIST_DIR}/attend_mass.cpp
-  ${CMAKE_CURRENT_LIST_DIR}/attend_merge.cpp
-  ${CMAKE_CURRENT_LIST_DIR}/attend_values.cpp)
+  ${CMAKE_CURRENT_LIST_DIR}/attend/input.cpp
+  ${CMAKE_CURRENT_LIST_DIR}/attend/lists.cpp
+  ${CMAKE_CURRENT_LIST_DIR}/attend/mass.cpp
+  ${CMAKE_CURRENT_LIST_DIR}/attend/merge.cpp
+  ${CMAKE_CURRENT_LIST_DIR}/attend/values.cpp)
 # Replaces operator new, so it stands alone.
 flashmemory_test(flashmemory_attend_allocation LABELS unit SOURCES
-  ${CMAKE_CURRENT_LIST_DIR}/attend_allocation.cpp)
+  ${CMAKE_CURRENT_LIST_DIR}/attend/allocation.cpp)
 # Chooses instruction sets for the whole process, so it stands alone.
 flashmemory_test(flashmemory_attend_targets LABELS unit LIBRARIES hwy::hwy SOURCES
-  ${CMAKE_CURRENT_LIST_DIR}/attend_targets.cpp)
+  ${CMAKE_CURRENT_LIST_DIR}/attend/targets.cpp)
 flashmemory_test(flashmemory_deepseek_v4_unit LABELS unit SOURCES
-  ${CMAKE_CURRENT_LIST_DIR}/deepseek_v4_attend.cpp
-  ${CMAKE_CURRENT_LIST_DIR}/deepseek_v4_format.cpp)
+  ${CMAKE_CURRENT_LIST_DIR}/attend/deepseek_v4_attend.cpp
+  ${CMAKE_CURRENT_LIST_DIR}/attend/deepseek_v4_format.cpp)

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: MIT
 set(_indexer ${CMAKE_CURRENT_LIST_DIR})
 flashmemory_test(flashmemory_safetensors_unit SERIAL LABELS unit SOURCES
-  ${_indexer}/safetensors_read.cpp ${_indexer}/safetensors_write.cpp)
+  ${_indexer}/io/safetensors_read.cpp ${_indexer}/io/safetensors_write.cpp)
 flashmemory_test(flashmemory_indexer_unit LABELS unit LIBRARIES hwy::hwy SOURCES
-  ${_indexer}/dual_encoder_artifact.cpp ${_indexer}/dual_encoder_keys.cpp ${_indexer}/dual_encoder_score.cpp
-  ${_indexer}/index_key_format.cpp)
+  ${_indexer}/indexer/dual_encoder_artifact.cpp ${_indexer}/indexer/dual_encoder_keys.cpp ${_indexer}/indexer/dual_encoder_score.cpp
+  ${_indexer}/indexer/index_key_format.cpp)
 # alone, because it uses a private table
-flashmemory_test(flashmemory_query_unit LABELS unit INTERNAL SOURCES
-  ${_indexer}/dual_encoder_query.cpp ${PROJECT_SOURCE_DIR}/src/indexer/rope.cpp)
+flashmemory_test(flashmemory_query_unit LABELS unit SOURCES
+  ${_indexer}/indexer/dual_encoder_query.cpp ${PROJECT_SOURCE_DIR}/src/indexer/rope.cpp)
 # alone, because it replaces operator new
-flashmemory_test(flashmemory_indexer_allocation LABELS unit SOURCES ${_indexer}/dual_encoder_allocation.cpp)
+flashmemory_test(flashmemory_indexer_allocation LABELS unit SOURCES ${_indexer}/indexer/dual_encoder_allocation.cpp)

@@ -2,9 +2,9 @@
 # The task generator of the tinylm example, which needs none of the example's other dependencies.
 set(_tinylm ${PROJECT_SOURCE_DIR}/examples/tinylm)
 flashmemory_test(flashmemory_tasks_unit SERIAL LABELS unit SOURCES
-  ${CMAKE_CURRENT_LIST_DIR}/tasks_generator.cpp
-  ${CMAKE_CURRENT_LIST_DIR}/session_maker.cpp
-  ${CMAKE_CURRENT_LIST_DIR}/always_kept.cpp
+  ${CMAKE_CURRENT_LIST_DIR}/examples/tasks_generator.cpp
+  ${CMAKE_CURRENT_LIST_DIR}/examples/session_maker.cpp
+  ${CMAKE_CURRENT_LIST_DIR}/examples/always_kept.cpp
   ${_tinylm}/always_kept.cpp
   ${_tinylm}/haystack.cpp
   ${_tinylm}/policy_cell.cpp
@@ -17,7 +17,7 @@ target_include_directories(flashmemory_tasks_unit PRIVATE ${_tinylm})
 target_compile_definitions(flashmemory_tasks_unit PRIVATE TINYLM_DATA="${_tinylm}/data")
 
 flashmemory_test(flashmemory_tinylm_report_unit SERIAL LABELS unit SOURCES
-  ${CMAKE_CURRENT_LIST_DIR}/tinylm_report.cpp
+  ${CMAKE_CURRENT_LIST_DIR}/examples/tinylm_report.cpp
   ${_tinylm}/always_kept.cpp
   ${_tinylm}/eval_report.cpp
   ${_tinylm}/html_report.cpp

@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <flashmemory/memory.hpp>
 #include <flashmemory/stream.hpp>
-#include <flashmemory/train/backend.hpp>
+#include <flashmemory/train/learn/backend.hpp>
 
 namespace flashmemory {
 inline namespace v0 {

@@ -4,11 +4,11 @@
 
 #include <cstdio>
 #include <flashmemory/error.hpp>
-#include <flashmemory/train/artifact.hpp>
-#include <flashmemory/train/retrieval_heads.hpp>
+#include <flashmemory/train/exchange/artifact.hpp>
+#include <flashmemory/train/label/retrieval_heads.hpp>
 #include <fstream>
 
-#include "commands.hpp"
+#include "src/train/program/commands.hpp"
 
 namespace indexer_program {
 namespace {

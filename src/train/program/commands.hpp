@@ -3,10 +3,10 @@
 
 #include <CLI/CLI.hpp>
 #include <cstdint>
-#include <flashmemory/train/backend.hpp>
-#include <flashmemory/train/calibrate.hpp>
-#include <flashmemory/train/document_source.hpp>
-#include <flashmemory/train/labels.hpp>
+#include <flashmemory/train/calibrate/calibrate.hpp>
+#include <flashmemory/train/label/labels.hpp>
+#include <flashmemory/train/learn/backend.hpp>
+#include <flashmemory/train/record/document_source.hpp>
 #include <memory>
 #include <string>
 

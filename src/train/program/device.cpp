@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include <charconv>
 
-#include "commands.hpp"
+#include "src/train/program/commands.hpp"
 
 #if FLASHMEMORY_TRAIN_INDEXER_HAS_CUDA
 #include <flashmemory/cuda/train.hpp>

@@ -3,7 +3,7 @@
 
 #include <exception>
 
-#include "commands.hpp"
+#include "src/train/program/commands.hpp"
 
 int main(int argc, char** argv) {
   CLI::App app("Trains the memory indexer of flashmemory from recordings of an engine's decoding.");

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "progress.hpp"
+#include "src/train/program/progress.hpp"
 
 #include <fmt/format.h>
 #include <unistd.h>

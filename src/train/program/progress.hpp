@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <flashmemory/train/trainer.hpp>
+#include <flashmemory/train/learn/trainer.hpp>
 #include <string>
 
 namespace indexer_program {

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
 #include <fmt/format.h>
 
-#include <flashmemory/train/artifact.hpp>
-#include <flashmemory/train/retrieval.hpp>
+#include <flashmemory/train/exchange/artifact.hpp>
+#include <flashmemory/train/exchange/retrieval.hpp>
 
-#include "commands.hpp"
+#include "src/train/program/commands.hpp"
 
 namespace indexer_program {
 namespace {

@@ -5,12 +5,12 @@
 #include <csignal>
 #include <filesystem>
 #include <flashmemory/error.hpp>
-#include <flashmemory/train/artifact.hpp>
-#include <flashmemory/train/start.hpp>
-#include <flashmemory/train/trainer.hpp>
+#include <flashmemory/train/exchange/artifact.hpp>
+#include <flashmemory/train/learn/trainer.hpp>
+#include <flashmemory/train/start/start.hpp>
 
-#include "commands.hpp"
-#include "progress.hpp"
+#include "src/train/program/commands.hpp"
+#include "src/train/program/progress.hpp"
 
 namespace indexer_program {
 namespace {

@@ -1,4 +1,0 @@
-# SPDX-License-Identifier: MIT
-flashmemory_cuda_test(flashmemory_cuda_v4 SOURCES
-  ${CMAKE_CURRENT_LIST_DIR}/v4_append.cpp
-  ${CMAKE_CURRENT_LIST_DIR}/v4_attend.cpp)

@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: MIT
+#include "tests/catch.hpp"
+#include "tests/unit/session/support.hpp"
+
+using namespace session_testing;
+using fm::status;
+
+TEST_CASE("a loaded sequence goes on exactly as the saved one does", "[session]") {
+  fm::kv_geometry g = toy::geometry();
+  g.keys = GENERATE(fm::key_layout::interleaved, fm::key_layout::planar);
+  const std::int64_t prompt = GENERATE(1, 7, 8, 131, 400);
+  const int steps = GENERATE(0, 3, 20);
+  CAPTURE(int(g.keys), prompt, steps);
+  temporary_folder folder;
+  const std::string path = folder.file("s");
+  host a(g), b(g);
+  auto s = a.engine->open(a.options(), 5);
+  REQUIRE(a.engine->step(s, prompt) == status::ok);
+  for (int i = 0; i < steps; ++i) REQUIRE(a.engine->step(s) == status::ok);
+  fm::save_session(*a.store, s.handle, path, a.select.get());
+  CHECK(folder.files() == 1);
+
+  auto t = s;
+  t.handle = fm::load_session(*b.store, path, b.select.get());
+  REQUIRE(same_contents(a, s.handle, b, t.handle));
+  fm::sequence_info i, j;
+  REQUIRE(a.store->info(s.handle, &i) == status::ok);
+  REQUIRE(b.store->info(t.handle, &j) == status::ok);
+  CHECK(i.options.max_tokens == j.options.max_tokens);
+  CHECK(i.options.max_resident_chunks == j.options.max_resident_chunks);
+  CHECK(i.options.sink_chunks == j.options.sink_chunks);
+  CHECK(i.options.recent_chunks == j.options.recent_chunks);
+  for (int step = 0; step < 40; ++step) {
+    CAPTURE(step);
+    REQUIRE(a.engine->step(s) == status::ok);
+    REQUIRE(b.engine->step(t) == status::ok);
+    REQUIRE(toy::resident_ids(*a.store, s.handle) == toy::resident_ids(*b.store, t.handle));
+  }
+  CHECK(same_contents(a, s.handle, b, t.handle));
+  fm::selection_report x, y;
+  REQUIRE(a.select->report(s.handle, &x) == status::ok);
+  REQUIRE(b.select->report(t.handle, &y) == status::ok);
+  CHECK(x.refreshes == y.refreshes);
+  CHECK(x.position == y.position);
+}
+
+TEST_CASE("sessions keep every geometry: dtypes, entries of several tokens, no key streams", "[session]") {
+  fm::kv_geometry g = toy::geometry(0);
+  g.type = GENERATE(fm::dtype::f32, fm::dtype::bf16, fm::dtype::f16);
+  g.tokens_per_entry = GENERATE(1, 4);
+  g.value_dim = GENERATE(16, 6);
+  const std::int64_t tokens = GENERATE(1, 3, 32, 101);
+  CAPTURE(int(g.type), g.tokens_per_entry, tokens);
+  fm::tiered_chunk_store a(toy::store_options(g)), b(toy::store_options(g));
+  fm::sequence_options o;
+  o.max_tokens = 200;
+  const auto s = a.open(o);
+  const std::int64_t entries = g.entries_for(tokens);
+  std::vector<float> kv(std::size_t(entries * 16 + 1));
+  for (std::size_t i = 0; i < kv.size(); ++i) kv[i] = toy::number(i, 1, 2, 3);
+  const fm::batch_item item{s, 0, std::int32_t(tokens)};
+  for (std::int32_t layer = 0; layer < g.layers; ++layer)
+    REQUIRE(a.append(fm::batch(&item, 1), layer, fm::view<const float, 3>(kv.data(), entries, 1, 16),
+                     fm::view<const float, 3>(kv.data(), entries, 1, g.value_dim), toy::host) == status::ok);
+  temporary_folder folder;
+  fm::save_session(a, s, folder.file("s"));
+  const auto t = fm::load_session(b, folder.file("s"));
+  fm::sequence_info i;
+  REQUIRE(b.info(t, &i) == status::ok);
+  CHECK(i.tokens == tokens);
+  const std::size_t bytes = fm::chunk_layout(g).chunk_bytes();
+  for (std::int64_t c = 0; c < g.chunks_for(tokens); ++c) {
+    std::vector<std::byte> x(bytes), y(bytes, std::byte{1});
+    REQUIRE(a.read_chunk(s, fm::chunk_id(c), fm::view<std::byte, 1>(x.data(), bytes)) == status::ok);
+    REQUIRE(b.read_chunk(t, fm::chunk_id(c), fm::view<std::byte, 1>(y.data(), bytes)) == status::ok);
+    REQUIRE(x == y);
+  }
+}
+
+TEST_CASE("an empty sequence is a session too", "[session]") {
+  temporary_folder folder;
+  host a, b;
+  auto s = a.engine->open(a.options(), 5);
+  fm::save_session(*a.store, s.handle, folder.file("s"), a.select.get());
+  auto t = s;
+  t.handle = fm::load_session(*b.store, folder.file("s"), b.select.get());
+  REQUIRE(b.engine->step(t, 50) == status::ok);
+  REQUIRE(a.engine->step(s, 50) == status::ok);
+  CHECK(same_contents(a, s.handle, b, t.handle));
+}
+
+TEST_CASE("a session may be loaded with other options and without a selector", "[session]") {
+  temporary_folder folder;
+  host a, b;
+  auto s = a.engine->open(a.options(), 5);
+  REQUIRE(a.engine->step(s, 300) == status::ok);
+  fm::save_session(*a.store, s.handle, folder.file("s"), a.select.get());
+  auto o = a.options();
+  o.max_tokens = 2000;
+  o.max_resident_chunks = 60;
+  const auto t = fm::load_session(*b.store, folder.file("s"), nullptr, o);
+  fm::sequence_info i;
+  REQUIRE(b.store->info(t, &i) == status::ok);
+  CHECK(i.options.max_tokens == 2000);
+  CHECK(same_contents(a, s.handle, b, t));
+  fm::selection_report r;
+  CHECK(b.select->report(t, &r) == status::unknown_sequence);
+}
+
+TEST_CASE("a session without a selector's state is refused where keys need a window", "[session]") {
+  temporary_folder folder;
+  host a, b;
+  auto s = a.engine->open(a.options(), 5);
+  REQUIRE(a.engine->step(s, 300) == status::ok);
+  fm::save_session(*a.store, s.handle, folder.file("s"));
+  CHECK_THROWS_AS(fm::load_session(*b.store, folder.file("s"), b.select.get()), fm::argument_error);
+  CHECK(b.store->usage().sequences == 0);
+  CHECK_NOTHROW(fm::load_session(*b.store, folder.file("s")));
+}
+
+TEST_CASE("what cannot be saved or loaded is a typed error and leaves nothing open", "[session]") {
+  temporary_folder folder;
+  host a, b;
+  auto s = a.engine->open(a.options(), 5);
+  REQUIRE(a.engine->step(s, 300) == status::ok);
+  const std::string path = folder.file("s");
+  SECTION("handles") {
+    const auto code_of = [&](fm::sequence_handle h) {
+      try {
+        fm::save_session(*a.store, h, path);
+      } catch (const fm::error& e) {
+        return e.code();
+      }
+      return status::ok;
+    };
+    CHECK(code_of({}) == status::unknown_sequence);
+    REQUIRE(a.store->close(s.handle) == status::ok);
+    CHECK(code_of(s.handle) == status::stale_sequence);
+    CHECK(folder.files() == 0);
+  }
+  SECTION("in the middle of a forward pass") {
+    std::vector<float> hidden(std::size_t(4 * toy::width), 1.0f);
+    const fm::batch_item item{s.handle, 300, 4};
+    REQUIRE(a.select->observe(fm::batch(&item, 1), 0, fm::view<const float, 2>(hidden.data(), 4, toy::width),
+                              toy::host) == status::ok);
+    CHECK_THROWS_AS(fm::save_session(*a.store, s.handle, path, a.select.get()), fm::error);
+    CHECK(folder.files() == 0);
+  }
+  SECTION("too small a max_tokens") {
+    fm::save_session(*a.store, s.handle, path, a.select.get());
+    auto o = a.options();
+    o.max_tokens = 299;
+    CHECK_THROWS_AS(fm::load_session(*b.store, path, nullptr, o), fm::argument_error);
+  }
+  SECTION("no room") {
+    fm::save_session(*a.store, s.handle, path, a.select.get());
+    auto small = toy::store_options(a.geometry);
+    small.fast_bytes = 20000;
+    fm::tiered_chunk_store store(small);
+    CHECK_THROWS_AS(fm::load_session(store, path), fm::admission_error);
+    CHECK(store.usage().sequences == 0);
+  }
+  SECTION("another policy's sink") {
+    fm::save_session(*a.store, s.handle, path, a.select.get());
+    auto p = b.policy;
+    p.sink_chunks = 3;
+    fm::selector_options o;
+    o.max_tokens = 800;
+    o.max_rollback_tokens = 8;
+    fm::selector other(*b.store, b.index, p, o);
+    CHECK_THROWS_AS(fm::load_session(*b.store, path, &other), fm::format_error);
+  }
+  SECTION("another store's selector") {
+    fm::save_session(*a.store, s.handle, path, a.select.get());
+    CHECK_THROWS_AS(fm::load_session(*b.store, path, a.select.get()), fm::argument_error);
+  }
+  SECTION("no file") { CHECK_THROWS_AS(fm::load_session(*b.store, folder.file("none")), fm::io_failure); }
+  SECTION("a folder") { CHECK_THROWS_AS(fm::load_session(*b.store, folder.file("")), fm::io_failure); }
+  CHECK(b.store->usage().sequences == 0);
+}
