@@ -77,7 +77,7 @@ void score_keys(benchmark::State& state) {
   const auto heads = static_cast<std::int32_t>(state.range(0));
   const std::int64_t count = state.range(1) * 1024;
   const thread_hook threads = threads_of(state, 2);
-  const auto layout = state.range(3) == 0 ? key_layout::interleaved : key_layout::planar;
+  const auto layout = state.range(3) == 0 ? index_key_layout::interleaved : index_key_layout::planar;
   const dual_encoder_indexer index(config_of(32, 16, heads, false));
   const auto queries = random_floats(std::size_t(heads) * index_key_dim, 3, 1);
   const auto gates = random_floats(std::size_t(heads), 5, 0.1f);
@@ -85,7 +85,7 @@ void score_keys(benchmark::State& state) {
   std::vector<std::byte> keys(rows.size());
   const std::int64_t page = 16;
   for (std::size_t at = 0; at < rows.size(); at += std::size_t(page) * 132) {
-    if (layout == key_layout::planar) {
+    if (layout == index_key_layout::planar) {
       repack_keys(&rows[at], &keys[at], page, page, 132, true);
     } else {
       std::memcpy(&keys[at], &rows[at], std::size_t(page) * 132);
@@ -165,7 +165,7 @@ BENCHMARK(encode_query)
     ->Unit(benchmark::kMillisecond);
 
 /// The key side for a whole prompt; a key sees 16 tokens.
-void encode_keys(benchmark::State& state) {
+void encode_index_keys(benchmark::State& state) {
   const auto hidden = static_cast<std::int32_t>(state.range(0));
   const std::int64_t tokens = state.range(1) * 1024;
   const thread_hook threads = threads_of(state, 2);
@@ -175,10 +175,10 @@ void encode_keys(benchmark::State& state) {
   const auto rows = random_floats(std::size_t((tokens + 12) * hidden), 9, 1);
   std::vector<std::byte> keys(std::size_t(count) * 132);
   const auto run = [&] {
-    return index.encode_keys(0, view<const float, 2>(rows.data(), tokens + 12, hidden),
-                             view<std::byte, 2>(keys.data(), count, 132), {}, threads);
+    return index.encode_index_keys(0, view<const float, 2>(rows.data(), tokens + 12, hidden),
+                                   view<std::byte, 2>(keys.data(), count, 132), {}, threads);
   };
-  if (run() != status::ok) return state.SkipWithError("encode_keys failed");
+  if (run() != status::ok) return state.SkipWithError("encode_index_keys failed");
   const std::int64_t probe = count - 1;
   const auto want = reference::key_vector(config.retrievers[0].wk, &rows[std::size_t(probe * 4 * hidden)],
                                           config.key_window, hidden);
@@ -188,7 +188,7 @@ void encode_keys(benchmark::State& state) {
     std::memcpy(&scale, key + 128, sizeof scale);
     const double got = double(from_e4m3(std::uint8_t(key[d]))) * double(scale);
     if (!(std::fabs(got - want[d]) <= 0.07 * std::fabs(want[d]) + 2 * double(scale))) {
-      return state.SkipWithError("encode_keys disagrees with the reference");
+      return state.SkipWithError("encode_index_keys disagrees with the reference");
     }
   }
   for (auto _ : state) benchmark::DoNotOptimize(run());
@@ -197,7 +197,7 @@ void encode_keys(benchmark::State& state) {
   report(state, threads, double(count) * hidden * (2.0 * index_key_dim + config.key_window),
          double(tokens) * hidden * 4);
 }
-BENCHMARK(encode_keys)
+BENCHMARK(encode_index_keys)
     ->ArgNames({"hidden", "Ktokens", "threads"})
     ->ArgsProduct({{256, 4096}, {4, 16}, {0, 1}})
     ->UseRealTime()

@@ -86,7 +86,7 @@ class served_store {
   static store_options options(std::int32_t sequences, std::int64_t tokens, const std::string& backing_path) {
     store_options o;
     o.geometry = {8, 2, 64, 64, dtype::bf16};
-    o.geometry.key_streams = 3;
+    o.geometry.index_keys.lanes = 3;
     const auto bytes = std::size_t(o.geometry.chunks_for(tokens)) * chunk_layout(o.geometry).chunk_bytes();
     o.fast_bytes = o.backing_bytes = bytes * std::size_t(sequences + 1);
     o.max_sequences = sequences;
@@ -137,8 +137,8 @@ void select_chunks_idle(benchmark::State& state) {
 void refresh(benchmark::State& state) {
   served_store served(1, state.range(0), 1);
   served.append();
-  const double keys =
-      double(served.geometry().key_streams) * double(state.range(0)) / served.geometry().tokens_per_key;
+  const double keys = double(served.geometry().index_keys.lanes) * double(state.range(0)) /
+                      served.geometry().index_keys.tokens_per_key;
   for (auto _ : state) {
     check(served.select().request_refresh(served.items[0].sequence));
     check(select_chunks(served.select(), served.all(), stream_ref::host()));

@@ -52,7 +52,7 @@ void attend_gqa(benchmark::State& state) {
   fill_random(q.data(), q.bytes(), 4);
   device_block<std::byte> scratch(cuda::attend_workspace_bytes(plan));
   const device_block<std::uint32_t> counters(std::vector<std::uint32_t>(cuda::attend_counters, 0));
-  cuda::attend_options options;
+  flashmemory::attend_options options;
   options.scratch = {scratch.data(), scratch.bytes()};
   options.counters = counters.data();
 

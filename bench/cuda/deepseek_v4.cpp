@@ -70,7 +70,7 @@ void attend_v4(benchmark::State& state) {
   shape.max_entries = static_cast<std::int32_t>(window + selected);
   const v4::attend_plan plan = v4::plan_attend(shape);
   const device_block<std::byte> scratch(v4::attend_workspace_bytes(plan));
-  v4::attend_options options;
+  flashmemory::attend_options options;
   options.scratch = {scratch.data(), scratch.bytes()};
   const double seconds = seconds_per_call(static_cast<int>(2 * sets), [&](int i, stream_ref stream) {
     const std::int64_t set = i % sets;

@@ -69,7 +69,7 @@ void fill_with_keys(const device_block<std::byte>& pages) {
 void level1_refresh(benchmark::State& state) {
   if (!has_device()) return state.SkipWithError("skipped: no CUDA device");
   const std::int64_t rows = state.range(0), keys = state.range(1) * 1024 / 4, chunks = keys / page_keys;
-  static const cuda::query_encoder encoder(published_dimensions(), [] {
+  static const cuda::query_encoder encoder(published_dimensions(), {}, [] {
     cuda::query_encoder_options o;
     o.max_rows = 8;
     return o;

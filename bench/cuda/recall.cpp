@@ -56,14 +56,15 @@ kv_geometry geometry_of(std::int64_t kilobytes) {
 
 /// A sequence of `chunks` chunks in the backing store, of which `quota` may be resident.
 struct setting {
-  setting(std::int64_t kilobytes, std::int64_t chunks, std::int64_t most, cuda::device_options device) {
+  setting(std::int64_t kilobytes, std::int64_t chunks, std::int64_t most,
+          const cuda::device_store_options& how) {
     store_options o;
     o.geometry = geometry_of(kilobytes);
     bytes = chunk_layout(o.geometry).chunk_bytes();
     o.max_sequences = 1;
     o.fast_bytes = std::size_t(2 * most + 16) * (bytes + 512) + (std::size_t{8} << 20);
     o.backing_bytes = std::size_t(chunks) * bytes;
-    store = cuda::make_store(o, device);
+    store = cuda::make_store(o, {}, how);
     sequence_options s;
     s.max_tokens = chunks * 64;
     s.max_resident_chunks = std::min(most + 8, chunks - 1);
@@ -105,11 +106,11 @@ void report_copy(benchmark::State& state, double seconds, double bytes) {
 void on_demand(benchmark::State& state) {
   if (!has_device()) return state.SkipWithError("skipped: no CUDA device");
   const std::int64_t kilobytes = state.range(0), count = state.range(1), sms = state.range(2);
-  cuda::device_options device;
+  cuda::device_store_options device;
   device.on_demand = sms > 0    ? cuda::recall_method::kernel
                      : sms == 0 ? cuda::recall_method::copy_engine
                                 : cuda::recall_method::automatic;
-  if (sms > 0) device.num_sms = static_cast<std::int32_t>(sms);
+  if (sms > 0) device.recall_sms = static_cast<std::int32_t>(sms);
   setting s(kilobytes, count * 6, count, device);
   std::shuffle(s.ids.begin(), s.ids.end(), std::mt19937(3));
   std::vector<double> seconds;
@@ -217,7 +218,7 @@ void beside_attention(benchmark::State& state) {
   fill_random(q.data(), q.bytes(), 4);
   device_block<std::byte> scratch(cuda::attend_workspace_bytes(plan));
   const device_block<std::uint32_t> counters(std::vector<std::uint32_t>(cuda::attend_counters, 0));
-  cuda::attend_options options;
+  flashmemory::attend_options options;
   options.scratch = {scratch.data(), scratch.bytes()};
   options.counters = counters.data();
   cudaEvent_t begin, end;

@@ -33,8 +33,8 @@ void step_books(benchmark::State& state) {
   kv_geometry& g = o.geometry;
   g.layers = g.kv_heads = 1;
   g.key_dim = g.value_dim = 8;
-  g.key_streams = 1;
-  g.keys = key_layout::planar;
+  g.index_keys.lanes = 1;
+  g.index_keys.layout = index_key_layout::planar;
   o.fast_bytes = o.backing_bytes = std::size_t{4} << 30;
   o.max_sequences = std::int32_t(rows);
   const auto store = cuda::make_store(o);
@@ -43,12 +43,10 @@ void step_books(benchmark::State& state) {
   policy.interval = 1 << 20;
   selector_options s;
   s.max_sequences = std::int32_t(rows);
-  s.max_tokens = chunks * 64;
   const auto select = cuda::make_selector(*store, small_encoder(32), policy, s);
   cuda::decode_step_options d;
   d.rows = std::int32_t(rows);
   d.max_chunks = chunks;
-  d.index_keys = true;
   cuda::decode_step step(*store, select.get(), d);
   cudaStream_t stream;
   must(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
@@ -63,8 +61,8 @@ void step_books(benchmark::State& state) {
     const batch one(&items.back(), 1);
     const const_tensor<3> kv(prompt.data(), g.type, tokens, 1, 8);
     must(store->append(one, 0, kv, kv, queue));
-    must(store->append_keys(items.back().sequence, 0, 0,
-                            view<const std::byte, 2>(keys.data(), tokens / 4, 132), queue));
+    must(store->append_index_keys(items.back().sequence, 0, 0,
+                                  view<const std::byte, 2>(keys.data(), tokens / 4, 132), queue));
     must(select_chunks(*select, one, queue));
     items.back().position = tokens;
     items.back().num_tokens = 1;

@@ -40,6 +40,8 @@ status sparse_attend(const attend_plan& plan, view<const chunk_row, 1> rows, std
     return refuse(status::bad_argument, "softmax_scale", -1, -1);
   if (!(options.logit_soft_cap >= 0) || std::isinf(options.logit_soft_cap))
     return refuse(status::bad_argument, "logit_soft_cap", -1, -1);
+  if (options.entries.data != nullptr)
+    return refuse(status::unsupported, "entries: level 2 on the CUDA backend", -1, -1);
   if (options.sink_logits.data != nullptr && options.sink_logits.shape[0] != shape.query_heads)
     return refuse(status::bad_shape, "sink_logits", shape.query_heads, options.sink_logits.shape[0]);
   if (options.lse.data != nullptr &&

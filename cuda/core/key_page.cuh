@@ -13,15 +13,18 @@ namespace cuda {
 namespace detail {
 
 __device__ __forceinline__ std::byte* key_values(std::byte* base, std::int32_t key, const key_page& page) {
-  return base + std::int64_t{key} * (page.planar ? page.key_bytes - 4 : page.key_bytes);
+  return base + std::int64_t{key} * (page.planar ? page.value_bytes : page.value_bytes + page.scale_bytes);
+}
+__device__ __forceinline__ std::byte* key_scales(std::byte* base, std::int32_t key, const key_page& page) {
+  return page.planar
+             ? base + std::int64_t{page.page_keys} * page.value_bytes + std::int64_t{key} * page.scale_bytes
+             : key_values(base, key, page) + page.value_bytes;
 }
 
 /// Little-endian, byte by byte: an interleaved key may begin anywhere.
 __device__ __forceinline__ void store_scale(std::byte* base, std::int32_t key, const key_page& page,
                                             std::uint32_t bits) {
-  std::byte* const out =
-      page.planar ? base + std::int64_t{page.page_keys} * (page.key_bytes - 4) + std::int64_t{key} * 4
-                  : key_values(base, key, page) + page.key_bytes - 4;
+  std::byte* const out = key_scales(base, key, page);
   for (int i = 0; i < 4; ++i) out[i] = static_cast<std::byte>(bits >> 8 * i & 0xff);
 }
 
@@ -36,16 +39,14 @@ __device__ __forceinline__ void clear_new_page(const append_target* targets, int
   for (int i = target + 1; i < (target / per_row + 1) * per_row; ++i)
     written += targets[i].chunk == mine.chunk;
   const int rest = page.page_keys - written;
+  const auto clear = [](std::byte* from, int bytes) {
+    for (int i = static_cast<int>(threadIdx.x); i < bytes; i += kThreads) from[i] = std::byte{0};
+  };
   if (page.planar) {
-    const int values = page.key_bytes - 4;
-    std::byte* const keys = mine.chunk + std::int64_t{written} * values;
-    std::byte* const scales = mine.chunk + std::int64_t{page.page_keys} * values + std::int64_t{written} * 4;
-    for (int i = static_cast<int>(threadIdx.x); i < rest * values; i += kThreads) keys[i] = std::byte{0};
-    for (int i = static_cast<int>(threadIdx.x); i < rest * 4; i += kThreads) scales[i] = std::byte{0};
+    clear(key_values(mine.chunk, written, page), rest * page.value_bytes);
+    clear(key_scales(mine.chunk, written, page), rest * page.scale_bytes);
   } else {
-    std::byte* const keys = mine.chunk + std::int64_t{written} * page.key_bytes;
-    for (int i = static_cast<int>(threadIdx.x); i < rest * page.key_bytes; i += kThreads)
-      keys[i] = std::byte{0};
+    clear(key_values(mine.chunk, written, page), rest * (page.value_bytes + page.scale_bytes));
   }
 }
 

@@ -48,8 +48,8 @@ __global__ void __launch_bounds__(32 * warps)
     std::byte* const scales = target.piece + row_bytes * entries_per_chunk;
     write_entry(x, target.piece + entry * row_bytes, scales + entry * scale_row_bytes);
     std::byte* const codes = target.piece + page;
-    std::byte* const key_scales = codes + std::int64_t{index_dim} * entries_per_chunk;
-    write_index_key(key, codes + entry * index_dim, key_scales + entry * std::int64_t{sizeof(float)});
+    std::byte* const key_scales = codes + std::int64_t{lightning_dim} * entries_per_chunk;
+    write_index_key(key, codes + entry * lightning_dim, key_scales + entry * std::int64_t{sizeof(float)});
   }
 }
 

@@ -45,7 +45,7 @@ __global__ void __launch_bounds__(32 * warps)
   load4(index_keys + to.row * key_stride + lane * 4, key);
   write_entry(x, to.chunk + at.rows + to.entry * row_bytes,
               to.chunk + at.scales + to.entry * scale_row_bytes);
-  write_index_key(key, to.chunk + at.keys + to.entry * std::int64_t{index_dim},
+  write_index_key(key, to.chunk + at.keys + to.entry * std::int64_t{lightning_dim},
                   to.chunk + at.key_scales + to.entry * std::int64_t{sizeof(float)});
 }
 
@@ -77,7 +77,7 @@ status launch_append_to(const append_target* targets, std::int64_t num_targets, 
   if (num_targets < 0 || num_targets > (std::int64_t{1} << 31))
     return refuse(status::bad_shape, "num_targets", 0, num_targets, error);
   if (const status bad = check_rows(entries, entry_dim, "entries", error); bad != status::ok) return bad;
-  if (const status bad = check_rows(index_keys, index_dim, "index_keys", error); bad != status::ok)
+  if (const status bad = check_rows(index_keys, lightning_dim, "index_keys", error); bad != status::ok)
     return bad;
   if (index_keys.shape[0] != entries.shape[0])
     return refuse(status::bad_shape, "rows of index_keys", entries.shape[0], index_keys.shape[0], error);
@@ -91,7 +91,7 @@ status launch_append_to(const append_target* targets, std::int64_t num_targets, 
   at.rows = static_cast<std::int64_t>(layout.key_offset(layer, 0));
   at.scales = at.rows + scales_offset(each);
   at.keys = static_cast<std::int64_t>(layout.value_offset(layer, 0));
-  at.key_scales = at.keys + std::int64_t{index_dim} * each;
+  at.key_scales = at.keys + std::int64_t{lightning_dim} * each;
   const auto blocks = static_cast<unsigned>((num_targets + warps - 1) / warps);
   const auto launch = [&](const auto* typed) {
     using element = std::remove_pointer_t<decltype(typed)>;

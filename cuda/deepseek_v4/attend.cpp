@@ -121,6 +121,10 @@ status sparse_attend(const attend_plan& plan, const entry_source& window, const 
   }
   if (!std::isfinite(options.softmax_scale))
     return refuse(status::bad_argument, "softmax_scale", -1, -1, error);
+  if (options.logit_soft_cap != 0)
+    return refuse(status::unsupported, "logit_soft_cap with DeepSeek-V4's entries", 0, -1, error);
+  if (options.entries.data != nullptr)
+    return refuse(status::unsupported, "entries: lists are an entry_source here", -1, -1, error);
   if (options.scratch.bytes < attend_workspace_bytes(plan)) {
     return refuse(status::workspace_small, "scratch", static_cast<std::int64_t>(attend_workspace_bytes(plan)),
                   static_cast<std::int64_t>(options.scratch.bytes), error);

@@ -112,11 +112,11 @@ __device__ __forceinline__ void write_entry(const float (&x)[16], std::byte* row
   }
 }
 
-/// Quantises one index key, bit for bit as quantise_key() does with a floor of index_key_floor. By a whole warp, 4
+/// Quantises one index key, bit for bit as quantise_key() does with a floor of lightning_key_floor. By a whole warp, 4
 /// values per lane in order. codes and scale are 4-byte aligned.
 __device__ __forceinline__ void write_index_key(const float (&x)[4], std::byte* codes, std::byte* scale) {
   const int lane = static_cast<int>(threadIdx.x % 32);
-  float largest = index_key_floor;
+  float largest = lightning_key_floor;
 #pragma unroll
   for (int i = 0; i < 4; ++i) largest = fmaxf(largest, fabsf(x[i]));  // NaN loses
 #pragma unroll

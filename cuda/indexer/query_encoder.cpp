@@ -10,6 +10,8 @@
 #include <flashmemory/error.hpp>
 #include <vector>
 
+#include "cuda/core/blocks.hpp"
+#include "cuda/core/device_guard.hpp"
 #include "cuda/core/error.hpp"
 #include "cuda/indexer/encode_kernels.hpp"
 #include "src/core/convert.hpp"
@@ -26,60 +28,15 @@ constexpr std::size_t product_scratch = std::size_t{16} << 20;
 
 std::size_t aligned(std::size_t bytes) { return (bytes + alignment - 1) / alignment * alignment; }
 
-void ask(cudaError_t code) {
-  if (code != cudaSuccess)
-    throw error(status::cuda_error, fmt::format("query_encoder: {}", cudaGetErrorString(code)));
-}
+using detail::ask;
+using detail::block_kind;
+using detail::device_guard;
+using detail::memory_block;
+
 void ask(cublasStatus_t code) {
   if (code != CUBLAS_STATUS_SUCCESS)
     throw error(status::cuda_error, fmt::format("query_encoder: {}", cublasLtGetStatusString(code)));
 }
-
-/// Makes a device current for a scope.
-class device_scope {
- public:
-  explicit device_scope(std::int32_t device) {
-    ask(cudaGetDevice(&before_));
-    ask(cudaSetDevice(device));
-  }
-  device_scope(const device_scope&) = delete;
-  device_scope& operator=(const device_scope&) = delete;
-  ~device_scope() { cudaSetDevice(before_); }
-
- private:
-  int before_ = 0;
-};
-
-/// Device memory of an engine's resource, or cudaMalloc's.
-class device_buffer {
- public:
-  device_buffer(const memory_resource& memory, std::size_t bytes) : memory_(memory), bytes_(bytes) {
-    if (memory_.allocate != nullptr) {
-      data_ = memory_.allocate(memory_.context, bytes_, alignment);
-      if (data_ == nullptr)
-        throw admission_error(
-            status::budget_exceeded,
-            fmt::format("query_encoder: the memory resource has no {} bytes for weights", bytes_));
-    } else {
-      ask(cudaMalloc(&data_, bytes_));
-    }
-  }
-  device_buffer(const device_buffer&) = delete;
-  device_buffer& operator=(const device_buffer&) = delete;
-  ~device_buffer() {
-    if (memory_.allocate == nullptr)
-      cudaFree(data_);
-    else if (memory_.deallocate != nullptr)
-      memory_.deallocate(memory_.context, data_, bytes_, alignment);
-  }
-  std::byte* data() const { return static_cast<std::byte*>(data_); }
-  std::size_t bytes() const { return bytes_; }
-
- private:
-  memory_resource memory_;
-  void* data_ = nullptr;
-  std::size_t bytes_;
-};
 
 cudaDataType_t type_of(dtype type) { return type == dtype::f32 ? CUDA_R_32F : CUDA_R_16BF; }
 
@@ -194,7 +151,7 @@ struct query_encoder::impl {
   lt_handle handle;
   batched_product first, second;
   std::size_t first_bytes, second_bytes, norm_bytes;
-  device_buffer memory;
+  memory_block memory;
 
   static std::int64_t capacity_for(std::int32_t rows) {
     std::int64_t capacity = 1;
@@ -202,8 +159,8 @@ struct query_encoder::impl {
     return capacity;
   }
 
-  impl(const dual_encoder_config& c, const query_encoder_options& o)
-      : device(o.device),
+  impl(const dual_encoder_config& c, const context& d, const query_encoder_options& o)
+      : device(d.ordinal),
         retrievers(static_cast<std::int32_t>(c.retrievers.size())),
         hidden(c.hidden),
         rank(c.rank),
@@ -222,7 +179,8 @@ struct query_encoder::impl {
         second_bytes(aligned(std::size_t(retrievers) * std::size_t(heads) * 128 * std::size_t(rank) *
                              size_of(o.weights))),
         norm_bytes(aligned(std::size_t(retrievers) * std::size_t(rank) * sizeof(float))),
-        memory(o.memory, first_bytes + second_bytes + norm_bytes + alignment) {
+        memory(block_kind::device, d.memory, first_bytes + second_bytes + norm_bytes + alignment,
+               "weights of the query encoder") {
     std::vector<std::byte> host(memory.bytes());
     std::byte* a = host.data();
     std::byte* b = host.data() + first_bytes;
@@ -238,8 +196,10 @@ struct query_encoder::impl {
       std::memcpy(host.data() + first_bytes + second_bytes + norm_bytes, frequencies.data(),
                   sizeof frequencies);
     }
-    ask(cudaMemcpy(memory.data(), host.data(), host.size(), cudaMemcpyHostToDevice));
-    ask(cudaStreamSynchronize(nullptr));  // copies of pageable memory may return before they have landed
+    ask(cudaMemcpy(memory.as<std::byte>(), host.data(), host.size(), cudaMemcpyHostToDevice),
+        "query_encoder");
+    ask(cudaStreamSynchronize(nullptr),
+        "query_encoder");  // copies of pageable memory may return before they have landed
   }
 
   std::size_t operand_bytes(std::int64_t width) const {
@@ -250,7 +210,8 @@ struct query_encoder::impl {
   }
 };
 
-query_encoder::query_encoder(const dual_encoder_config& config, const query_encoder_options& options) {
+query_encoder::query_encoder(const dual_encoder_config& config, const context& device,
+                             const query_encoder_options& options) {
   const dual_encoder_indexer checked(config);  // its constructor names whatever is wrong with the weights
   if (config.retrievers.size() > detail::max_retrievers)
     throw argument_error(status::bad_argument, fmt::format("query_encoder: {} retrievers, at most {}",
@@ -262,8 +223,8 @@ query_encoder::query_encoder(const dual_encoder_config& config, const query_enco
                          fmt::format("query_encoder_options::max_rows must be in [1, 4096], it "
                                      "is {}",
                                      options.max_rows));
-  const device_scope scope(options.device);
-  impl_ = std::make_unique<impl>(config, options);
+  const device_guard guard(device.ordinal);
+  impl_ = std::make_unique<impl>(config, device, options);
 }
 
 query_encoder::~query_encoder() = default;
@@ -337,23 +298,25 @@ status query_encoder::encode(const const_tensor<2>* hidden, const std::int64_t* 
   };
   status code = detail::check(detail::launch_gather(from, s.retrievers, x, cuda), "gather", error);
   if (code != status::ok) return code;
-  if (failed(s.first.run(s.memory.data(), x.data, first, x.parts * rows, product, cuda)))
+  if (failed(s.first.run(s.memory.as<std::byte>(), x.data, first, x.parts * rows, product, cuda)))
     return status::cuda_error;
-  const auto* const norm = reinterpret_cast<const float*>(s.memory.data() + s.first_bytes + s.second_bytes);
+  const auto* const norm =
+      reinterpret_cast<const float*>(s.memory.as<std::byte>() + s.first_bytes + s.second_bytes);
   const auto gate_scale = static_cast<float>(1 / std::sqrt(128.0) / std::sqrt(static_cast<double>(s.heads)));
   code = detail::check(detail::launch_normalise(static_cast<const float*>(first), x, norm, s.eps,
                                                 s.retrievers, s.heads, gate_scale, a, out.weights, cuda),
                        "normalise", error);
   if (code != status::ok) return code;
-  if (failed(s.second.run(s.memory.data() + s.first_bytes, a.data, second, a.parts * rows, product, cuda)))
+  if (failed(s.second.run(s.memory.as<std::byte>() + s.first_bytes, a.data, second, a.parts * rows, product,
+                          cuda)))
     return status::cuda_error;
   detail::finish_call finish;
   finish.product = static_cast<const float*>(second);
   finish.from = a;
   finish.positions = positions;
-  finish.frequencies =
-      s.rope ? reinterpret_cast<const float*>(s.memory.data() + s.first_bytes + s.second_bytes + s.norm_bytes)
-             : nullptr;
+  finish.frequencies = s.rope ? reinterpret_cast<const float*>(s.memory.as<std::byte>() + s.first_bytes +
+                                                               s.second_bytes + s.norm_bytes)
+                              : nullptr;
   finish.max_positions = s.max_positions;
   finish.retrievers = s.retrievers;
   finish.heads = s.heads;

@@ -36,7 +36,7 @@ status score(const score_options& options, const score_job* jobs, std::int32_t n
   }
   if (options.keys_per_page < 1)
     return refuse(status::bad_argument, "keys_per_page", 1, options.keys_per_page, error);
-  if (options.layout != key_layout::planar && options.layout != key_layout::interleaved) {
+  if (options.layout != index_key_layout::planar && options.layout != index_key_layout::interleaved) {
     return refuse(status::bad_argument, "layout", -1, static_cast<std::int64_t>(options.layout), error);
   }
   if (num_jobs < 0) return refuse(status::bad_argument, "num_jobs", 0, num_jobs, error);
@@ -64,7 +64,7 @@ status score(const score_options& options, const score_job* jobs, std::int32_t n
   arguments.num_jobs = num_jobs;
   arguments.heads = options.heads;
   arguments.page_keys = options.keys_per_page;
-  arguments.interleaved = options.layout == key_layout::interleaved;
+  arguments.interleaved = options.layout == index_key_layout::interleaved;
   arguments.above = options.above;
   if (options.above) {
     arguments.counters = reinterpret_cast<unsigned long long*>(options.counters);

@@ -2,14 +2,14 @@
 #pragma once
 
 #include <cstdint>
-#include <flashmemory/cuda/query_encoder.hpp>
-#include <flashmemory/cuda/score.hpp>
+#include <flashmemory/cuda/device_indexer.hpp>
 #include <flashmemory/cuda/selector.hpp>
-#include <optional>
+#include <memory>
 #include <vector>
 
 #include "cuda/core/blocks.hpp"
 #include "cuda/select/kernels.hpp"
+#include "cuda/select/key_encoders.hpp"
 #include "src/select/level1.hpp"
 #include "src/select/served_sequence.hpp"
 
@@ -24,62 +24,32 @@ using flashmemory::detail::level1_context;
 using flashmemory::detail::observed_rows;
 using flashmemory::detail::served_sequence;
 
-/// The taps of a dual encoder, without its weights in host memory.
-class tap_list final : public indexer {
- public:
-  explicit tap_list(const dual_encoder_config& config);
-
-  const char* name() const noexcept override { return "dual_encoder"; }
-  view<const query_tap, 1> query_taps() const noexcept override {
-    return view<const query_tap, 1>(query_taps_.data(), query_taps_.size());
-  }
-  view<const key_tap, 1> key_taps() const noexcept override {
-    return view<const key_tap, 1>(key_taps_.data(), key_taps_.size());
-  }
-  std::int32_t key_streams() const noexcept override { return retrievers_; }
-  bool log_odds() const noexcept override { return log_odds_; }
-  std::size_t workspace_bytes(const kv_geometry&, std::int64_t, std::int64_t) const noexcept override {
-    return 0;
-  }
-  status encode_keys(std::int32_t, view<const float, 2>, view<std::byte, 2>, workspace,
-                     thread_hook) const noexcept override {
-    return status::unsupported;
-  }
-  status score(const score_request&, view<float, 1>, workspace, thread_hook, stream_ref) noexcept override {
-    return status::unsupported;
-  }
-
-  /// Query tap of a retriever.
-  std::int32_t tap_of(std::int32_t retriever) const { return tap_of_[std::size_t(retriever)]; }
-
- private:
-  std::vector<query_tap> query_taps_;
-  std::vector<key_tap> key_taps_;
-  std::vector<std::int32_t> tap_of_;
-  std::int32_t retrievers_;
-  bool log_odds_;
-};
-
 /// What a decode step knows of its rows, in device memory.
 struct step_rows {
   const std::int64_t* places = nullptr;     ///< [rows], -1 = empty
   const std::int64_t* positions = nullptr;  ///< [rows] of the first token
   std::int32_t rows = 0, tokens = 0;
-  const append_target* keys = nullptr;  ///< [key_streams][rows * keys_per_row]
-  std::int32_t keys_per_row = 0;
+  const append_target* keys = nullptr;  ///< [lanes][rows * index_keys_per_row]
+  std::int32_t index_keys_per_row = 0;
 };
 
-/// Rows in device memory; queries of all due sequences encoded in one call, scored in one launch over the index keys in
-/// the store's fast tier, one score per chunk copied to pinned memory.
+/// Rows in device memory; all due sequences of a step scored by one call of a device_indexer, one score per chunk copied to
+/// pinned memory.
 ///
 /// Everything is queued on the stream of the call, so that rows, keys and scores need no fences among each other as
 /// long as the engine uses one stream, or joins its streams as it must for its own tensors. The host only polls.
 class device_level1 final : public level1 {
  public:
-  device_level1(const dual_encoder_config& config, const selector_device_options& device);
+  /// The library's dual encoder.
+  device_level1(const context& device, const dual_encoder_config& config,
+                const device_selector_options& options);
+  /// An engine's own scorer.
+  device_level1(const context& device, device_indexer& index, dtype rows);
 
-  indexer& index() noexcept override { return taps_; }
+  const indexer_taps& taps() const noexcept override { return index_.taps(); }
+  const void* device() const noexcept override { return &device_; }
   void set_up(const level1_context& context) override;
+  void reserve_chunks() override;
   void open_place(served_sequence&) override {}
   std::size_t row_bytes() const noexcept override;
   status observe(view<const observed_rows, 1> rows_of, std::int32_t layer, tap_kind kind,
@@ -103,8 +73,7 @@ class device_level1 final : public level1 {
   /// Width of a layer's hidden states; negative if no tap reads it.
   std::int64_t width_of(std::int32_t layer) const noexcept;
 
-  std::int32_t device() const noexcept { return options_.device; }
-  bool encodes_keys() const noexcept { return taps_.key_taps().shape[0] > 0; }
+  bool encodes_keys() const noexcept { return !encoders_.empty(); }
   /// Largest step whose rows fit the rings besides what must stay.
   std::int64_t most_step_tokens() const noexcept;
   unsigned long long* nan_counter() const noexcept { return nan_keys_.as<unsigned long long>(); }
@@ -112,9 +81,9 @@ class device_level1 final : public level1 {
  private:
   /// Sent to the device with each start().
   struct launch_list {
-    score_job* jobs = nullptr;          ///< [retrievers * n]
     std::int64_t* places = nullptr;     ///< [n]
     std::int64_t* positions = nullptr;  ///< [n]
+    std::byte* table = nullptr;         ///< of the indexer
   };
   /// Where a place's newest scores come from.
   struct scored_place {
@@ -124,41 +93,40 @@ class device_level1 final : public level1 {
   };
   std::size_t list_bytes() const noexcept;
   launch_list list_at(std::byte* base) const noexcept;
-  void load_kernels();
-  key_encoder encoder_of(std::int32_t key_stream) const noexcept;
+  void check_taps() const;
+  float* scores_of(const memory_block& block, std::int32_t place) const noexcept;
   status check_rows(const const_tensor<2>& rows, fault* error) const noexcept;
   status keep(view<const observed_rows, 1> rows_of, const kept_rows& kept, const hidden_tensor& from,
               cudaStream_t stream, fault* error) noexcept;
   status encode(const observed_rows& part, std::size_t source, const hidden_tensor& from, stream_ref stream,
                 fault* error) noexcept;
-  status enqueue_scores(const launch_list& host, const launch_list& device, std::int64_t count,
-                        stream_ref stream, fault* error) noexcept;
+  status enqueue_scores(const launch_list& device, device_scoring call, stream_ref stream,
+                        fault* error) noexcept;
   status answer(cudaError_t code, const served_sequence& s, fault* error) const noexcept;
   std::byte* row_address(const served_sequence& s, kept_row row, std::size_t* bytes) const noexcept;
 
-  dual_encoder_config config_;  ///< without the query side's weights
-  selector_device_options options_;
-  tap_list taps_;
-  std::optional<query_encoder> encoder_;
+  context device_;
+  dtype rows_type_;
+  std::unique_ptr<device_indexer> own_index_;  ///< null if it is the engine's
+  device_indexer& index_;
+  dual_encoder_config config_;  ///< until set_up()
+  key_encoders encoders_;
   const level1_context* context_ = nullptr;
-  bool fused_ = true;  ///< scoring itself makes chunk scores
 
-  memory_block rows_, weights_, scratch_, lists_, staging_, device_scores_, pinned_scores_, nan_keys_,
+  memory_block rows_, gathered_block_, lists_, staging_, key_staging_;
+  memory_block device_scores_, pinned_scores_;  ///< [max_sequences, scores_stride_]
+  std::int64_t scores_stride_ = 0;
+  memory_block nan_keys_,
       nan_copy_;  ///< the device's counter of keys that were no numbers, and what start() last saw of it
   std::vector<kept_rows> query_rows_, key_rows_;
-  std::vector<std::byte*> gathered_;       ///< per query source [max_sequences, width]
-  std::vector<const float*> key_weights_;  ///< per key stream
-  encoded_queries encoded_;
-  workspace encode_scratch_;
-  float* logits_ = nullptr;  ///< [retrievers, logit_stride_], only if not fused
-  std::int64_t logit_stride_ = 0;
-  std::byte* key_staging_ = nullptr;  ///< [key_block, 132]
+  std::vector<std::byte*> gathered_;  ///< per query source [max_sequences, width]
   std::vector<event> fences_;         ///< of the parts of staging_
   std::vector<std::uint64_t> generations_;
   std::size_t part_ = 0;
-  std::vector<scored_place> scored_;     ///< per place
-  std::vector<served_sequence*> good_;   ///< of start()
-  std::vector<const_tensor<2>> hidden_;  ///< per retriever
+  std::vector<scored_place> scored_;            ///< per place
+  std::vector<served_sequence*> good_;          ///< of start()
+  std::vector<device_score_request> requests_;  ///< likewise
+  std::vector<const_tensor<2>> queries_;        ///< per query tap
 };
 
 }  // namespace detail

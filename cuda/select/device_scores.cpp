@@ -9,64 +9,40 @@ inline namespace v0 {
 namespace cuda {
 namespace detail {
 
-status device_level1::enqueue_scores(const launch_list& host, const launch_list& device, std::int64_t count,
-                                     stream_ref stream, fault* error) noexcept {
-  const level1_context& context = *context_;
+status device_level1::enqueue_scores(const launch_list& device, device_scoring call, stream_ref stream,
+                                     fault* error) noexcept {
   const cudaStream_t cuda = stream.cuda();
-  const auto retrievers = static_cast<std::int64_t>(config_.retrievers.size());
+  const std::int64_t count = call.due.shape[0];
   for (std::size_t q = 0; q < query_rows_.size(); ++q)
     if (const status code = check(
             launch_gather_rows(query_rows_[q], device.places, device.positions, count, gathered_[q], cuda),
             "gather", error);
         code != status::ok)
       return code;
-  for (std::int32_t r = 0; r < retrievers; ++r) {
-    const auto source =
-        static_cast<std::size_t>(context.source_of_tap[static_cast<std::size_t>(taps_.tap_of(r))]);
-    hidden_[static_cast<std::size_t>(r)] =
-        const_tensor<2>(gathered_[source], options_.rows, count, query_rows_[source].width);
+  for (std::size_t t = 0; t < queries_.size(); ++t) {
+    const auto source = static_cast<std::size_t>(context_->source_of_tap[t]);
+    queries_[t] = const_tensor<2>(gathered_[source], rows_type_, count, query_rows_[source].width);
   }
-  status code =
-      encoder_->encode(hidden_.data(), device.positions, count, encoded_, encode_scratch_, stream, error);
-  if (code != status::ok) return code;
-
-  score_options scoring;
-  scoring.heads = config_.heads;
-  scoring.keys_per_page = static_cast<std::int32_t>(context.geometry.keys_per_chunk());
-  scoring.layout = context.geometry.keys;
-  scoring.chunk_max = fused_;
-  scoring.num_sms = options_.num_sms;
-  if (fused_)
-    code = score(scoring, device.jobs, static_cast<std::int32_t>(retrievers * count), {}, stream, error);
-  float* const on_device = device_scores_.as<float>();
-  float* const on_host = pinned_scores_.as<float>();
+  call.queries = queries_.data();
+  call.positions = device.positions;
+  call.table = device.table;
+  status code = index_.score(call, stream, error);
   for (std::int64_t i = 0; code == status::ok && i < count; ++i) {
-    const std::int64_t chunks = good_[static_cast<std::size_t>(i)]->flight.chunks;
-    const std::int64_t at = host.places[i] * context.max_chunks;
-    if (!fused_) {
-      code = score(scoring, device.jobs + i * retrievers, static_cast<std::int32_t>(retrievers), {}, stream,
-                   error);
-      if (code == status::ok)
-        code = check(launch_reduce_chunks(logits_, static_cast<std::int32_t>(retrievers), logit_stride_,
-                                          chunks, scoring.keys_per_page, config_.combine, config_.reduce,
-                                          on_device + at, cuda),
-                     "reduce_chunks", error);
-    }
-    if (code == status::ok)
-      code = check(
-          cudaMemcpyAsync(on_host + at, on_device + at, static_cast<std::size_t>(chunks) * sizeof(float),
-                          cudaMemcpyDeviceToHost, cuda),
-          "copy of scores", error);
+    const device_score_request& request = call.due(i);
+    code = check(cudaMemcpyAsync(scores_of(pinned_scores_, good_[static_cast<std::size_t>(i)]->place),
+                                 request.scores, static_cast<std::size_t>(request.chunks) * sizeof(float),
+                                 cudaMemcpyDeviceToHost, cuda),
+                 "copy of scores", error);
   }
   return code;
 }
 
 status device_level1::start(view<served_sequence* const, 1> due, stream_ref stream, fault* error) noexcept {
-  const device_guard guard(options_.device);
+  const device_guard guard(device_.ordinal);
   if (stream.is_host())
     return refuse(status::unsupported, "the host stream on the CUDA backend", -1, -1, error);
   const level1_context& context = *context_;
-  const auto retrievers = static_cast<std::int32_t>(config_.retrievers.size());
+  const std::int32_t lanes = taps().reads.lanes;
   const std::size_t part = (part_ + 1) % fences_.size();
   const bool blocks = context.options.apply == apply_mode::at_once;
   const cudaError_t free = blocks ? fences_[part].wait(context.options.deadline) : fences_[part].query();
@@ -85,16 +61,16 @@ status device_level1::start(view<served_sequence* const, 1> due, stream_ref stre
     served_sequence& s = *due(i);
     scored_place& place = scored_[static_cast<std::size_t>(s.place)];
     place = {part, generation, fault{}};
-    for (std::int32_t r = 0; r < retrievers && place.failure.code == status::ok; ++r) {
-      key_pages pages;
-      if (const status code = context.store.keys(s.handle, r, &pages); code != status::ok) {
+    for (std::int32_t r = 0; r < lanes && place.failure.code == status::ok; ++r) {
+      index_key_pages pages;
+      if (const status code = context.store.index_keys(s.handle, r, &pages); code != status::ok) {
         place.failure = context.store.last_fault();
         place.failure.code = code;
-      } else if (pages.keys / context.geometry.keys_per_chunk() < s.flight.chunks) {
+      } else if (pages.keys / context.geometry.index_keys_per_chunk() < s.flight.chunks) {
         place.failure.code =
-            refuse(status::keys_missing, "index keys", s.flight.chunks * context.geometry.keys_per_chunk(),
-                   pages.keys, &place.failure);
-        place.failure.stream = r;
+            refuse(status::index_keys_missing, "index keys",
+                   s.flight.chunks * context.geometry.index_keys_per_chunk(), pages.keys, &place.failure);
+        place.failure.lane = r;
       }
       place.failure.sequence = s.handle.index;
     }
@@ -102,30 +78,21 @@ status device_level1::start(view<served_sequence* const, 1> due, stream_ref stre
   }
   const auto count = static_cast<std::int64_t>(good_.size());
   if (count == 0) return status::ok;
+  requests_.clear();
   for (std::int64_t i = 0; i < count; ++i) {
     const served_sequence& s = *good_[static_cast<std::size_t>(i)];
     host.places[i] = s.place;
     host.positions[i] = s.flight.position;
-    for (std::int32_t r = 0; r < retrievers; ++r) {
-      key_pages pages;
-      if (const status code = context.store.keys(s.handle, r, &pages); code != status::ok)
-        return refuse(code, "keys", -1, -1, error);
-      score_job job;
-      job.queries = encoded_.queries + (std::int64_t{r} * count + i) * config_.heads * 128;
-      job.weights = encoded_.weights + (std::int64_t{r} * count + i) * config_.heads;
-      job.keys = pages.data;
-      job.count = s.flight.chunks * context.geometry.keys_per_chunk();
-      job.offset = config_.retrievers[static_cast<std::size_t>(r)].logit_offset;
-      if (fused_)
-        job.chunk_max = device_scores_.as<float>() + std::int64_t{s.place} * context.max_chunks;
-      else
-        job.logits = logits_ + r * logit_stride_;
-      host.jobs[i * retrievers + r] = job;
-    }
+    requests_.push_back({s.handle, s.flight.position, s.flight.chunks, scores_of(device_scores_, s.place)});
   }
-  status code =
-      check(launch_fetch(staged, lists_.as<std::byte>(), list_bytes(), stream.cuda()), "scoring jobs", error);
-  if (code == status::ok) code = enqueue_scores(host, device, count, stream, error);
+  device_scoring call;
+  call.reader = &context.store;
+  call.due = view<const device_score_request, 1>(requests_.data(), count);
+  call.table = host.table;
+  if (const status code = index_.fill_table(call, error); code != status::ok) return code;
+  status code = check(launch_fetch(staged, lists_.as<std::byte>(), list_bytes(), stream.cuda()),
+                      "scoring tables", error);
+  if (code == status::ok) code = enqueue_scores(device, call, stream, error);
   if (code == status::ok)
     code = check(cudaMemcpyAsync(nan_copy_.as<void>(), nan_keys_.as<void>(), sizeof(unsigned long long),
                                  cudaMemcpyDeviceToHost, stream.cuda()),
@@ -150,14 +117,14 @@ status device_level1::poll(served_sequence& s, fault* error) noexcept {
     return error->code;
   }
   if (generations_[place.part] != place.generation) return status::ok;
-  const device_guard guard(options_.device);
+  const device_guard guard(device_.ordinal);
   return answer(fences_[place.part].query(), s, error);
 }
 
 status device_level1::wait(served_sequence& s, fault* error) noexcept {
   status code = poll(s, error);
   if (code != status::pending) return code;
-  const device_guard guard(options_.device);
+  const device_guard guard(device_.ordinal);
   code = answer(fences_[scored_[static_cast<std::size_t>(s.place)].part].wait(context_->options.deadline), s,
                 error);
   if (code != status::pending) return code;
@@ -167,17 +134,24 @@ status device_level1::wait(served_sequence& s, fault* error) noexcept {
 }
 
 view<const float, 1> device_level1::scores(const served_sequence& s) const noexcept {
-  return view<const float, 1>(pinned_scores_.as<float>() + std::int64_t{s.place} * context_->max_chunks,
-                              s.flight.chunks);
+  return view<const float, 1>(scores_of(pinned_scores_, s.place), s.flight.chunks);
 }
 
 }  // namespace detail
 
-std::unique_ptr<selector> make_selector(chunk_store& store, const dual_encoder_config& config,
+std::unique_ptr<selector> make_selector(tiered_chunk_store& store, const dual_encoder_config& config,
                                         const selection_policy& policy, const selector_options& options,
-                                        const selector_device_options& device) {
-  return std::make_unique<selector>(std::make_unique<detail::device_level1>(config, device), store, policy,
-                                    options);
+                                        const device_selector_options& device) {
+  const dual_encoder_indexer checked(config);  // its constructor names whatever is wrong with the weights
+  return std::make_unique<selector>(
+      std::make_unique<detail::device_level1>(context_of(store), config, device), store, policy, options);
+}
+
+std::unique_ptr<selector> make_selector(tiered_chunk_store& store, device_indexer& index,
+                                        const selection_policy& policy, const selector_options& options,
+                                        dtype rows) {
+  return std::make_unique<selector>(std::make_unique<detail::device_level1>(context_of(store), index, rows),
+                                    store, policy, options);
 }
 
 }  // namespace cuda

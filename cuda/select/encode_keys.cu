@@ -116,7 +116,7 @@ __global__ void __launch_bounds__(dim)
   rows.planar = false;
   for (int k = 0; k < keys_at_once; ++k) {
     if (k >= here) break;
-    std::byte* const row = out + (first + k) * rows.key_bytes;
+    std::byte* const row = out + (first + k) * rows.key_bytes();
     row[threadIdx.x] = static_cast<std::byte>(code[k]);
     if (threadIdx.x != 0) continue;
     store_scale(row, 0, rows, __float_as_uint(scale[k]));

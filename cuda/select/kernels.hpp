@@ -68,7 +68,7 @@ cudaError_t launch_gather_rows(const kept_rows& kept, const std::int64_t* places
 cudaError_t launch_fetch(const std::byte* pinned, std::byte* device, std::size_t bytes,
                          cudaStream_t stream) noexcept;
 
-/// One key stream's encoder.
+/// One index-key lane's encoder.
 struct key_encoder {
   const float* weights = nullptr;  ///< [hidden, 128], transposed
   std::int64_t hidden = 0;

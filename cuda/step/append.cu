@@ -29,26 +29,41 @@ __global__ void __launch_bounds__(threads)
   copy_row(target, static_cast<std::int32_t>(blockIdx.y), v, stored);
 }
 
+/// Whether this thread's share of a key has a NaN or Inf; what that is depends on the type.
+__device__ __forceinline__ bool has_nan(const std::byte* row, const key_page& page) {
+  bool nan = false;
+  const auto at = [&](int i) { return static_cast<std::uint32_t>(row[i]); };
+  const bool pairs = page.type == index_key_type::bf16 || page.type == index_key_type::f16;
+  const std::uint32_t exponent = page.type == index_key_type::bf16 ? 0x7f80u : 0x7c00u;
+  for (int i = static_cast<int>(threadIdx.x); i < page.value_bytes; i += threads) {
+    if (page.type == index_key_type::e4m3) nan = nan || (at(i) & 0x7f) == 0x7f;
+    if (pairs && i % 2 == 0) nan = nan || ((at(i) | at(i + 1) << 8) & exponent) == exponent;
+  }
+  if (page.type == index_key_type::mxfp4) {
+    for (int i = static_cast<int>(threadIdx.x); i < page.scale_bytes; i += threads)
+      nan = nan || at(page.value_bytes + i) == 0xff;
+  } else if (!pairs) {
+    std::uint32_t scale = 0;
+    for (int i = 0; i < 4; ++i) scale |= at(page.value_bytes + i) << 8 * i;
+    nan = nan || (scale & 0x7f800000u) == 0x7f800000u;
+  }
+  return nan;
+}
+
 /// A block per new key.
 __global__ void __launch_bounds__(threads)
     append_keys_kernel(const append_target* targets, std::int32_t per_row, const std::byte* keys,
                        const key_page page, unsigned long long* nan_keys) {
   const append_target target = targets[blockIdx.x];
   if (target.chunk == nullptr) return;
-  const std::byte* const row = keys + std::int64_t{target.row} * page.key_bytes;
-  const int values = page.key_bytes - 4;
-  bool nan = false;
-  for (int i = static_cast<int>(threadIdx.x); i < values; i += threads)
-    nan = nan || (static_cast<int>(row[i]) & 0x7f) == 0x7f;
-  std::uint32_t scale = 0;
-  for (int i = 0; i < 4; ++i) scale |= static_cast<std::uint32_t>(row[values + i]) << 8 * i;
-  nan = nan || (scale & 0x7f800000u) == 0x7f800000u;
-  nan = __syncthreads_or(nan) != 0;
+  const std::byte* const row = keys + std::int64_t{target.row} * page.key_bytes();
+  const bool nan = __syncthreads_or(has_nan(row, page)) != 0;
   if (nan && threadIdx.x == 0) atomicAdd(nan_keys, 1ull);
   clear_new_page<threads>(targets, static_cast<int>(blockIdx.x), per_row, page);
-  std::byte* const out = key_values(target.chunk, target.entry, page);
-  for (int i = static_cast<int>(threadIdx.x); i < values; i += threads) out[i] = nan ? std::byte{0} : row[i];
-  if (threadIdx.x == 0) store_scale(target.chunk, target.entry, page, nan ? 0 : scale);
+  std::byte* const values = key_values(target.chunk, target.entry, page);
+  std::byte* const scales = key_scales(target.chunk, target.entry, page);
+  for (int i = static_cast<int>(threadIdx.x); i < page.key_bytes(); i += threads)
+    (i < page.value_bytes ? values + i : scales + i - page.value_bytes)[0] = nan ? std::byte{0} : row[i];
 }
 
 }  // namespace

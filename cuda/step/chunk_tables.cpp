@@ -18,8 +18,6 @@ namespace {
 constexpr std::int64_t row_words = sizeof(chunk_row) / sizeof(std::uint64_t);
 static_assert(sizeof(chunk_row) == 16 && offsetof(chunk_row, entries) == 8, "rows are written word by word");
 
-bool is_empty(const batch_item& item) noexcept { return item.sequence == sequence_handle{}; }
-
 const chunk_tables_options& checked(const chunk_tables_options& o) {
   const auto require = [](bool holds, const char* field, const char* wanted, std::int64_t found) {
     if (!holds)
@@ -31,21 +29,22 @@ const chunk_tables_options& checked(const chunk_tables_options& o) {
   require(o.max_chunks >= 1 && o.max_chunks < most / o.rows, "max_chunks", "at least 1, below 2^31 / rows",
           o.max_chunks);
   require(o.staging_steps >= 2 && o.staging_steps <= 64, "staging_steps", "in [2, 64]", o.staging_steps);
-  require(o.deadline.count() >= 1, "deadline", "at least 1 ms", o.deadline.count());
   return o;
 }
 
 }  // namespace
 
-chunk_tables::chunk_tables(const chunk_tables_options& options) : chunk_tables(options, 0) {}
+chunk_tables::chunk_tables(const context& device, const chunk_tables_options& options)
+    : chunk_tables(device, options, 0) {}
 
-chunk_tables::chunk_tables(const chunk_tables_options& options, std::int64_t more_words)
-    : options_(checked(options)) {
+chunk_tables::chunk_tables(const context& device, const chunk_tables_options& options,
+                           std::int64_t more_words)
+    : device_(device), options_(checked(options)) {
   shown_.resize(static_cast<std::size_t>(options_.rows));
-  const detail::device_guard guard(options_.device);
+  const detail::device_guard guard(device_.ordinal);
   words_ = std::make_unique<detail::table_words>(
-      options_.rows * (row_words + options_.max_chunks) + more_words, options_.memory, options_.pinned,
-      options_.staging_steps, options_.deadline);
+      options_.rows * (row_words + options_.max_chunks) + more_words, device_.memory, device_.pinned,
+      options_.staging_steps, device_.deadline);
   fault f;
   if (words_->begin(&f) != status::ok) throw error(f.code, describe(f));
   for (std::int64_t r = 0; r < options_.rows; ++r)
@@ -70,30 +69,29 @@ std::size_t chunk_tables::device_bytes() const noexcept { return words_->device_
 std::size_t chunk_tables::pinned_bytes() const noexcept { return words_->pinned_bytes(); }
 std::int64_t chunk_tables::bytes_sent() const noexcept { return words_->bytes_sent(); }
 
-/// Sets the words of all rows; all or none. With a store that tells versions, a row whose set has not changed costs next
-/// to nothing.
-status chunk_tables::set_rows(const chunk_store& store, const tiered_chunk_store* versions, batch items,
-                              std::int32_t layer, fault* error) noexcept {
+/// Sets the words of all rows; all or none.
+status chunk_tables::set_rows(const chunk_reader& reader, batch items, std::int32_t layer,
+                              fault* error) noexcept {
   const auto forget = [&](status code) {
     for (shown_row& row : shown_) row.version = 0;
     return code;
   };
   for (std::int64_t i = 0; i < options_.rows; ++i) {
     shown_row& row = shown_[static_cast<std::size_t>(i)];
-    const bool empty = i >= items.shape[0] || is_empty(items(i));
+    const bool empty = i >= items.shape[0] || items(i).empty();
     const sequence_handle sequence = empty ? sequence_handle{} : items(i).sequence;
-    if (sequence != row.sequence) row.version = 0;
+    const std::uint64_t known = sequence == row.sequence ? row.version : 0;
     row.sequence = sequence;
+    row.version = 0;
     row.unchanged = false;
     row.set = {};
     if (empty) continue;
-    row.unchanged = versions != nullptr && versions->unchanged_set(sequence, layer, &row.version, &row.set);
-    if (row.unchanged) continue;
-    if (versions == nullptr) row.version = 0;
-    if (const status code = store.resident(sequence, layer, &row.set); code != status::ok) {
-      if (error != nullptr) *error = store.last_fault();
+    if (const status code = reader.resident(sequence, layer, &row.set, known); code != status::ok) {
+      if (error != nullptr) *error = reader.last_fault();
       return forget(code);
     }
+    row.version = row.set.version;
+    row.unchanged = known != 0 && known == row.version;
     if (row.set.count <= options_.max_chunks) continue;
     const status code =
         detail::refuse(status::budget_exceeded, "max_chunks", options_.max_chunks, row.set.count, error);
@@ -101,7 +99,7 @@ status chunk_tables::set_rows(const chunk_store& store, const tiered_chunk_store
     return forget(code);
   }
   const std::int64_t first_list = options_.rows * row_words;
-  const std::int64_t each = store.geometry().entries_per_chunk;
+  const std::int64_t each = reader.geometry().entries_per_chunk;
   for (std::int64_t r = 0; r < options_.rows; ++r) {
     const shown_row& row = shown_[static_cast<std::size_t>(r)];
     std::int64_t entries = 0;
@@ -113,7 +111,7 @@ status chunk_tables::set_rows(const chunk_store& store, const tiered_chunk_store
   return status::ok;
 }
 
-status chunk_tables::update(const chunk_store& store, batch items, std::int32_t layer, stream_ref stream,
+status chunk_tables::update(const chunk_reader& reader, batch items, std::int32_t layer, stream_ref stream,
                             fault* error) noexcept {
   if (stream.is_host())
     return detail::refuse(status::unsupported, "the host stream on the CUDA backend", -1, -1, error);
@@ -121,9 +119,9 @@ status chunk_tables::update(const chunk_store& store, batch items, std::int32_t 
     return detail::refuse(status::bad_shape, "items", options_.rows, items.shape[0], error);
   if (items.shape[0] > 0 && items.data == nullptr)
     return detail::refuse(status::null_data, "items", -1, -1, error);
-  const detail::device_guard guard(options_.device);
+  const detail::device_guard guard(device_.ordinal);
   status code = words_->begin(error);
-  if (code == status::ok) code = set_rows(store, nullptr, items, layer, error);
+  if (code == status::ok) code = set_rows(reader, items, layer, error);
   if (code == status::ok) code = words_->send(stream.cuda(), error);
   return code;
 }

@@ -11,6 +11,7 @@
 #include "cuda/select/device_level1.hpp"
 #include "cuda/step/table_words.hpp"
 #include "src/select/selector_impl.hpp"
+#include "src/store/impl.hpp"
 
 namespace flashmemory {
 inline namespace v0 {
@@ -33,18 +34,20 @@ struct decode_step::impl {
   tiered_chunk_store& store;
   selector* select;
   detail::device_level1* level1;  ///< of the selector, or null
+  const context& device;
   decode_step_options options;
   kv_geometry geometry;
   chunk_layout layout;
-  std::int32_t entries_per_row, keys_per_row;
+  std::int32_t entries_per_row, index_keys_per_row;
   std::int64_t first_word, targets_at, key_targets_at;
 
   std::unique_ptr<chunk_tables> tables;
   detail::table_words* words = nullptr;
   attend_plan plan;
   detail::memory_block scratch, counters, nan_keys;
-  std::vector<batch_item> live;        ///< of the open step
-  std::vector<std::uint8_t> observed;  ///< per layer: observe() is part of the steps
+  std::vector<batch_item> live;          ///< of the open step
+  std::vector<std::uint8_t> observed;    ///< per layer: observe() is part of the steps
+  std::vector<std::uint8_t> keys_given;  ///< per lane: append_index_keys() is part of the steps
   bool open = false;
   fault last_fault;
 
@@ -55,14 +58,16 @@ struct decode_step::impl {
   const append_target* device_targets() const noexcept {
     return reinterpret_cast<const append_target*>(words->device() + targets_at);
   }
-  const append_target* device_key_targets(std::int32_t key_stream) const noexcept {
+  const append_target* device_key_targets(std::int32_t lane) const noexcept {
     return reinterpret_cast<const append_target*>(words->device() + key_targets_at) +
-           std::int64_t{key_stream} * options.rows * keys_per_row;
+           std::int64_t{lane} * options.rows * index_keys_per_row;
   }
 
   unsigned long long* nan_counter() const noexcept {
     return level1 != nullptr ? level1->nan_counter() : nan_keys.as<unsigned long long>();
   }
+  /// Whether the steps write index keys: 0 none, 1 of all lanes, -1 of some.
+  int brings_index_keys() const noexcept;
   status check_items(batch items) noexcept;
   void set_row_words(std::int64_t row, std::int64_t place, std::int64_t position) noexcept;
   void set_target(std::int64_t at, const std::byte* chunk, std::int64_t entry, std::int64_t row) noexcept;

@@ -40,7 +40,7 @@ status decode_step::append(std::int32_t layer, const_tensor<3> k, const_tensor<3
                            stream_ref stream) noexcept {
   impl& im = *impl_;
   const kv_geometry& g = im.geometry;
-  const detail::device_guard guard(im.options.device);
+  const detail::device_guard guard(im.device.ordinal);
   if (const status code = im.check_layer(layer, stream); code != status::ok) return code;
   const std::int64_t count = std::int64_t{im.options.rows} * im.entries_per_row;
   if (const status code = check_rows("k", k, count, g.kv_heads, g.key_dim, g.type, &im.last_fault);
@@ -72,39 +72,40 @@ status decode_step::append(std::int32_t layer, const_tensor<3> k, const_tensor<3
       "append", &im.last_fault);
 }
 
-status decode_step::append_keys(std::int32_t stream_index, view<const std::byte, 2> keys,
-                                stream_ref stream) noexcept {
+status decode_step::append_index_keys(std::int32_t lane, view<const std::byte, 2> keys,
+                                      stream_ref stream) noexcept {
   impl& im = *impl_;
   const kv_geometry& g = im.geometry;
   const auto no = [&](status code, const char* what, std::int64_t expected, std::int64_t actual) {
     const status refused = detail::refuse(code, what, expected, actual, &im.last_fault);
-    im.last_fault.stream = stream_index;
+    im.last_fault.lane = lane;
     return refused;
   };
-  const detail::device_guard guard(im.options.device);
+  const detail::device_guard guard(im.device.ordinal);
   if (const status code = im.check_layer(0, stream); code != status::ok) return code;
-  if (!im.options.index_keys) return no(status::unsupported, "index_keys is not set", -1, -1);
-  if (stream_index < 0 || stream_index >= g.key_streams)
-    return no(status::out_of_range, "stream_index", g.key_streams, stream_index);
-  const std::int64_t count = std::int64_t{im.options.rows} * im.keys_per_row;
+  if (im.level1 != nullptr && im.level1->encodes_keys())
+    return no(status::unsupported, "index keys: the selector's key encoder makes them", -1, -1);
+  if (g.index_keys.lanes == 0) return no(status::unsupported, "index keys: the store has no lanes", -1, -1);
+  if (lane < 0 || lane >= g.index_keys.lanes)
+    return no(status::out_of_range, "lane", g.index_keys.lanes, lane);
+  const std::int64_t count = std::int64_t{im.options.rows} * im.index_keys_per_row;
   if (keys.shape[0] != count) return no(status::bad_shape, "keys", count, keys.shape[0]);
-  if (keys.shape[1] != g.key_bytes) return no(status::bad_shape, "key bytes", g.key_bytes, keys.shape[1]);
-  if (keys.stride[1] != 1 || keys.stride[0] != g.key_bytes)
-    return no(status::bad_shape, "key strides", g.key_bytes, keys.stride[0]);
+  if (keys.shape[1] != g.index_keys.bytes())
+    return no(status::bad_shape, "key bytes", g.index_keys.bytes(), keys.shape[1]);
+  if (keys.stride[1] != 1 || keys.stride[0] != g.index_keys.bytes())
+    return no(status::bad_shape, "key strides", g.index_keys.bytes(), keys.stride[0]);
   if (keys.data == nullptr) return no(status::null_data, "keys", -1, -1);
-  detail::key_page page;
-  page.key_bytes = g.key_bytes;
-  page.page_keys = static_cast<std::int32_t>(g.keys_per_chunk());
-  page.planar = g.keys == key_layout::planar;
-  return detail::check(
-      detail::launch_append_keys(im.device_key_targets(stream_index), im.options.rows, im.keys_per_row,
-                                 keys.data, page, im.nan_counter(), stream.cuda()),
-      "append_keys", &im.last_fault);
+  const status code = detail::check(
+      detail::launch_append_keys(im.device_key_targets(lane), im.options.rows, im.index_keys_per_row,
+                                 keys.data, detail::key_page_of(g), im.nan_counter(), stream.cuda()),
+      "append_index_keys", &im.last_fault);
+  if (code == status::ok) im.keys_given[static_cast<std::size_t>(lane)] = 1;
+  return code;
 }
 
 status decode_step::observe(std::int32_t layer, const_tensor<2> hidden, stream_ref stream) noexcept {
   impl& im = *impl_;
-  const detail::device_guard guard(im.options.device);
+  const detail::device_guard guard(im.device.ordinal);
   if (const status code = im.check_layer(layer, stream); code != status::ok) return code;
   if (im.level1 == nullptr) return status::ok;
   const std::int64_t width = im.level1->width_of(layer);
@@ -126,7 +127,7 @@ status decode_step::observe(std::int32_t layer, const_tensor<2> hidden, stream_r
   rows.rows = im.options.rows;
   rows.tokens = im.options.tokens;
   rows.keys = im.device_key_targets(0);
-  rows.keys_per_row = im.keys_per_row;
+  rows.index_keys_per_row = im.index_keys_per_row;
   const status code = im.level1->observe_step(rows, layer, hidden, stream, &im.last_fault);
   if (code == status::ok) im.observed[static_cast<std::size_t>(layer)] = 1;
   return code;
@@ -135,7 +136,7 @@ status decode_step::observe(std::int32_t layer, const_tensor<2> hidden, stream_r
 status decode_step::attend(std::int32_t layer, const_tensor<3> q, tensor<3> out,
                            const attend_options& options, stream_ref stream) noexcept {
   impl& im = *impl_;
-  const detail::device_guard guard(im.options.device);
+  const detail::device_guard guard(im.device.ordinal);
   if (im.options.query_heads == 0)
     return detail::refuse(status::unsupported, "query_heads is 0", -1, -1, &im.last_fault);
   attend_options mine = options;

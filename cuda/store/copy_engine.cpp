@@ -24,10 +24,10 @@ bool may_take_kernel(recall_method method, std::size_t bytes) noexcept {
 
 class copy_engine final : public transfer {
  public:
-  explicit copy_engine(const device_options& options) noexcept
+  explicit copy_engine(const device_store_options& options) noexcept
       : method_(options.on_demand),
         bulk_(method_ != recall_method::copy_engine && has_bulk_gather()),
-        num_sms_(options.num_sms) {}
+        num_sms_(options.recall_sms) {}
 
   cudaError_t copy(const copy_group& group, cudaStream_t stream) noexcept override {
     if (group.count < 1) return cudaSuccess;
@@ -102,7 +102,7 @@ std::int64_t spans_to_begin_with(recall_method method, bool urgent, std::size_t 
   return urgent && may_take_kernel(method, bytes) ? 64 : 8;
 }
 
-std::unique_ptr<transfer> make_transfer(const device_options& options) {
+std::unique_ptr<transfer> make_transfer(const device_store_options& options) {
   return std::make_unique<copy_engine>(options);
 }
 

@@ -37,41 +37,53 @@ cudaError_t zero(void* block, std::size_t bytes) noexcept {
   return code == cudaSuccess ? cudaStreamSynchronize(cudaStreamPerThread) : code;
 }
 
-const device_options& checked(const device_options& options) {
+const context& checked(const context& device) {
   const auto refuse = [](const char* field, std::int64_t value, const char* rule) {
     throw argument_error(status::bad_argument,
-                         fmt::format("device_options::{} is {}; {}", field, value, rule));
+                         fmt::format("cuda::context::{} is {}; {}", field, value, rule));
   };
   int count = 0;
   if (cudaGetDeviceCount(&count) != cudaSuccess) count = 0;
-  if (options.device < 0 || options.device >= count)
+  if (device.ordinal < 0 || device.ordinal >= count)
     throw error(
         status::unsupported,
-        fmt::format("device_options::device is {}, but {} CUDA devices are there", options.device, count));
-  if (options.num_sms < 1) refuse("num_sms", options.num_sms, "it must be at least 1");
+        fmt::format("cuda::context::ordinal is {}, but {} CUDA devices are there", device.ordinal, count));
+  if (device.num_sms < 0) refuse("num_sms", device.num_sms, "it must not be negative");
+  if (device.deadline.count() < 1) refuse("deadline", device.deadline.count(), "it must be at least 1 ms");
+  if (!device.memory.allocate != !device.memory.deallocate)
+    throw argument_error(status::null_data, "cuda::context::memory lacks a function");
+  if (!device.pinned.allocate != !device.pinned.deallocate)
+    throw argument_error(status::null_data, "cuda::context::pinned lacks a function");
+  return device;
+}
+
+const device_store_options& checked(const device_store_options& options) {
+  const auto refuse = [](const char* field, std::int64_t value, const char* rule) {
+    throw argument_error(status::bad_argument,
+                         fmt::format("device_store_options::{} is {}; {}", field, value, rule));
+  };
+  if (options.recall_sms < 1) refuse("recall_sms", options.recall_sms, "it must be at least 1");
   if (options.touch_threads < 1) refuse("touch_threads", options.touch_threads, "it must be at least 1");
   if (options.initial_slots < 0) refuse("initial_slots", options.initial_slots, "it must not be negative");
   if (options.pinned_slab_bytes < 1) refuse("pinned_slab_bytes", 0, "it must be at least 1");
-  if (options.deadline.count() < 1) refuse("deadline", options.deadline.count(), "it must be at least 1 ms");
   if (options.on_demand < recall_method::automatic || options.on_demand > recall_method::copy_engine)
     refuse("on_demand", static_cast<int>(options.on_demand), "it must be automatic, kernel or copy_engine");
-  if (!options.device_memory.allocate != !options.device_memory.deallocate)
-    throw argument_error(status::null_data, "device_options::device_memory lacks a function");
-  if (!options.pinned_memory.allocate != !options.pinned_memory.deallocate)
-    throw argument_error(status::null_data, "device_options::pinned_memory lacks a function");
   return options;
 }
 
 }  // namespace
 
-device_tier::device_tier(const kv_geometry& geometry, const device_options& options)
-    : options_(checked(options)),
+device_tier::device_tier(const kv_geometry& geometry, const context& device,
+                         const device_store_options& options)
+    : context_(checked(device)),
+      options_(checked(options)),
+      backing_memory_(pinned_memory()),
       layout_(geometry),
       chunk_bytes_(layout_.chunk_bytes()),
       layer_bytes_(layout_.layer_bytes()),
       num_pieces_(buffers_in(piece_memory, layer_bytes_)),
-      pinned_(pinned_memory(), chunk_bytes_, options_.pinned_slab_bytes) {
-  const device_guard guard(options_.device);
+      pinned_(backing_memory_, chunk_bytes_, options_.pinned_slab_bytes) {
+  const device_guard guard(context_.ordinal);
   require(in_.open(), "making the stream for copies to the device");
   require(out_.open(), "making the stream for copies from the device");
   require(cudaEventCreateWithFlags(&compute_event_, cudaEventDisableTiming), "making an event");
@@ -80,19 +92,17 @@ device_tier::device_tier(const kv_geometry& geometry, const device_options& opti
 
 /// The engine's, or the default: registering is faster where the device can use the host's pointers to what was
 /// registered.
-memory_resource device_tier::pinned_memory() {
-  if (options_.pinned_memory.allocate) return options_.pinned_memory;
+memory_resource device_tier::pinned_memory() const {
+  if (context_.pinned.allocate) return context_.pinned;
   int same_pointer = 0;
   require(
-      cudaDeviceGetAttribute(&same_pointer, cudaDevAttrCanUseHostPointerForRegisteredMem, options_.device),
+      cudaDeviceGetAttribute(&same_pointer, cudaDevAttrCanUseHostPointerForRegisteredMem, context_.ordinal),
       "asking for a device attribute");
-  options_.pinned_memory =
-      same_pointer ? touched_pinned_memory(&options_.touch_threads) : allocated_pinned_memory();
-  return options_.pinned_memory;
+  return same_pointer ? touched_pinned_memory(&options_.touch_threads) : allocated_pinned_memory();
 }
 
 device_tier::~device_tier() {
-  const device_guard guard(options_.device);
+  const device_guard guard(context_.ordinal);
   if (compute_event_) cudaEventDestroy(compute_event_);
   in_.close();
   out_.close();
@@ -112,8 +122,8 @@ memory_resource device_tier::memory() const noexcept {
   resource.context = const_cast<device_tier*>(this);
   resource.allocate = [](void* context, std::size_t bytes, std::size_t wanted) -> void* {
     auto& self = *static_cast<device_tier*>(context);
-    const device_guard guard(self.options_.device);
-    const memory_resource& own = self.options_.device_memory;
+    const device_guard guard(self.context_.ordinal);
+    const memory_resource& own = self.context_.memory;
     void* block = nullptr;
     cudaError_t code = cudaSuccess;
     if (own.allocate)
@@ -133,8 +143,8 @@ memory_resource device_tier::memory() const noexcept {
   };
   resource.deallocate = [](void* context, void* block, std::size_t bytes, std::size_t wanted) {
     auto& self = *static_cast<device_tier*>(context);
-    const device_guard guard(self.options_.device);
-    const memory_resource& own = self.options_.device_memory;
+    const device_guard guard(self.context_.ordinal);
+    const memory_resource& own = self.context_.memory;
     if (own.allocate)
       own.deallocate(own.context, block, bytes, std::max(wanted, alignment));
     else
@@ -156,14 +166,14 @@ void device_tier::open_backing(const store_options& options, std::int64_t record
 }
 
 bool device_tier::set_up(fast_memory& memory) noexcept {
-  const device_guard guard(options_.device);
+  const device_guard guard(context_.ordinal);
   pieces_ = static_cast<std::byte*>(memory.allocate_data(workspace_bytes(), alignment));
   if (!pieces_) return false;
   bool made = true;  // pieces_ is zero, and its padding stays so
   if (staged()) {
     num_staging_ = buffers_in(staging_memory, chunk_bytes_);
-    staging_ = static_cast<std::byte*>(options_.pinned_memory.allocate(
-        options_.pinned_memory.context, std::size_t(num_staging_) * chunk_bytes_, 4096));
+    staging_ = static_cast<std::byte*>(
+        backing_memory_.allocate(backing_memory_.context, std::size_t(num_staging_) * chunk_bytes_, 4096));
     made = staging_ != nullptr;
     if (!made) std::snprintf(failure_, sizeof failure_, " (no pinned memory for staging)");
   }
@@ -172,19 +182,19 @@ bool device_tier::set_up(fast_memory& memory) noexcept {
 }
 
 void device_tier::tear_down(fast_memory& memory) noexcept {
-  const device_guard guard(options_.device);
+  const device_guard guard(context_.ordinal);
   cudaStreamSynchronize(in_.stream());
   cudaStreamSynchronize(out_.stream());
   memory.release_data(pieces_, workspace_bytes(), alignment);
   if (staging_)
-    options_.pinned_memory.deallocate(options_.pinned_memory.context, staging_,
-                                      std::size_t(num_staging_) * chunk_bytes_, 4096);
+    backing_memory_.deallocate(backing_memory_.context, staging_, std::size_t(num_staging_) * chunk_bytes_,
+                               4096);
   pieces_ = staging_ = nullptr;
 }
 
 bool device_tier::reserve_records(std::int64_t records) noexcept {
   if (staged()) return true;
-  const device_guard guard(options_.device);
+  const device_guard guard(context_.ordinal);
   if (pinned_.reserve(records)) return true;
   std::snprintf(failure_, sizeof failure_, " (no pinned memory for %lld chunks)",
                 static_cast<long long>(records));
@@ -192,15 +202,15 @@ bool device_tier::reserve_records(std::int64_t records) noexcept {
 }
 
 bool device_tier::idle() noexcept {
-  const device_guard guard(options_.device);
+  const device_guard guard(context_.ordinal);
   return cudaEventRecord(compute_event_, compute_) == cudaSuccess &&
-         wait_for(compute_event_, options_.deadline) == cudaSuccess &&
-         in_.wait(in_.issued(), options_.deadline) == cudaSuccess &&
-         out_.wait(out_.issued(), options_.deadline) == cudaSuccess;
+         wait_for(compute_event_, context_.deadline) == cudaSuccess &&
+         in_.wait(in_.issued(), context_.deadline) == cudaSuccess &&
+         out_.wait(out_.issued(), context_.deadline) == cudaSuccess;
 }
 
 void device_tier::shut_down() noexcept {
-  const device_guard guard(options_.device);
+  const device_guard guard(context_.ordinal);
   cudaDeviceSynchronize();
   compute_ = in_.stream();
 }
@@ -210,7 +220,7 @@ fault device_tier::enter(stream_ref stream) noexcept {
   num_targets_ = 0;
   num_outgoing_ = num_saves_ = 0;
   if (stream.cuda() == compute_) return {};
-  const device_guard guard(options_.device);
+  const device_guard guard(context_.ordinal);
   const cudaError_t code = follow_compute(stream.cuda());
   if (code == cudaSuccess) compute_ = stream.cuda();
   return check(code, "ordering the stream behind the one before");
@@ -231,7 +241,7 @@ cudaError_t device_tier::fence(const fast_slot& slot) noexcept {
 }
 
 void device_tier::poison(fast_slot& slot) noexcept {
-  const device_guard guard(options_.device);
+  const device_guard guard(context_.ordinal);
   if (follow_compute(in_.stream()) == cudaSuccess &&
       out_.hold_back(in_.stream(), slot.saves, &in_saw_out_) == cudaSuccess &&
       cudaMemsetAsync(slot.data, 0xff, chunk_bytes_, in_.stream()) == cudaSuccess &&
@@ -240,7 +250,7 @@ void device_tier::poison(fast_slot& slot) noexcept {
 }
 
 void device_tier::prepare(fast_slot& slot) noexcept {
-  const device_guard guard(options_.device);
+  const device_guard guard(context_.ordinal);
   // An error here is sticky: the launch of the rows reports it.
   if (fence(slot) != cudaSuccess) return;
   flashmemory::detail::for_each_padding(layout_, [&](std::size_t offset, std::size_t bytes) {
@@ -250,7 +260,7 @@ void device_tier::prepare(fast_slot& slot) noexcept {
 }
 
 fault device_tier::copy_slot(fast_slot& to, const fast_slot& from) noexcept {
-  const device_guard guard(options_.device);
+  const device_guard guard(context_.ordinal);
   cudaError_t code = fence(to);
   if (code == cudaSuccess) code = fence(from);
   if (code == cudaSuccess)
@@ -259,17 +269,17 @@ fault device_tier::copy_slot(fast_slot& to, const fast_slot& from) noexcept {
 }
 
 fault device_tier::copy_keys(std::byte* to, const std::byte* from, std::size_t bytes) noexcept {
-  const device_guard guard(options_.device);
+  const device_guard guard(context_.ordinal);
   return check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, compute_), "copying index keys");
 }
 
 fault device_tier::read_slot(const fast_slot& slot, std::byte* chunk) const noexcept {
   const std::lock_guard<std::mutex> lock(read_mutex_);
-  const device_guard guard(options_.device);
+  const device_guard guard(context_.ordinal);
   cudaError_t code = cudaEventRecord(compute_event_, compute_);
-  if (code == cudaSuccess) code = wait_for(compute_event_, options_.deadline);
-  if (code == cudaSuccess) code = in_.wait(slot.loads, options_.deadline);
-  if (code == cudaSuccess) code = out_.wait(out_.issued(), options_.deadline);
+  if (code == cudaSuccess) code = wait_for(compute_event_, context_.deadline);
+  if (code == cudaSuccess) code = in_.wait(slot.loads, context_.deadline);
+  if (code == cudaSuccess) code = out_.wait(out_.issued(), context_.deadline);
   if (code == cudaSuccess)
     code = cudaMemcpyAsync(chunk, slot.data, chunk_bytes_, cudaMemcpyDeviceToHost, out_.stream());
   if (code == cudaSuccess) code = cudaStreamSynchronize(out_.stream());
@@ -277,24 +287,24 @@ fault device_tier::read_slot(const fast_slot& slot, std::byte* chunk) const noex
 }
 
 fault device_tier::write_slot(fast_slot& slot, const std::byte* chunk) noexcept {
-  const device_guard guard(options_.device);
+  const device_guard guard(context_.ordinal);
   cudaError_t code = cudaEventRecord(compute_event_, compute_);
-  if (code == cudaSuccess) code = wait_for(compute_event_, options_.deadline);
-  if (code == cudaSuccess) code = in_.wait(in_.issued(), options_.deadline);
-  if (code == cudaSuccess) code = out_.wait(slot.saves, options_.deadline);
+  if (code == cudaSuccess) code = wait_for(compute_event_, context_.deadline);
+  if (code == cudaSuccess) code = in_.wait(in_.issued(), context_.deadline);
+  if (code == cudaSuccess) code = out_.wait(slot.saves, context_.deadline);
   if (code == cudaSuccess)
     code = cudaMemcpyAsync(slot.data, chunk, chunk_bytes_, cudaMemcpyHostToDevice, in_.stream());
   if (code == cudaSuccess) code = in_.mark();
   if (code == cudaSuccess) {
     slot.loads = in_.issued();
-    code = in_.wait(slot.loads, options_.deadline);
+    code = in_.wait(slot.loads, context_.deadline);
   }
   return check(code, "writing a slot");
 }
 
-fault device_tier::append_keys(std::byte* pages, std::int64_t first_key,
-                               const view<const std::byte, 2>& keys) noexcept {
-  const device_guard guard(options_.device);
+fault device_tier::append_index_keys(std::byte* pages, std::int64_t first_key,
+                                     const view<const std::byte, 2>& keys) noexcept {
+  const device_guard guard(context_.ordinal);
   return check(launch_keys(layout_.geometry, pages, first_key, keys, compute_), "writing index keys");
 }
 

@@ -36,13 +36,14 @@ using flashmemory::detail::row_span;
 class device_tier final : public flashmemory::detail::fast_tier {
  public:
   /// \throws as make_store()
-  device_tier(const kv_geometry& geometry, const device_options& options);
+  device_tier(const kv_geometry& geometry, const context& device, const device_store_options& options);
   ~device_tier() override;
 
   void use(std::unique_ptr<transfer> copies) noexcept { copies_ = std::move(copies); }
 
   memory_resource memory() const noexcept override;
   bool host_memory() const noexcept override { return false; }
+  const void* device() const noexcept override { return &context_; }
   std::size_t workspace_bytes() const noexcept override { return std::size_t(num_pieces_) * layer_bytes_; }
   std::int64_t initial_slots() const noexcept override { return options_.initial_slots; }
   void open_backing(const store_options& options, std::int64_t records,
@@ -77,8 +78,8 @@ class device_tier final : public flashmemory::detail::fast_tier {
   fault copy_keys(std::byte* to, const std::byte* from, std::size_t bytes) noexcept override;
   fault read_slot(const fast_slot& slot, std::byte* chunk) const noexcept override;
   fault write_slot(fast_slot& slot, const std::byte* chunk) noexcept override;
-  fault append_keys(std::byte* pages, std::int64_t first_key,
-                    const view<const std::byte, 2>& keys) noexcept override;
+  fault append_index_keys(std::byte* pages, std::int64_t first_key,
+                          const view<const std::byte, 2>& keys) noexcept override;
 
  private:
   /// Of the pieces of whole chunks on their way to the backing store without a slot.
@@ -88,7 +89,7 @@ class device_tier final : public flashmemory::detail::fast_tier {
     std::int32_t layer;
   };
 
-  memory_resource pinned_memory();
+  memory_resource pinned_memory() const;
   fault check(cudaError_t code, const char* what) const noexcept;
   cudaError_t follow_compute(cudaStream_t lane) const noexcept;
   cudaError_t fence(const fast_slot& slot) noexcept;
@@ -104,7 +105,9 @@ class device_tier final : public flashmemory::detail::fast_tier {
                std::int32_t count) const noexcept;
   bool staged() const noexcept { return backing_ != nullptr; }
 
-  device_options options_;
+  context context_;
+  device_store_options options_;
+  memory_resource backing_memory_;  ///< pinned
   chunk_layout layout_;
   std::size_t chunk_bytes_, layer_bytes_;
   std::int64_t num_pieces_;

@@ -24,7 +24,7 @@ void device_tier::begin_loads(bool urgent) noexcept {
   loads_begun_ = 0;
   start_at_ = spans_to_begin_with(options_.on_demand, urgent, chunk_bytes_);
   loads_started_ = false;
-  const device_guard guard(options_.device);
+  const device_guard guard(context_.ordinal);
   const bool alone = urgent && !staged() && takes_batches(compute_) && in_.query(in_.issued()) == cudaSuccess;
   loads_stream_ = alone ? compute_ : in_.stream();
 }
@@ -32,14 +32,14 @@ void device_tier::begin_loads(bool urgent) noexcept {
 fault device_tier::load(const chunk_record& from, fast_slot& slot) noexcept {
   const std::byte* source;
   if (staged()) {
-    const device_guard guard(options_.device);
+    const device_guard guard(context_.ordinal);
     const auto buffer = std::size_t(next_staging_);
     cudaError_t code = cudaSuccess;
     if (staging_loads_[buffer] == in_.next()) {  // this group has used them all
       code = start_loads();
       if (code == cudaSuccess) code = in_.mark();
     }
-    if (code == cudaSuccess) code = in_.wait(staging_loads_[buffer], options_.deadline);
+    if (code == cudaSuccess) code = in_.wait(staging_loads_[buffer], context_.deadline);
     if (code != cudaSuccess) return check(code, "waiting for a staging buffer");
     std::byte* const staging = staging_ + buffer * chunk_bytes_;
     if (const fault f = read_record(from, staging); f.code != status::ok) return f;
@@ -51,7 +51,7 @@ fault device_tier::load(const chunk_record& from, fast_slot& slot) noexcept {
     // The first copies begin while the books of the rest are still being kept, which takes a large request about as
     // long as small chunks take to copy.
     if (num_loads_ == start_at_) {
-      const device_guard guard(options_.device);
+      const device_guard guard(context_.ordinal);
       if (const fault f = check(start_loads(), "copying chunks to the device"); f.code != status::ok)
         return f;
       start_at_ = std::min(2 * start_at_, max_group_spans);
@@ -89,7 +89,7 @@ cudaError_t device_tier::start_loads() noexcept {
 fault device_tier::flush_loads(std::uint64_t* ticket) noexcept {
   *ticket = 0;
   if (num_loads_ == 0 && !loads_started_) return {};
-  const device_guard guard(options_.device);
+  const device_guard guard(context_.ordinal);
   const cudaError_t code = start_loads();
   const cudaError_t marked = in_.mark_on(loads_stream_);  // after an error too: part of it may be under way
   loads_started_ = false;
@@ -99,7 +99,7 @@ fault device_tier::flush_loads(std::uint64_t* ticket) noexcept {
 
 fault device_tier::loaded(std::uint64_t ticket) noexcept {
   if (ticket == 0) return {};
-  const device_guard guard(options_.device);
+  const device_guard guard(context_.ordinal);
   const cudaError_t code = in_.query(ticket);
   if (code == cudaErrorNotReady) return make_fault(status::pending, "chunks are on their way");
   return check(code == cudaSuccess ? copies_->outcome(ticket) : code, "copying chunks to the device");
@@ -107,8 +107,8 @@ fault device_tier::loaded(std::uint64_t ticket) noexcept {
 
 fault device_tier::await_loads(std::uint64_t ticket) noexcept {
   if (ticket == 0) return {};
-  const device_guard guard(options_.device);
-  const cudaError_t code = in_.wait(ticket, options_.deadline);
+  const device_guard guard(context_.ordinal);
+  const cudaError_t code = in_.wait(ticket, context_.deadline);
   return check(code == cudaSuccess ? copies_->outcome(ticket) : code, "copying chunks to the device");
 }
 

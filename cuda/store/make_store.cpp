@@ -9,14 +9,18 @@ namespace flashmemory {
 inline namespace v0 {
 namespace cuda {
 
-std::unique_ptr<tiered_chunk_store> make_store(const store_options& options, const device_options& device) {
-  return detail::make_store(options, device, nullptr, nullptr, nullptr);
+std::unique_ptr<tiered_chunk_store> make_store(const store_options& options, const context& device,
+                                               const device_store_options& how,
+                                               std::unique_ptr<backing_store> backing) {
+  return detail::make_store(options, device, how, std::move(backing), nullptr, nullptr);
 }
 
-std::unique_ptr<tiered_chunk_store> make_store(const store_options& options, const device_options& device,
-                                               std::unique_ptr<backing_store> backing) {
-  if (!backing) throw argument_error(status::null_data, "cuda::make_store: the backing store is null");
-  return detail::make_store(options, device, std::move(backing), nullptr, nullptr);
+const context& context_of(const tiered_chunk_store& store) {
+  const auto* device =
+      static_cast<const context*>(flashmemory::detail::store_access::of(store).tier->device());
+  if (device == nullptr)
+    throw argument_error(status::unsupported, "the store was not made by cuda::make_store()");
+  return *device;
 }
 
 slot_range slots_of(const tiered_chunk_store& store) noexcept {
@@ -27,13 +31,14 @@ slot_range slots_of(const tiered_chunk_store& store) noexcept {
 namespace detail {
 
 std::unique_ptr<tiered_chunk_store> make_store(
-    const store_options& options, const device_options& device, std::unique_ptr<backing_store> backing,
-    std::unique_ptr<transfer> (*wrap)(std::unique_ptr<transfer>, void*), void* context) {
+    const store_options& options, const context& device, const device_store_options& how,
+    std::unique_ptr<backing_store> backing,
+    std::unique_ptr<transfer> (*wrap)(std::unique_ptr<transfer>, void*), void* argument) {
   validate(options.geometry);
-  auto tier = std::make_unique<device_tier>(options.geometry, device);
-  const device_guard guard(device.device);
-  std::unique_ptr<transfer> copies = make_transfer(device);
-  if (wrap) copies = wrap(std::move(copies), context);
+  auto tier = std::make_unique<device_tier>(options.geometry, device, how);
+  const device_guard guard(device.ordinal);
+  std::unique_ptr<transfer> copies = make_transfer(how);
+  if (wrap) copies = wrap(std::move(copies), argument);
   tier->use(std::move(copies));
   return std::make_unique<tiered_chunk_store>(std::move(tier), options, std::move(backing));
 }

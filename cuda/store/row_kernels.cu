@@ -91,20 +91,21 @@ bool in_units_of_16(const side& s, std::int64_t size) noexcept {
 /// One block per page that gets keys.
 __global__ void __launch_bounds__(threads)
     keys_kernel(std::byte* pages, const std::byte* rows, std::int64_t row_stride, std::int64_t first_key,
-                std::int64_t count, std::int64_t page_keys, std::int32_t key_bytes, bool planar) {
+                std::int64_t count, std::int64_t page_keys, std::int32_t codes, std::int32_t scale_bytes,
+                bool planar) {
   const std::int64_t page = first_key / page_keys + blockIdx.x;
   const std::int64_t page_first = page * page_keys;
   const bool fresh = page_first >= first_key;
+  const std::int32_t key_bytes = codes + scale_bytes;
   std::byte* const out = pages + page * page_keys * key_bytes;
-  const std::int32_t codes = key_bytes - 4;
   for (std::int64_t b = threadIdx.x; b < page_keys * key_bytes; b += threads) {
     std::int64_t key = b / key_bytes, within = b % key_bytes;
     if (planar && b < page_keys * codes) {
       key = b / codes;
       within = b % codes;
     } else if (planar) {
-      key = (b - page_keys * codes) / 4;
-      within = codes + (b - page_keys * codes) % 4;
+      key = (b - page_keys * codes) / scale_bytes;
+      within = codes + (b - page_keys * codes) % scale_bytes;
     }
     const std::int64_t row = page_first + key - first_key;
     if (row >= 0 && row < count)
@@ -162,11 +163,12 @@ cudaError_t launch_rows(const kv_geometry& g, const row_target* targets, int cou
 
 cudaError_t launch_keys(const kv_geometry& g, std::byte* pages, std::int64_t first_key,
                         const view<const std::byte, 2>& keys, cudaStream_t stream) noexcept {
-  const std::int64_t count = keys.shape[0], each = g.keys_per_chunk();
+  const std::int64_t count = keys.shape[0], each = g.index_keys_per_chunk();
   if (count < 1) return cudaSuccess;
   const std::int64_t touched = (first_key + count - 1) / each - first_key / each + 1;
   keys_kernel<<<static_cast<unsigned>(touched), threads, 0, stream>>>(
-      pages, keys.data, keys.stride[0], first_key, count, each, g.key_bytes, g.keys == key_layout::planar);
+      pages, keys.data, keys.stride[0], first_key, count, each, g.index_keys.value_bytes(),
+      g.index_keys.scale_bytes(), g.index_keys.layout == index_key_layout::planar);
   return cudaGetLastError();
 }
 

@@ -28,7 +28,7 @@ void device_tier::begin_rows() noexcept { num_targets_ = 0, num_outgoing_ = 0; }
 
 fault device_tier::write_rows(const row_span& span, const const_tensor<3>& k,
                               const const_tensor<3>& v) noexcept {
-  const device_guard guard(options_.device);
+  const device_guard guard(context_.ordinal);
   chunk_record& record = *span.record;
   row_target target;
   target.first_row = span.first_row;
@@ -53,7 +53,7 @@ fault device_tier::write_rows(const row_span& span, const const_tensor<3>& k,
 }
 
 fault device_tier::flush_rows(std::int32_t, const const_tensor<3>& k, const const_tensor<3>& v) noexcept {
-  const device_guard guard(options_.device);
+  const device_guard guard(context_.ordinal);
   const fault f =
       check(launch_rows(layout_.geometry, targets_, num_targets_, k, v, compute_), "writing rows");
   num_targets_ = 0;
@@ -97,7 +97,7 @@ fault device_tier::flush_saves() noexcept {
   const std::int64_t count = num_saves_;
   num_saves_ = 0;
   if (count == 0) return {};
-  const device_guard guard(options_.device);
+  const device_guard guard(context_.ordinal);
   if (!staged()) return check(save(saves_.data(), count, chunk_bytes_), "writing the backing store");
   for (std::int64_t i = 0; i < count; ++i) {
     const fault f =
@@ -127,11 +127,11 @@ cudaError_t device_tier::save(copy_span* spans, std::int64_t count, std::size_t 
 fault device_tier::save_staged(const std::byte* from, chunk_record& record, std::int32_t first_layer,
                                std::int32_t num_layers) noexcept {
   // The first buffer is as good as any once no load reads it.
-  cudaError_t code = in_.wait(staging_loads_[0], options_.deadline);
+  cudaError_t code = in_.wait(staging_loads_[0], context_.deadline);
   const std::size_t bytes = std::size_t(num_layers) * layer_bytes_;
   copy_span span{staging_, from};
   if (code == cudaSuccess) code = save(&span, 1, bytes);
-  if (code == cudaSuccess) code = out_.wait(out_.issued(), options_.deadline);
+  if (code == cudaSuccess) code = out_.wait(out_.issued(), context_.deadline);
   if (code != cudaSuccess) return check(code, "copying a chunk to the host");
   checksum_layers(record, staging_, first_layer, num_layers);
   int os_error = 0;
@@ -158,15 +158,15 @@ fault device_tier::verify(const chunk_record& record, const std::byte* data, std
 }
 
 fault device_tier::write_record(chunk_record& record, const std::byte* chunk) noexcept {
-  const device_guard guard(options_.device);
+  const device_guard guard(context_.ordinal);
   if (staged()) {
     checksum_layers(record, chunk, 0, layout_.geometry.layers);
     int os_error = 0;
     const status code = backing_->write(record.backing, 0, chunk, chunk_bytes_, &os_error);
     return backing_fault(code, "writing the backing store", os_error);
   }
-  cudaError_t code = in_.wait(in_.issued(), options_.deadline);
-  if (code == cudaSuccess) code = out_.wait(out_.issued(), options_.deadline);
+  cudaError_t code = in_.wait(in_.issued(), context_.deadline);
+  if (code == cudaSuccess) code = out_.wait(out_.issued(), context_.deadline);
   if (code == cudaSuccess) std::memcpy(pinned_[record.backing], chunk, chunk_bytes_);
   return check(code, "waiting for copies of a record");
 }
@@ -179,8 +179,8 @@ fault device_tier::read_record(const chunk_record& record, std::byte* chunk) con
     if (code != status::ok) return backing_fault(code, "reading the backing store", os_error);
     return verify(record, chunk, 0, layout_.geometry.layers);
   }
-  const device_guard guard(options_.device);
-  const cudaError_t code = out_.wait(out_.issued(), options_.deadline);
+  const device_guard guard(context_.ordinal);
+  const cudaError_t code = out_.wait(out_.issued(), context_.deadline);
   if (code == cudaSuccess) std::memcpy(chunk, pinned_[record.backing], chunk_bytes_);
   return check(code, "waiting for copies of a record");
 }
@@ -196,8 +196,8 @@ fault device_tier::read_piece(const chunk_record& record, std::int32_t layer,
     f = code == status::ok ? verify(record, piece, layer, 1)
                            : backing_fault(code, "reading the backing store", os_error);
   } else {
-    const device_guard guard(options_.device);
-    const cudaError_t code = out_.wait(out_.issued(), options_.deadline);
+    const device_guard guard(context_.ordinal);
+    const cudaError_t code = out_.wait(out_.issued(), context_.deadline);
     if (code == cudaSuccess) std::memcpy(piece, pinned_[record.backing] + offset, layer_bytes_);
     f = check(code, "waiting for copies of a record");
   }

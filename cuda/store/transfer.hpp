@@ -57,12 +57,13 @@ std::int64_t spans_to_begin_with(recall_method method, bool urgent, std::size_t 
 
 /// The copy engines, and for urgent copies to the device the recall kernel if `options` say so.
 /// \throws std::bad_alloc
-std::unique_ptr<transfer> make_transfer(const device_options& options);
+std::unique_ptr<transfer> make_transfer(const device_store_options& options);
 
 /// As cuda::make_store(); `wrap`, if there is one, gets the store's transfer and returns what to use instead.
 FLASHMEMORY_API std::unique_ptr<tiered_chunk_store> make_store(
-    const store_options& options, const device_options& device, std::unique_ptr<backing_store> backing,
-    std::unique_ptr<transfer> (*wrap)(std::unique_ptr<transfer> inner, void* context), void* context);
+    const store_options& options, const context& device, const device_store_options& how,
+    std::unique_ptr<backing_store> backing,
+    std::unique_ptr<transfer> (*wrap)(std::unique_ptr<transfer> inner, void* argument), void* argument);
 
 }  // namespace detail
 }  // namespace cuda

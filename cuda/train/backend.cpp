@@ -137,7 +137,7 @@ void check(const train::backend_setup& setup, const training_options& options) {
   };
   const train::encoder_shape& s = setup.shape;
   need(setup.retrievers() > 0 && setup.retrievers() <= 65535, "the number of retrievers", setup.retrievers());
-  need(setup.stream.size() == setup.query.size(), "the number of key streams",
+  need(setup.stream.size() == setup.query.size(), "the number of index-key lanes",
        static_cast<std::int64_t>(setup.stream.size()));
   need(s.hidden > 0, "hidden", s.hidden);
   need(s.rank > 0, "rank", s.rank);

@@ -36,7 +36,7 @@ struct device_parameters {
 void to_device_form(const train::encoder_shape& shape, const float* flat, float* device);
 void from_device_form(const train::encoder_shape& shape, const float* device, float* flat);
 
-/// Bytes from a workspace's beginning to each buffer. T = operand type, R = retrievers, S = key streams in use,
+/// Bytes from a workspace's beginning to each buffer. T = operand type, R = retrievers, S = index-key lanes in use,
 /// W = padded windows, K = padded keys, H = heads.
 struct device_workspace {
   device_workspace(const train::backend_setup& setup, std::int64_t windows, std::int64_t chunks,
@@ -72,7 +72,7 @@ struct device_workspace {
 inline constexpr std::size_t product_bytes = std::size_t{32} << 20;
 inline constexpr std::int64_t partial_sums = 512;
 
-/// The key streams that retrievers read, without repetition, and each retriever's place among them.
+/// The index-key lanes that retrievers read, without repetition, and each retriever's place among them.
 std::vector<std::size_t> streams_of(const train::backend_setup& setup,
                                     std::vector<std::int64_t>* place = nullptr);
 

@@ -32,7 +32,7 @@ void fill_noise(bfloat16* out, std::int64_t count, std::uint64_t seed, cudaStrea
 /// its direction.
 /// \param      places  [num_chunks] as topic_plan has them; entries of chunks beyond carry nothing
 /// \param[out] keys    [count, 128] bf16
-/// \param[out] rows    [count, 132] the same quantised, for the store's index-key streams; null if not wanted
+/// \param[out] rows    [count, 132] the same quantised, for the store's index-key lanes; null if not wanted
 void fill_index_keys(bfloat16* keys, std::byte* rows, std::int64_t first, std::int64_t count,
                      std::int32_t layer, const topic_rule& rule, const std::int32_t* places,
                      std::int32_t num_chunks, const planted_directions& directions, std::uint64_t seed,

@@ -36,13 +36,13 @@ fm::kv_geometry store_geometry(const engine_options& options) {
   g.layers = model::csa_layers;
   g.kv_heads = 1;
   g.key_dim = v4::entry_dim;
-  g.value_dim = v4::index_dim;
+  g.value_dim = v4::lightning_dim;
   g.type = fm::dtype::bf16;
   g.entries_per_chunk = model::chunk_entries;
   g.tokens_per_entry = model::csa_tokens;
-  g.key_streams = options.all_resident ? 0 : model::retrievers;
-  g.tokens_per_key = model::csa_tokens;
-  g.keys = fm::key_layout::planar;
+  g.index_keys.lanes = options.all_resident ? 0 : model::retrievers;
+  g.index_keys.tokens_per_key = model::csa_tokens;
+  g.index_keys.layout = fm::index_key_layout::planar;
   g.format = fm::kv_format::deepseek_v4;
   return g;
 }
@@ -83,10 +83,14 @@ struct engine::impl {
     s.backing_bytes =
         std::size_t(o.rows * s.geometry.chunks_for(o.context)) * fm::chunk_layout(s.geometry).chunk_bytes();
     s.max_sequences = o.rows;
-    fm::cuda::device_options device;
-    device.pinned_memory = o.pinned;
-    device.pinned_slab_bytes = std::size_t{1} << 30;
-    store = fm::cuda::make_store(s, device);
+    fm::cuda::context device;
+    device.memory = device_memory.resource();
+    device.pinned = o.pinned;
+    fm::cuda::device_store_options how;
+    how.pinned_slab_bytes = std::size_t{1} << 30;
+    store = fm::cuda::make_store(s, device, how);
+    const auto besides_the_store = [&] { return device_memory.in_use() - store->usage().fast_bytes; };
+    const std::size_t before = besides_the_store();
     if (!o.all_resident) make_selector(indexer);
     const fm::sequence_options wanted = sequence_options_of(o);
     for (std::int32_t r = 0; r < o.rows; ++r) {
@@ -94,6 +98,7 @@ struct engine::impl {
       if (select) select->attach(made.sequence);
       rows.push_back(std::move(made));
     }
+    level1_bytes = besides_the_store() - before;
     make_step();
     make_tensors();
     second.emplace(store->geometry(), step->tables(), tensors.queries, tensors.weights);
@@ -111,14 +116,12 @@ struct engine::impl {
   void make_selector(const fm::dual_encoder_config& indexer) {
     fm::selector_options s;
     s.max_sequences = options.rows;
-    s.max_tokens = options.context;
     s.apply = fm::apply_mode::overlapped;
     s.late = fm::late_policy::keep;
     s.concurrent_recalls =
         4;  // a refresh changes a tenth of a set, and the transition pool has room for a whole one
-    fm::cuda::selector_device_options device;
+    fm::cuda::device_selector_options device;
     device.rows = fm::dtype::bf16;
-    device.memory = level1_memory.resource();
     select = fm::cuda::make_selector(*store, indexer, selection_policy_of(options), s, device);
   }
 
@@ -126,7 +129,6 @@ struct engine::impl {
     fm::cuda::decode_step_options o;
     o.rows = options.rows;
     o.max_chunks = quota_of(options);
-    o.index_keys = !options.all_resident;
     step = std::make_unique<fm::cuda::decode_step>(*store, select.get(), o);
     csa_plan = v4::plan_attend({options.rows, model::heads, model::window + model::top_entries});
     hca_plan = v4::plan_attend({options.rows, model::heads, model::window + caches.hca_capacity()});
@@ -167,7 +169,8 @@ struct engine::impl {
 
   engine_options options;
   planted_directions directions;
-  counted_device_memory level1_memory;
+  counted_device_memory device_memory;
+  std::size_t level1_bytes = 0;  ///< of that memory, without the store's
   device_stream stream;
   engine_caches caches;
   std::unique_ptr<fm::tiered_chunk_store> store;
@@ -206,8 +209,9 @@ void engine::impl::append_piece(row& s, std::int32_t number, std::int64_t tokens
                        stream.ref()),
          store->last_fault());
     if (retriever >= 0)
-      must(store->append_keys(s.sequence, retriever, first,
-                              fm::view<const std::byte, 2>(piece_rows.data(), count, key_row), stream.ref()),
+      must(store->append_index_keys(s.sequence, retriever, first,
+                                    fm::view<const std::byte, 2>(piece_rows.data(), count, key_row),
+                                    stream.ref()),
            store->last_fault());
   }
   s.position += tokens;
@@ -237,7 +241,7 @@ void engine::impl::prefill(const std::function<void(std::int64_t)>& progress) {
 
 void engine::impl::attend(std::int32_t layer, const v4::attend_plan& plan, const v4::entry_source& selected) {
   const std::int64_t at = std::int64_t{layer} * options.rows * model::heads * dim;
-  v4::attend_options o;
+  fm::attend_options o;
   o.scratch = {scratch.data(), scratch.bytes()};
   fm::fault f;
   o.error = &f;
@@ -269,7 +273,7 @@ void engine::impl::enqueue() {
                                                  fm::dtype::bf16, n, model::hidden),
                              stream.ref()),
                step->last_fault());
-          must(step->append_keys(
+          must(step->append_index_keys(
                    retriever,
                    fm::view<const std::byte, 2>(index_rows.data() + retriever * n * key_row, n, key_row),
                    stream.ref()),
@@ -431,12 +435,12 @@ device_bytes engine::bytes() const {
   const std::size_t chunk = fm::chunk_layout(e.store->geometry()).chunk_bytes();
   device_bytes b;
   b.slots = std::size_t(quota_of(e.options)) * chunk;
-  b.keys = info.key_bytes;
+  b.keys = info.index_key_bytes;
   b.tables = info.table_bytes;
   b.caches = e.caches.bytes_per_row();
   b.scratch = row_scratch_bytes(e.options);
   if (!e.options.all_resident) b.transition = b.slots;
-  b.level1 = e.level1_memory.in_use();
+  b.level1 = e.level1_bytes;
   return b;
 }
 

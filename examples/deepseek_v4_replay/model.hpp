@@ -25,7 +25,7 @@ inline constexpr std::int32_t window = 128;  ///< newest tokens that every layer
 inline constexpr std::int32_t csa_tokens = 4;
 inline constexpr std::int32_t hca_tokens = 128;
 inline constexpr std::int32_t index_heads = 64;  ///< of the lightning indexer, level 2
-inline constexpr std::int32_t index_dim = 128;
+inline constexpr std::int32_t lightning_dim = 128;
 inline constexpr std::int32_t top_entries = 512;  ///< that level 2 picks
 inline constexpr std::int32_t chunk_entries = 64;
 

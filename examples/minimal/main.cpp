@@ -30,7 +30,7 @@ int main() try {
 
   fm::store_options options;
   options.geometry = {kLayers, kKvHeads, kDim, kDim, fm::dtype::bf16};
-  options.geometry.key_streams = indexer.key_streams();
+  options.geometry.index_keys.lanes = indexer.taps().reads.lanes;
   options.fast_bytes = 4 << 20,
   options.backing_bytes = 64 << 20;  // the tier that attention reads; the complete copy
   fm::tiered_chunk_store store(options);
@@ -72,7 +72,7 @@ int main() try {
   check(selector.report(sequence, &report));
   std::printf("%lld tokens, %lld of %lld chunks resident after %lld refreshes, %.1f KiB of %.1f KiB\n",
               (long long)info.tokens, (long long)info.resident_chunks, (long long)info.complete_chunks + 1,
-              (long long)report.refreshes, (info.slot_bytes + info.key_bytes) / 1024.0,
+              (long long)report.refreshes, (info.slot_bytes + info.index_key_bytes) / 1024.0,
               info.backing_bytes / 1024.0);
 } catch (const std::exception& e) {
   return std::fprintf(stderr, "%s\n", e.what()), 1;

@@ -15,12 +15,7 @@ struct always_kept {
 };
 
 /// What an indexer's file says it was trained for; the defaults where it says nothing.
-/// \throws flashmemory::io_failure, format_error if it is no safetensors file, std::runtime_error naming it if what
-///     it says cannot be read
+/// \throws flashmemory::io_failure, format_error
 always_kept kept_by(const std::string& indexer_path);
-
-/// `policy` for a prompt of so many complete chunks: where the budget is too small for its recent chunks, with as many
-/// as leave half of the budget to be chosen, but no less than 2.
-flashmemory::selection_policy fitted(flashmemory::selection_policy policy, std::int64_t complete_chunks);
 
 }  // namespace tinylm

@@ -115,13 +115,13 @@ void golden_check::check_indexer(memory& mind, const served_sequence& prompt, co
   for (std::size_t r = 0; r < config.retrievers.size(); ++r) {
     const auto stream = static_cast<std::int32_t>(r);
     const std::string name = fmt::format("indexer.{}.", r);
-    fm::key_pages pages;
-    require(mind.store().keys(prompt.handle, stream, &pages), mind.store().last_fault(), "keys");
+    fm::index_key_pages pages;
+    require(mind.store().index_keys(prompt.handle, stream, &pages), mind.store().last_fault(), "keys");
     std::vector<float> keys;
     for (std::int64_t k = 0; k < pages.keys; ++k) {
-      const std::byte* row = pages.data + k * g.key_bytes;
+      const std::byte* row = pages.data + k * g.index_keys.bytes();
       float scale = 0;
-      std::memcpy(&scale, row + g.key_bytes - 4, sizeof scale);
+      std::memcpy(&scale, row + g.index_keys.bytes() - 4, sizeof scale);
       for (int i = 0; i < fm::index_key_dim; ++i) {
         keys.push_back(fm::from_e4m3(static_cast<std::uint8_t>(row[i])) * scale);
       }
@@ -138,8 +138,8 @@ void golden_check::check_indexer(memory& mind, const served_sequence& prompt, co
     const fm::workspace scratch{aligned, space};
     require(index.encode_query(stream, last, position, queries.data(), gates.data(), scratch), {},
             "encode_query");
-    require(index.score_keys(stream, queries.data(), gates.data(), pages.data, pages.keys, g.keys_per_chunk(),
-                             g.keys, logits.data(), threads_.hook()),
+    require(index.score_keys(stream, queries.data(), gates.data(), pages.data, pages.keys,
+                             g.index_keys_per_chunk(), g.index_keys.layout, logits.data(), threads_.hook()),
             {}, "score_keys");
     expect_close(name + "q", queries, file, name + "q", 1e-4);
     expect_close(name + "gate", gates, file, name + "gate", 1e-4);

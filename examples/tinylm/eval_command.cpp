@@ -58,7 +58,7 @@ std::string kept_text(const always_kept& kept, const std::vector<policy_cell>& c
   std::map<std::pair<std::size_t, double>, std::int32_t> fewer;  // by prompt length and budget
   for (const auto& ids : prompts)
     for (const auto& cell : cells) {
-      const auto recent = fitted(cell.policy, static_cast<std::int64_t>(ids.size()) / 64).recent_chunks;
+      const auto recent = fm::fitted(cell.policy, static_cast<std::int64_t>(ids.size()) / 64).recent_chunks;
       if (recent != kept.recent) fewer[{ids.size(), cell.budget}] = recent;
     }
   for (const auto& [at, recent] : fewer)

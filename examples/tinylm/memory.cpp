@@ -19,7 +19,6 @@ std::string indexer_of(const std::string& policy) {
 fm::selector_options selector_options_for(const memory_options& options, engine& model) {
   fm::selector_options o;
   o.max_sequences = 4;
-  o.max_tokens = options.max_tokens;
   o.stagger = false;  // one sequence at a time: keep to the interval
   o.threads = model.threads().hook();
   return o;
@@ -52,15 +51,16 @@ memory::memory(engine& model, const std::vector<policy_cell>& cells, const memor
   g.entries_per_chunk = 64;
   if (needs("lsa")) {
     trained_ = std::make_shared<fm::dual_encoder_indexer>(fm::load_dual_encoder(options.indexer_path));
-    g.key_streams = trained_->key_streams();
-    g.tokens_per_key = trained_->config().tokens_per_key;
+    g.index_keys.lanes = trained_->taps().reads.lanes;
+    g.index_keys.tokens_per_key = trained_->config().tokens_per_key;
   }
 
   // Room for a prompt and one branch with everything resident, and for exchanging as much at once.
   const auto chunks = static_cast<std::size_t>(g.chunks_for(options.max_tokens));
   const fm::chunk_layout layout(g);
   const std::size_t kv = (chunks + 8) * layout.chunk_bytes();
-  const std::size_t keys = (chunks + 8) * layout.key_page_bytes() * static_cast<std::size_t>(g.key_streams);
+  const std::size_t keys =
+      (chunks + 8) * layout.index_key_page_bytes() * static_cast<std::size_t>(g.index_keys.lanes);
   store.fast_bytes = 3 * kv + 2 * keys + (std::size_t{8} << 20);
   store.backing_bytes = 2 * kv;
   store.max_sequences = 4;
@@ -130,7 +130,7 @@ branch memory::fork(const served_sequence& prompt, const policy_cell& cell, std:
   fm::sequence_info info;
   require(store_->info(prompt.handle, &info), store_->last_fault(), "info");
   const fm::selection_policy policy =
-      fitted(cell.policy, info.tokens / store_->geometry().tokens_per_chunk());
+      fm::fitted(cell.policy, info.tokens / store_->geometry().tokens_per_chunk());
   b.sequence_.handle =
       store_->fork(prompt.handle, fm::sequence_options_for(policy, store_->geometry(), max_tokens));
   if (cell.full()) return b;
@@ -139,7 +139,7 @@ branch memory::fork(const served_sequence& prompt, const policy_cell& cell, std:
   b.chooser_ = r.select.get();
   b.chooser_->attach_fork(prompt.handle, b.sequence_.handle, &policy);
   b.sequence_.observers.push_back(b.chooser_);
-  b.uses_keys_ = r.index->key_streams() > 0;
+  b.uses_keys_ = r.index->taps().reads.lanes > 0;
   if (cell.name == "quest") {
     // Per chunk the smallest and the largest K of every layer and head, as floats.
     const auto& g = store_->geometry();
@@ -174,7 +174,7 @@ footprint branch::measure() const {
   const auto& g = owner_->store_->geometry();
   footprint f;
   f.slots = info.slot_bytes;
-  f.index = (uses_keys_ ? info.key_bytes : 0) + index_bytes_;
+  f.index = (uses_keys_ ? info.index_key_bytes : 0) + index_bytes_;
   f.tables = info.table_bytes;
   f.resident_chunks = info.resident_chunks;
   f.chunks = g.chunks_for(info.tokens);

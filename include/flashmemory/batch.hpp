@@ -27,13 +27,20 @@ struct sequence_handle {
 
 /// One sequence's part of a forward pass: `num_tokens` tokens starting at `position`.
 /// Rows of packed tensors follow the order of the items.
+///
+/// An item with a default handle is empty, so that batches of a fixed shape can be filled in part: every call of a step
+/// skips it. Its rows - those that a sequence at `position` would have - stay in the packed tensors, are not read, and
+/// attention writes zero to them.
 struct batch_item {
   sequence_handle sequence;
   std::int64_t position = 0;    ///< of its first token, counted from 0
   std::int32_t num_tokens = 1;  ///< 1 in plain decoding, more in prefill and speculative decoding
+
+  /// Whether it names no sequence.
+  constexpr bool empty() const noexcept { return sequence == sequence_handle{}; }
 };
 
-/// The sequences of one forward pass; no sequence may appear twice.
+/// The sequences of one forward pass; no sequence may appear twice. One list serves all calls of a step.
 using batch = view<const batch_item, 1>;
 
 }  // namespace v0

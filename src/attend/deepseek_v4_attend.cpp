@@ -59,6 +59,10 @@ status check(const entry_source& window, const entry_source& selected, const con
   }
   if (!std::isfinite(options.softmax_scale))
     return refuse(status::bad_argument, "softmax_scale", -1, -1, error);
+  if (options.logit_soft_cap != 0)
+    return refuse(status::unsupported, "logit_soft_cap with DeepSeek-V4's entries", 0, -1, error);
+  if (options.entries.data != nullptr)
+    return refuse(status::unsupported, "entries: lists are an entry_source here", -1, -1, error);
   for (const entry_source* source : {&window, &selected}) {
     if (const status bad = check_source(*source, rows, error); bad != status::ok) return bad;
   }

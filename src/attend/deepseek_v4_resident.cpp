@@ -7,9 +7,9 @@ namespace flashmemory {
 inline namespace v0 {
 namespace deepseek_v4 {
 
-status list_resident(const chunk_store& store, sequence_handle sequence, std::int32_t layer,
+status list_resident(const chunk_reader& reader, sequence_handle sequence, std::int32_t layer,
                      view<const std::byte*, 1> table, resident_entries* out, fault* error) noexcept {
-  const kv_geometry& g = store.geometry();
+  const kv_geometry& g = reader.geometry();
   if (out == nullptr) return refuse(status::null_data, "out", -1, -1, error);
   if (g.format != kv_format::deepseek_v4) {
     return refuse(status::unsupported, "the store's kv_format",
@@ -17,8 +17,8 @@ status list_resident(const chunk_store& store, sequence_handle sequence, std::in
                   error);
   }
   resident_set set;
-  if (const status bad = store.resident(sequence, layer, &set); bad != status::ok) {
-    if (error != nullptr) *error = store.last_fault();
+  if (const status bad = reader.resident(sequence, layer, &set); bad != status::ok) {
+    if (error != nullptr) *error = reader.last_fault();
     return bad;
   }
   if (table.shape[0] < set.count) return refuse(status::bad_shape, "table", set.count, table.shape[0], error);

@@ -37,9 +37,9 @@ std::int64_t most_splits(const kv_geometry& geometry, std::int64_t chunks) noexc
   return std::clamp<std::int64_t>((chunks + least - 1) / least, 1, attend_max_splits);
 }
 
-status check_call(const chunk_store& store, std::int32_t layer, const const_tensor<3>& q,
+status check_call(const chunk_reader& reader, std::int32_t layer, const const_tensor<3>& q,
                   const attend_options& options, attend_call& call) noexcept {
-  const kv_geometry& g = store.geometry();
+  const kv_geometry& g = reader.geometry();
   if (layer < 0 || layer >= g.layers) {
     fault f;
     f.code = status::out_of_range;
@@ -84,7 +84,7 @@ status check_call(const chunk_store& store, std::int32_t layer, const const_tens
 }
 
 status check_tokens(const batch_item& item, const attend_options& options) noexcept {
-  if (item.num_tokens >= 1 && item.num_tokens <= max_query_tokens) return status::ok;
+  if (item.num_tokens >= (item.empty() ? 0 : 1) && item.num_tokens <= max_query_tokens) return status::ok;
   fault f;
   f.code = status::bad_argument;
   f.what = "num_tokens";
@@ -94,7 +94,7 @@ status check_tokens(const batch_item& item, const attend_options& options) noexc
   return refuse(options, f);
 }
 
-status check_item(const chunk_store& store, const batch_item& item, std::int32_t layer,
+status check_item(const chunk_reader& reader, const batch_item& item, std::int32_t layer,
                   const attend_options& options, attend_unit& unit) noexcept {
   fault f;
   f.sequence = item.sequence.index;
@@ -106,7 +106,7 @@ status check_item(const chunk_store& store, const batch_item& item, std::int32_t
     return refuse(options, f);
   }
   resident_set set;
-  f.code = store.resident(item.sequence, layer, &set);
+  f.code = reader.resident(item.sequence, layer, &set);
   if (f.code != status::ok) {
     f.what = "sequence";
     return refuse(options, f);
@@ -123,7 +123,7 @@ status check_item(const chunk_store& store, const batch_item& item, std::int32_t
   unit.chunk_count = set.count;
   unit.position = item.position;
   unit.tokens = item.num_tokens;
-  unit.split_length = split_length(store.geometry(), set.count);
+  unit.split_length = split_length(reader.geometry(), set.count);
   unit.splits = std::max<std::int64_t>(1, (set.count + unit.split_length - 1) / unit.split_length);
   return status::ok;
 }

@@ -41,14 +41,14 @@ struct attend_layout {
 std::int64_t most_splits(const kv_geometry& geometry, std::int64_t chunks) noexcept;
 
 /// Checks everything about a call that does not depend on its sequences, and fills `call` from it.
-status check_call(const chunk_store& store, std::int32_t layer, const const_tensor<3>& q,
+status check_call(const chunk_reader& reader, std::int32_t layer, const const_tensor<3>& q,
                   const attend_options& options, attend_call& call) noexcept;
 
 /// Checks how many tokens an item has.
 status check_tokens(const batch_item& item, const attend_options& options) noexcept;
 
 /// Checks the rest of an item against the store and describes it in `unit`.
-status check_item(const chunk_store& store, const batch_item& item, std::int32_t layer,
+status check_item(const chunk_reader& reader, const batch_item& item, std::int32_t layer,
                   const attend_options& options, attend_unit& unit) noexcept;
 
 /// Checks the level-2 list of `unit`, which has one token.

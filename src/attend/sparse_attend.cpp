@@ -93,14 +93,19 @@ status split_by_row(const attend_options& options, const batch_item& item, const
 }
 
 /// Describes all items in the workspace; nothing of the caller's is written before it returns ok.
-status plan_items(const chunk_store& store, batch items, const attend_options& options,
+status plan_items(const chunk_reader& reader, batch items, const attend_options& options,
                   attend_call& call) noexcept {
   std::int64_t token = 0;
   for (std::int64_t i = 0; i < items.shape[0]; ++i) {
     const batch_item& item = items(i);
     attend_unit unit;
     unit.first_token = token;
-    if (const status s = check_item(store, item, call.layer, options, unit); s != status::ok) return s;
+    if (item.empty()) {
+      token += unit.tokens = item.num_tokens;
+      if (unit.tokens > 0) call.units[call.unit_count++] = unit;
+      continue;
+    }
+    if (const status s = check_item(reader, item, call.layer, options, unit); s != status::ok) return s;
     token += item.num_tokens;
     call.max_splits = std::max(call.max_splits, most_splits(call.geometry, unit.chunk_count));
     if (options.entries.data == nullptr) {
@@ -131,22 +136,11 @@ void run(const attend_call& call, const thread_hook& threads) noexcept {
                [&](std::int32_t i) { join_attend_splits(call, call.units[i / heads], i % heads); });
 }
 
-}  // namespace
-
-std::size_t attend_workspace_bytes(const kv_geometry& geometry, std::int32_t query_heads, std::int64_t rows,
-                                   std::int64_t max_resident_chunks) noexcept {
-  if (geometry.kv_heads <= 0 || geometry.entries_per_chunk <= 0 || geometry.value_dim <= 0 ||
-      query_heads <= 0 || rows <= 0 || max_resident_chunks < 0) {
-    return 0;
-  }
-  return attend_layout(geometry, query_heads, rows, most_splits(geometry, max_resident_chunks)).bytes;
-}
-
-status sparse_attend(const chunk_store& store, batch items, std::int32_t layer, const_tensor<3> q,
-                     tensor<3> out, const attend_options& options, stream_ref stream) noexcept {
+status attend(const chunk_reader& reader, batch items, std::int32_t layer, const const_tensor<3>& q,
+              const tensor<3>& out, const attend_options& options, stream_ref stream) noexcept {
   if (!stream.is_host()) return refuse(options, status::unsupported, "stream: this is the CPU backend");
   attend_call call;
-  if (const status s = check_call(store, layer, q, options, call); s != status::ok) return s;
+  if (const status s = check_call(reader, layer, q, options, call); s != status::ok) return s;
   if (items.shape[0] < 0) return refuse(options, status::bad_shape, "items", 0, items.shape[0]);
   if (items.shape[0] > 0 && items.data == nullptr) return refuse(options, status::null_data, "items");
   if (items.shape[0] == 0 && q.shape[0] == 0) return status::ok;
@@ -163,7 +157,7 @@ status sparse_attend(const chunk_store& store, batch items, std::int32_t layer, 
   char* const base =
       static_cast<char*>(scratch.data) + (-reinterpret_cast<std::uintptr_t>(scratch.data) & 63);
   call.units = reinterpret_cast<attend_unit*>(base);
-  if (const status s = plan_items(store, items, options, call); s != status::ok) return s;
+  if (const status s = plan_items(reader, items, options, call); s != status::ok) return s;
   const attend_layout layout(call.geometry, call.query_heads, q.shape[0], call.max_splits);
   if (layout.bytes > scratch.bytes) return too_small(layout.bytes);
 
@@ -176,17 +170,17 @@ status sparse_attend(const chunk_store& store, batch items, std::int32_t layer, 
   return status::ok;
 }
 
-status chunk_attention_mass(const chunk_store& store, const batch_item& item, std::int32_t layer,
-                            const_tensor<3> q, view<const float, 2> lse, const attend_options& options,
-                            view<float, 1> mass, bool accumulate) noexcept {
+status mass_of(const chunk_reader& reader, const batch_item& item, std::int32_t layer,
+               const const_tensor<3>& q, view<const float, 2> lse, const attend_options& options,
+               view<float, 1> mass, bool accumulate) noexcept {
   attend_call call;
-  if (const status s = check_call(store, layer, q, options, call); s != status::ok) return s;
+  if (const status s = check_call(reader, layer, q, options, call); s != status::ok) return s;
   if (options.entries.data != nullptr) {
     return refuse(options, status::unsupported, "entries: mass of level-2 subsets");
   }
   if (const status s = check_tokens(item, options); s != status::ok) return s;
   attend_unit unit;
-  if (const status s = check_item(store, item, layer, options, unit); s != status::ok) return s;
+  if (const status s = check_item(reader, item, layer, options, unit); s != status::ok) return s;
   if (q.shape[0] != unit.tokens) {
     return refuse(options, status::bad_shape, "tokens of q", unit.tokens, q.shape[0]);
   }
@@ -197,7 +191,7 @@ status chunk_attention_mass(const chunk_store& store, const batch_item& item, st
     return refuse(options, status::bad_shape, "query heads of lse", q.shape[1], lse.shape[1]);
   }
   sequence_info info;
-  if (const status s = store.info(item.sequence, &info); s != status::ok) {
+  if (const status s = reader.info(item.sequence, &info); s != status::ok) {
     return refuse(options, s, "sequence");
   }
   const std::int64_t chunks = call.geometry.chunks_for(info.tokens);
@@ -220,6 +214,44 @@ status chunk_attention_mass(const chunk_store& store, const batch_item& item, st
     if (!(found <= to)) to = found;  // larger or NaN
   });
   return status::ok;
+}
+
+/// Runs `call` with options whose error is always there, so that the reader can take note of it.
+template <class Call>
+status noted(const chunk_reader& reader, const attend_options& options, const Call& call) noexcept {
+  fault why;
+  attend_options mine = options;
+  mine.error = &why;
+  const status code = call(mine);
+  if (code == status::ok) return code;
+  reader.note(why);
+  if (options.error != nullptr) *options.error = why;
+  return code;
+}
+
+}  // namespace
+
+std::size_t attend_workspace_bytes(const kv_geometry& geometry, std::int32_t query_heads, std::int64_t rows,
+                                   std::int64_t max_resident_chunks) noexcept {
+  if (geometry.kv_heads <= 0 || geometry.entries_per_chunk <= 0 || geometry.value_dim <= 0 ||
+      query_heads <= 0 || rows <= 0 || max_resident_chunks < 0) {
+    return 0;
+  }
+  return attend_layout(geometry, query_heads, rows, most_splits(geometry, max_resident_chunks)).bytes;
+}
+
+status sparse_attend(const chunk_reader& reader, batch items, std::int32_t layer, const_tensor<3> q,
+                     tensor<3> out, const attend_options& options, stream_ref stream) noexcept {
+  return noted(reader, options,
+               [&](const attend_options& o) { return attend(reader, items, layer, q, out, o, stream); });
+}
+
+status chunk_attention_mass(const chunk_reader& reader, const batch_item& item, std::int32_t layer,
+                            const_tensor<3> q, view<const float, 2> lse, const attend_options& options,
+                            view<float, 1> mass, bool accumulate) noexcept {
+  return noted(reader, options, [&](const attend_options& o) {
+    return mass_of(reader, item, layer, q, lse, o, mass, accumulate);
+  });
 }
 
 }  // namespace v0

@@ -38,8 +38,8 @@ const char* to_string(status code) noexcept {
       return "budget_exceeded";
     case status::not_resident:
       return "not_resident";
-    case status::keys_missing:
-      return "keys_missing";
+    case status::index_keys_missing:
+      return "index_keys_missing";
     case status::hidden_missing:
       return "hidden_missing";
     case status::not_finite:
@@ -73,7 +73,7 @@ std::string describe(const fault& f) {
   field("sequence", f.sequence);
   field("chunk", f.chunk);
   field("layer", f.layer);
-  field("stream", f.stream);
+  field("lane", f.lane);
   field("expected", f.expected);
   field("actual", f.actual);
   if (f.os_error != 0)

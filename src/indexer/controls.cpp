@@ -20,47 +20,25 @@ status check(const score_request& request, view<float, 1> scores) noexcept {
   return status::ok;
 }
 
+indexer_taps named(const char* name) {
+  indexer_taps taps;
+  taps.name = name;
+  return taps;
+}
+
 }  // namespace
 
-const char* recency_indexer::name() const noexcept { return "recency"; }
-view<const query_tap, 1> recency_indexer::query_taps() const noexcept { return {}; }
-view<const key_tap, 1> recency_indexer::key_taps() const noexcept { return {}; }
-std::int32_t recency_indexer::key_streams() const noexcept { return 0; }
-bool recency_indexer::log_odds() const noexcept { return false; }
+recency_indexer::recency_indexer() : indexer(named("recency")) {}
 
-std::size_t recency_indexer::workspace_bytes(const kv_geometry&, std::int64_t, std::int64_t) const noexcept {
-  return 0;
-}
-
-status recency_indexer::encode_keys(std::int32_t, view<const float, 2>, view<std::byte, 2>, workspace,
-                                    thread_hook) const noexcept {
-  return status::unsupported;
-}
-
-status recency_indexer::score(const score_request& request, view<float, 1> scores, workspace, thread_hook,
-                              stream_ref) noexcept {
+status recency_indexer::score(const score_request& request, view<float, 1> scores) noexcept {
   if (const status code = check(request, scores); code != status::ok) return code;
   for (std::int64_t c = 0; c < request.chunks; ++c) scores(c) = static_cast<float>(c);
   return status::ok;
 }
 
-const char* random_indexer::name() const noexcept { return "random"; }
-view<const query_tap, 1> random_indexer::query_taps() const noexcept { return {}; }
-view<const key_tap, 1> random_indexer::key_taps() const noexcept { return {}; }
-std::int32_t random_indexer::key_streams() const noexcept { return 0; }
-bool random_indexer::log_odds() const noexcept { return false; }
+random_indexer::random_indexer(std::uint64_t seed) : indexer(named("random")), seed_(seed) {}
 
-std::size_t random_indexer::workspace_bytes(const kv_geometry&, std::int64_t, std::int64_t) const noexcept {
-  return 0;
-}
-
-status random_indexer::encode_keys(std::int32_t, view<const float, 2>, view<std::byte, 2>, workspace,
-                                   thread_hook) const noexcept {
-  return status::unsupported;
-}
-
-status random_indexer::score(const score_request& request, view<float, 1> scores, workspace, thread_hook,
-                             stream_ref) noexcept {
+status random_indexer::score(const score_request& request, view<float, 1> scores) noexcept {
   if (const status code = check(request, scores); code != status::ok) return code;
   const std::uint64_t draw =
       mix(mix(seed_ ^ mix((std::uint64_t{request.sequence.generation} << 32) | request.sequence.index)) +

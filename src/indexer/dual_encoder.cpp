@@ -25,14 +25,10 @@ std::int64_t rows_per_task(std::int64_t columns) noexcept {
 dual_encoder_indexer::impl::impl(dual_encoder_config c) : config(std::move(c)) {
   detail::validate(config);
   if (config.rope.dim != 0) frequencies = detail::yarn_frequencies(config.rope);
+  const indexer_taps taps = taps_of(config);
   for (const retriever_weights& retriever : config.retrievers) {
-    const auto same_layer = [&](const query_tap& tap) { return tap.layer == retriever.query_layer; };
-    const auto tap = std::find_if(query_taps.begin(), query_taps.end(), same_layer);
-    tap_of.push_back(static_cast<std::int32_t>(tap - query_taps.begin()));
-    if (tap == query_taps.end())
-      query_taps.push_back({retriever.query_layer, tap_kind::hidden, config.hidden});
+    tap_of.push_back(detail::query_tap_of(taps, retriever));
     if (retriever.wk.empty()) continue;
-    key_taps.push_back({retriever.key_layer, config.hidden, config.tokens_per_key, config.key_window});
     panels.push_back(hwy::AllocateAligned<float>(retriever.wk.size()));
     if (!panels.back()) throw std::bad_alloc();
     detail::pack_panels(retriever.wk.data(), config.hidden, panels.back().get());
@@ -128,28 +124,38 @@ void dual_encoder_indexer::impl::encode(std::int32_t first, std::int32_t count, 
   });
 }
 
+namespace detail {
+
+std::int32_t query_tap_of(const indexer_taps& taps, const retriever_weights& retriever) noexcept {
+  const auto same_layer = [&](const query_tap& tap) { return tap.layer == retriever.query_layer; };
+  return static_cast<std::int32_t>(std::find_if(taps.queries.begin(), taps.queries.end(), same_layer) -
+                                   taps.queries.begin());
+}
+
+}  // namespace detail
+
+indexer_taps taps_of(const dual_encoder_config& config) {
+  indexer_taps taps;
+  taps.name = "dual_encoder";
+  taps.log_odds = config.reduce == key_reduction::max;
+  taps.reads.lanes = static_cast<std::int32_t>(config.retrievers.size());
+  taps.reads.dim = index_key_dim;
+  taps.reads.tokens_per_key = config.tokens_per_key;
+  for (const retriever_weights& r : config.retrievers) {
+    if (detail::query_tap_of(taps, r) == static_cast<std::int32_t>(taps.queries.size()))
+      taps.queries.push_back({r.query_layer, tap_kind::hidden, config.hidden});
+    if (!r.wk.empty())
+      taps.index_keys.push_back({r.key_layer, config.hidden, config.tokens_per_key, config.key_window});
+  }
+  return taps;
+}
+
 dual_encoder_indexer::dual_encoder_indexer(dual_encoder_config config)
-    : impl_(std::make_unique<impl>(std::move(config))) {}
+    : indexer(taps_of(config)), impl_(std::make_unique<impl>(std::move(config))) {}
 
 dual_encoder_indexer::~dual_encoder_indexer() = default;
 
 const dual_encoder_config& dual_encoder_indexer::config() const noexcept { return impl_->config; }
-
-const char* dual_encoder_indexer::name() const noexcept { return "dual_encoder"; }
-
-view<const query_tap, 1> dual_encoder_indexer::query_taps() const noexcept {
-  return view<const query_tap, 1>(impl_->query_taps.data(), impl_->query_taps.size());
-}
-
-view<const key_tap, 1> dual_encoder_indexer::key_taps() const noexcept {
-  return view<const key_tap, 1>(impl_->key_taps.data(), impl_->key_taps.size());
-}
-
-std::int32_t dual_encoder_indexer::key_streams() const noexcept {
-  return static_cast<std::int32_t>(impl_->config.retrievers.size());
-}
-
-bool dual_encoder_indexer::log_odds() const noexcept { return impl_->config.reduce == key_reduction::max; }
 
 std::size_t dual_encoder_indexer::workspace_bytes(const kv_geometry&, std::int64_t,
                                                   std::int64_t) const noexcept {
@@ -158,7 +164,7 @@ std::size_t dual_encoder_indexer::workspace_bytes(const kv_geometry&, std::int64
 
 status dual_encoder_indexer::encode_query(std::int32_t retriever, const float* hidden, std::int64_t position,
                                           float* queries, float* gates, workspace scratch) const noexcept {
-  if (retriever < 0 || retriever >= key_streams()) return status::out_of_range;
+  if (retriever < 0 || retriever >= taps().reads.lanes) return status::out_of_range;
   if (position < 0) return status::bad_argument;
   if (!hidden || !queries || !gates) return status::null_data;
   if (scratch.bytes < padded(static_cast<std::size_t>(impl_->config.rank))) return status::workspace_small;

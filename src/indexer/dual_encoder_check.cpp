@@ -99,45 +99,5 @@ void validate(const dual_encoder_config& c) {
 
 }  // namespace detail
 
-void check_compatible(const indexer& index, const kv_geometry& geometry) {
-  const auto differ = [&](const std::string& what) {
-    refuse(status::bad_shape, formatted("indexer '{}' does not fit the store: {}", index.name(), what));
-  };
-  const std::int32_t streams = index.key_streams();
-  if (geometry.key_streams < streams) {
-    differ(formatted("it reads {} key streams, the store keeps {}", streams, geometry.key_streams));
-  }
-  if (streams > 0 && geometry.key_bytes != detail::index_key_bytes) {
-    differ(formatted("its keys take {} bytes, the store's {}", detail::index_key_bytes, geometry.key_bytes));
-  }
-  const auto* dual = dynamic_cast<const dual_encoder_indexer*>(&index);
-  if (dual && dual->config().tokens_per_key != geometry.tokens_per_key) {
-    differ(formatted("it was trained for {} tokens a key, the store has {}", dual->config().tokens_per_key,
-                     geometry.tokens_per_key));
-  }
-  const auto key_taps = index.key_taps();
-  if (key_taps.shape[0] > geometry.key_streams) {
-    differ(
-        formatted("it encodes {} key streams, the store keeps {}", key_taps.shape[0], geometry.key_streams));
-  }
-  for (std::int64_t i = 0; i < key_taps.shape[0]; ++i) {
-    const key_tap& tap = key_taps(i);
-    if (tap.tokens_per_key != geometry.tokens_per_key) {
-      differ(formatted("its key stream {} has {} tokens a key, the store {}", i, tap.tokens_per_key,
-                       geometry.tokens_per_key));
-    }
-    if (tap.layer < 0 || tap.layer >= geometry.layers) {
-      differ(formatted("its key stream {} reads layer {} of {}", i, tap.layer, geometry.layers));
-    }
-  }
-  const auto query_taps = index.query_taps();
-  for (std::int64_t i = 0; i < query_taps.shape[0]; ++i) {
-    const query_tap& tap = query_taps(i);
-    if (tap.layer < 0 || tap.layer >= geometry.layers) {
-      differ(formatted("its query tap {} reads layer {} of {}", i, tap.layer, geometry.layers));
-    }
-  }
-}
-
 }  // namespace v0
 }  // namespace flashmemory

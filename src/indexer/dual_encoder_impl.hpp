@@ -30,9 +30,7 @@ struct dual_encoder_indexer::impl {
               const layout& out, const thread_hook& threads) const noexcept;
 
   dual_encoder_config config;
-  std::vector<query_tap> query_taps;
-  std::vector<std::int32_t> tap_of;  // [retrievers], into query_taps
-  std::vector<key_tap> key_taps;
+  std::vector<std::int32_t> tap_of;                        // [retrievers], into the query taps
   std::vector<hwy::AlignedFreeUniquePtr<float[]>> panels;  // wk of each retriever, packed; empty without wk
   detail::rope_frequencies frequencies{};
 };
@@ -41,6 +39,9 @@ namespace detail {
 
 /// Most retrievers of one ensemble.
 inline constexpr std::int32_t max_retrievers = 64;
+
+/// The query tap that a retriever reads; one past the last if there is none yet.
+std::int32_t query_tap_of(const indexer_taps& taps, const retriever_weights& retriever) noexcept;
 
 /// \throws argument_error naming the field, or the retriever and tensor
 void validate(const dual_encoder_config& config);

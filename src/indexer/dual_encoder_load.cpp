@@ -285,5 +285,22 @@ dual_encoder_config load_dual_encoder(const std::string& path, const std::vector
   return detail::read_dual_encoder(safetensors_file(path), layer_of_id);
 }
 
+selection_policy recommended_policy(const std::string& path) {
+  const safetensors_file file(path);
+  selection_policy policy;
+  const auto found = file.metadata().find("training");
+  if (found == file.metadata().end()) return policy;
+  const json record = json::parse(found->second, nullptr, false);
+  if (record.is_discarded()) refuse(file.name(), "__metadata__ 'training' is not JSON");
+  fields training(file.name(), "training", record);
+  policy.interval = training.integer<std::int32_t>("tau");
+  policy.sink_chunks = training.integer<std::int32_t>("sink_chunks");
+  policy.recent_chunks = training.integer<std::int32_t>("recent_chunks");
+  if (policy.interval < 1 || policy.sink_chunks < 0 || policy.recent_chunks < 0)
+    refuse(file.name(), formatted("trained for an interval of {}, {} sink and {} recent chunks",
+                                  policy.interval, policy.sink_chunks, policy.recent_chunks));
+  return policy;
+}
+
 }  // namespace v0
 }  // namespace flashmemory

@@ -54,11 +54,11 @@ class chunk_reducer {
 
 }  // namespace
 
-status dual_encoder_indexer::encode_keys(std::int32_t stream_index, view<const float, 2> rows,
-                                         view<std::byte, 2> keys, workspace,
-                                         thread_hook threads) const noexcept {
+status dual_encoder_indexer::encode_index_keys(std::int32_t lane, view<const float, 2> rows,
+                                               view<std::byte, 2> keys, workspace,
+                                               thread_hook threads) const noexcept {
   const dual_encoder_config& c = impl_->config;
-  if (stream_index < 0 || stream_index >= key_streams()) return status::out_of_range;
+  if (lane < 0 || lane >= taps().reads.lanes) return status::out_of_range;
   if (impl_->panels.empty()) return status::unsupported;  // the model's own keys, nothing to encode them with
   const std::int64_t count = keys.shape[0];
   if (count < 0 || keys.shape[1] != detail::index_key_bytes) return status::bad_shape;
@@ -68,7 +68,7 @@ status dual_encoder_indexer::encode_keys(std::int32_t stream_index, view<const f
     return status::bad_shape;
   }
   if (!rows.data || !keys.data) return status::null_data;
-  const float* panels = impl_->panels[static_cast<std::size_t>(stream_index)].get();
+  const float* panels = impl_->panels[static_cast<std::size_t>(lane)].get();
   const auto tasks = static_cast<std::int32_t>((count + detail::project_block - 1) / detail::project_block);
   detail::parallel_for(threads, tasks, [&](std::int32_t task) {
     const std::int64_t first = std::int64_t{task} * detail::project_block;
@@ -87,11 +87,12 @@ status dual_encoder_indexer::encode_keys(std::int32_t stream_index, view<const f
 
 status dual_encoder_indexer::score_keys(std::int32_t retriever, const float* queries, const float* gates,
                                         const std::byte* keys, std::int64_t count, std::int64_t page_keys,
-                                        key_layout layout, float* logits,
+                                        index_key_layout layout, float* logits,
                                         thread_hook threads) const noexcept {
-  if (retriever < 0 || retriever >= key_streams()) return status::out_of_range;
+  if (retriever < 0 || retriever >= taps().reads.lanes) return status::out_of_range;
   if (count < 0 || page_keys <= 0) return status::bad_argument;
-  if (layout != key_layout::interleaved && layout != key_layout::planar) return status::bad_argument;
+  if (layout != index_key_layout::interleaved && layout != index_key_layout::planar)
+    return status::bad_argument;
   if (count == 0) return status::ok;
   if (!queries || !gates || !keys || !logits) return status::null_data;
   const float offset = impl_->config.retrievers[static_cast<std::size_t>(retriever)].logit_offset;
@@ -105,26 +106,27 @@ status dual_encoder_indexer::score_keys(std::int32_t retriever, const float* que
   return status::ok;
 }
 
-status dual_encoder_indexer::score(const score_request& request, view<float, 1> scores, workspace scratch,
-                                   thread_hook threads, stream_ref stream) noexcept {
+status dual_encoder_indexer::score(const score_request& request, view<float, 1> scores) noexcept {
   const dual_encoder_config& c = impl_->config;
-  const std::int32_t retrievers = key_streams();
-  if (!stream.is_host()) return status::unsupported;
-  if (!request.store) return status::null_data;
+  const std::int32_t retrievers = taps().reads.lanes;
+  const workspace& scratch = request.scratch;
+  const thread_hook& threads = request.threads;
+  if (!request.reader) return status::null_data;
   if (request.chunks < 0 || request.position < 0) return status::bad_argument;
   if (scores.shape[0] != request.chunks) return status::bad_shape;
-  const kv_geometry& geometry = request.store->geometry();
-  if (geometry.key_streams < retrievers || geometry.key_bytes != detail::index_key_bytes ||
-      geometry.tokens_per_key != c.tokens_per_key) {
+  const kv_geometry& geometry = request.reader->geometry();
+  const index_key_geometry& keys = geometry.index_keys;
+  if (keys.lanes < retrievers || keys.type != index_key_type::e4m3 || keys.dim != index_key_dim ||
+      keys.tokens_per_key != c.tokens_per_key) {
     return status::bad_shape;
   }
-  const std::int64_t per_chunk = geometry.keys_per_chunk();
+  const std::int64_t per_chunk = geometry.index_keys_per_chunk();
   detail::key_source sources[detail::max_retrievers];
   for (std::int32_t i = 0; i < retrievers; ++i) {
-    key_pages pages;
-    if (const status s = request.store->keys(request.sequence, i, &pages); s != status::ok) return s;
-    if (pages.keys / per_chunk < request.chunks) return status::keys_missing;
-    sources[i] = {pages.data, per_chunk, geometry.keys};
+    index_key_pages pages;
+    if (const status s = request.reader->index_keys(request.sequence, i, &pages); s != status::ok) return s;
+    if (pages.keys / per_chunk < request.chunks) return status::index_keys_missing;
+    sources[i] = {pages.data, per_chunk, geometry.index_keys.layout};
   }
   if (request.chunks == 0) return status::ok;
   const float* hidden[detail::max_retrievers];

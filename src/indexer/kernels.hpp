@@ -16,7 +16,7 @@ inline constexpr std::int32_t index_key_bytes = index_key_dim + 4;
 struct key_source {
   const std::byte* data = nullptr;
   std::int64_t page_keys = 1;
-  key_layout layout = key_layout::interleaved;
+  index_key_layout layout = index_key_layout::interleaved;
 };
 
 /// Logits of keys [first, first + count) against `heads` queries [heads, 128] and gates [heads]. Key n's

@@ -22,7 +22,18 @@ struct oracle_indexer::impl {
   static bool earlier(const entry& e, std::int64_t position) noexcept { return e.position < position; }
 };
 
-oracle_indexer::oracle_indexer(std::int32_t horizon) : impl_(std::make_unique<impl>()) {
+namespace {
+
+indexer_taps oracle_taps() {
+  indexer_taps taps;
+  taps.name = "oracle";
+  return taps;
+}
+
+}  // namespace
+
+oracle_indexer::oracle_indexer(std::int32_t horizon)
+    : indexer(oracle_taps()), impl_(std::make_unique<impl>()) {
   if (horizon < 1)
     throw argument_error(status::bad_argument,
                          formatted("oracle_indexer: horizon must be at least 1, it is {}", horizon));
@@ -50,23 +61,7 @@ void oracle_indexer::record(std::uint32_t sequence_index, std::int64_t position,
 
 void oracle_indexer::forget(std::uint32_t sequence_index) { impl_->recorded.erase(sequence_index); }
 
-const char* oracle_indexer::name() const noexcept { return "oracle"; }
-view<const query_tap, 1> oracle_indexer::query_taps() const noexcept { return {}; }
-view<const key_tap, 1> oracle_indexer::key_taps() const noexcept { return {}; }
-std::int32_t oracle_indexer::key_streams() const noexcept { return 0; }
-bool oracle_indexer::log_odds() const noexcept { return false; }
-
-std::size_t oracle_indexer::workspace_bytes(const kv_geometry&, std::int64_t, std::int64_t) const noexcept {
-  return 0;
-}
-
-status oracle_indexer::encode_keys(std::int32_t, view<const float, 2>, view<std::byte, 2>, workspace,
-                                   thread_hook) const noexcept {
-  return status::unsupported;
-}
-
-status oracle_indexer::score(const score_request& request, view<float, 1> scores, workspace, thread_hook,
-                             stream_ref) noexcept {
+status oracle_indexer::score(const score_request& request, view<float, 1> scores) noexcept {
   if (request.chunks < 0 || scores.shape[0] < request.chunks) return status::bad_shape;
   if (request.chunks > 0 && scores.data == nullptr) return status::null_data;
   for (std::int64_t c = 0; c < request.chunks; ++c) scores(c) = 0;

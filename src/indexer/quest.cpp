@@ -25,6 +25,21 @@ std::size_t rounded(std::size_t bytes) noexcept { return (bytes + 63) / 64 * 64;
 float lower(float a, float b) noexcept { return std::isnan(a) || a < b ? a : b; }
 float upper(float a, float b) noexcept { return std::isnan(a) || a > b ? a : b; }
 
+/// Every layer's queries. Checked nothing yet: a size that passes 32 bits is refused by the constructor.
+indexer_taps quest_taps(const kv_geometry& geometry, std::int32_t query_heads) {
+  indexer_taps taps;
+  taps.name = "quest";
+  const std::int64_t width = std::int64_t{query_heads} * geometry.key_dim;
+  for (std::int32_t layer = 0; layer < geometry.layers; ++layer)
+    taps.queries.push_back({layer, tap_kind::queries, static_cast<std::int32_t>(width)});
+  return taps;
+}
+
+bool is_open(const chunk_reader& reader, sequence_handle sequence) noexcept {
+  sequence_info ignored;
+  return reader.info(sequence, &ignored) == status::ok;
+}
+
 }  // namespace
 
 struct quest_indexer::impl {
@@ -40,7 +55,6 @@ struct quest_indexer::impl {
   std::int32_t query_heads = 0;
   std::int64_t max_chunks = 0;
   float scale = 0;
-  std::vector<query_tap> taps;
   std::vector<place> places;
   std::unique_ptr<float[]> summaries;  ///< [places, chunks, layers, kv_heads, {min, max}, key_dim]
 
@@ -51,7 +65,7 @@ struct quest_indexer::impl {
     return summaries.get() + (at * max_chunks + chunk) * summary_floats();
   }
 
-  std::int64_t find_place(const chunk_store& store, sequence_handle sequence) noexcept;
+  std::int64_t find_place(const chunk_reader& reader, sequence_handle sequence) noexcept;
   void summarise(const std::byte* chunk, float* out) const noexcept;
   status update(std::int64_t at, const score_request& request, std::byte* chunk) noexcept;
   void bound(std::int64_t at, std::int64_t chunks, const float* query, std::int32_t layer, std::int32_t head,
@@ -60,7 +74,7 @@ struct quest_indexer::impl {
 
 quest_indexer::quest_indexer(const kv_geometry& geometry, std::int32_t query_heads,
                              std::int32_t max_sequences, std::int64_t max_chunks, float softmax_scale)
-    : impl_(std::make_unique<impl>()) {
+    : indexer(quest_taps(geometry, query_heads)), impl_(std::make_unique<impl>()) {
   validate(geometry);
   const auto require = [](bool holds, const char* what, double value) {
     if (!holds)
@@ -79,8 +93,6 @@ quest_indexer::quest_indexer(const kv_geometry& geometry, std::int32_t query_hea
   im.query_heads = query_heads;
   im.max_chunks = max_chunks;
   im.scale = softmax_scale > 0 ? softmax_scale : 1.0f / std::sqrt(static_cast<float>(geometry.key_dim));
-  for (std::int32_t layer = 0; layer < geometry.layers; ++layer)
-    im.taps.push_back({layer, tap_kind::queries, query_heads * geometry.key_dim});
   const double floats = static_cast<double>(max_sequences) * static_cast<double>(max_chunks) *
                         static_cast<double>(im.summary_floats());
   if (floats < 0x1p60)
@@ -95,16 +107,6 @@ quest_indexer::quest_indexer(const kv_geometry& geometry, std::int32_t query_hea
 
 quest_indexer::~quest_indexer() = default;
 
-const char* quest_indexer::name() const noexcept { return "quest"; }
-
-view<const query_tap, 1> quest_indexer::query_taps() const noexcept {
-  return view<const query_tap, 1>(impl_->taps.data(), impl_->taps.size());
-}
-
-view<const key_tap, 1> quest_indexer::key_taps() const noexcept { return {}; }
-std::int32_t quest_indexer::key_streams() const noexcept { return 0; }
-bool quest_indexer::log_odds() const noexcept { return false; }
-
 std::size_t quest_indexer::workspace_bytes(const kv_geometry& geometry, std::int64_t max_chunks,
                                            std::int64_t) const noexcept {
   const auto rows =
@@ -113,16 +115,11 @@ std::size_t quest_indexer::workspace_bytes(const kv_geometry& geometry, std::int
          rows * static_cast<std::size_t>(std::max<std::int64_t>(max_chunks, 0)) * sizeof(float);
 }
 
-status quest_indexer::encode_keys(std::int32_t, view<const float, 2>, view<std::byte, 2>, workspace,
-                                  thread_hook) const noexcept {
-  return status::unsupported;
-}
-
-std::int64_t quest_indexer::impl::find_place(const chunk_store& store, sequence_handle sequence) noexcept {
+std::int64_t quest_indexer::impl::find_place(const chunk_reader& reader, sequence_handle sequence) noexcept {
   for (std::size_t i = 0; i < places.size(); ++i)
     if (places[i].used && places[i].sequence == sequence) return static_cast<std::int64_t>(i);
   for (std::size_t i = 0; i < places.size(); ++i) {
-    if (places[i].used && store.is_open(places[i].sequence)) continue;
+    if (places[i].used && is_open(reader, places[i].sequence)) continue;
     places[i] = place{};
     places[i].sequence = sequence;
     places[i].used = true;
@@ -157,7 +154,8 @@ status quest_indexer::impl::update(std::int64_t at, const score_request& request
   p.summarised = std::max<std::int64_t>(keep, 0);
   const view<std::byte, 1> out(chunk, chunk_layout(geometry).chunk_bytes());
   for (; p.summarised < request.chunks; ++p.summarised) {
-    const status code = request.store->read_chunk(request.sequence, static_cast<chunk_id>(p.summarised), out);
+    const status code =
+        request.reader->read_chunk(request.sequence, static_cast<chunk_id>(p.summarised), out);
     if (code != status::ok) return code;
     summarise(chunk, summary(at, p.summarised));
   }
@@ -188,15 +186,16 @@ void quest_indexer::impl::bound(std::int64_t at, std::int64_t chunks, const floa
   for (std::int64_t c = 0; c < chunks; ++c) mass[c] /= total;
 }
 
-status quest_indexer::score(const score_request& request, view<float, 1> scores, workspace scratch,
-                            thread_hook threads, stream_ref) noexcept {
+status quest_indexer::score(const score_request& request, view<float, 1> scores) noexcept {
+  const workspace& scratch = request.scratch;
+  const thread_hook& threads = request.threads;
   impl& im = *impl_;
   if (request.chunks < 0 || scores.shape[0] < request.chunks) return status::bad_shape;
   if (request.chunks > im.max_chunks) return status::out_of_range;
-  if (request.store == nullptr ||
+  if (request.reader == nullptr ||
       (request.chunks > 0 && (request.queries == nullptr || scores.data == nullptr)))
     return status::null_data;
-  const kv_geometry& g = request.store->geometry();
+  const kv_geometry& g = request.reader->geometry();
   if (g.layers != im.geometry.layers || g.kv_heads != im.geometry.kv_heads ||
       g.key_dim != im.geometry.key_dim || g.value_dim != im.geometry.value_dim ||
       g.type != im.geometry.type || g.entries_per_chunk != im.geometry.entries_per_chunk ||
@@ -206,9 +205,9 @@ status quest_indexer::score(const score_request& request, view<float, 1> scores,
     return status::workspace_small;
 
   sequence_info info;
-  if (const status code = request.store->info(request.sequence, &info); code != status::ok) return code;
+  if (const status code = request.reader->info(request.sequence, &info); code != status::ok) return code;
   if (request.chunks > info.complete_chunks) return status::out_of_range;
-  const std::int64_t at = im.find_place(*request.store, request.sequence);
+  const std::int64_t at = im.find_place(*request.reader, request.sequence);
   if (at < 0) return status::budget_exceeded;
   auto* const chunk = static_cast<std::byte*>(scratch.data);
   if (const status code = im.update(at, request, chunk); code != status::ok) return code;

@@ -42,7 +42,7 @@ struct key_run {
 // The keys from `first` on, up to `most` of them or the end of a planar page.
 HWY_INLINE key_run run_at(const key_source& source, std::int64_t first, std::size_t most) {
   const auto* base = reinterpret_cast<const std::uint8_t*>(source.data);
-  if (source.layout == key_layout::interleaved) {  // pages follow each other without a seam
+  if (source.layout == index_key_layout::interleaved) {  // pages follow each other without a seam
     const std::uint8_t* at = base + static_cast<std::size_t>(first) * index_key_bytes;
     return {at, at + index_key_dim, index_key_bytes, index_key_bytes, most};
   }

@@ -2,9 +2,9 @@
 #include "src/select/host_level1.hpp"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 
+#include "src/core/index_key.hpp"
 #include "src/select/served_sequence.hpp"
 
 namespace flashmemory {
@@ -15,18 +15,15 @@ namespace {
 
 /// Stores refuse keys that are not numbers. A key that NaN or Inf went into says nothing about its tokens:
 /// all zero, it scores what an unrelated key scores.
-bool neutralise(std::byte* key, std::int32_t key_bytes) noexcept {
-  float scale;
-  std::memcpy(&scale, key + key_bytes - 4, sizeof scale);
-  const auto is_nan = [](std::byte b) { return (b & std::byte{0x7f}) == std::byte{0x7f}; };
-  if (std::isfinite(scale) && std::none_of(key, key + key_bytes - 4, is_nan)) return false;
-  std::memset(key, 0, static_cast<std::size_t>(key_bytes));
+bool neutralise(std::byte* key, const index_key_geometry& shape) noexcept {
+  if (finite_index_key(shape, key)) return false;
+  std::memset(key, 0, static_cast<std::size_t>(shape.bytes()));
   return true;
 }
 
 }  // namespace
 
-fault fault_of_store(const chunk_store& store, status code, sequence_handle sequence,
+fault fault_of_store(const chunk_reader& store, status code, sequence_handle sequence,
                      const char* what) noexcept {
   fault f = store.last_fault();
   if (f.code != code) f = fault{};
@@ -44,27 +41,29 @@ status host_level1::store_failed(status code, const served_sequence& s, const ch
 
 void host_level1::set_up(const level1_context& context) {
   context_ = &context;
-  const kv_geometry& geometry = context.geometry;
-  const auto key_taps = index_.key_taps();
-  std::int64_t block_floats = 0;
-  for (std::int64_t t = 0; t < key_taps.shape[0]; ++t) {
-    const key_tap& tap = key_taps(t);
-    block_floats = std::max(block_floats, ((key_block - 1) * tap.tokens_per_key + tap.window) * tap.width);
-  }
   tap_rows_.resize(context.source_of_tap.size());
+  places_.resize(static_cast<std::size_t>(context.options.max_sequences));
+  reserve_chunks();
+}
+
+void host_level1::reserve_chunks() {
+  const kv_geometry& geometry = context_->geometry;
+  std::int64_t block_floats = 0;
+  for (const index_key_tap& tap : taps().index_keys)
+    block_floats = std::max(block_floats, ((key_block - 1) * tap.tokens_per_key + tap.window) * tap.width);
+  const std::int64_t block_keys = taps().index_keys.empty() ? 0 : key_block;
   block_layout plan;
-  const std::size_t scores_at = plan.add<float>(context.max_chunks), rows_at = plan.add<float>(block_floats),
-                    keys_at = plan.add<std::byte>(key_taps.shape[0] > 0 ? key_block * geometry.key_bytes : 0);
-  scratch_.bytes =
-      index_.workspace_bytes(geometry, context.max_chunks, key_taps.shape[0] > 0 ? key_block : 0);
-  const std::size_t scratch_at = plan.add<std::byte>(static_cast<std::int64_t>(scratch_.bytes));
-  memory_ = buffer(context.options.memory, plan.bytes(), "selector scratch");
+  const std::size_t scores_at = plan.add<float>(context_->max_chunks),
+                    rows_at = plan.add<float>(block_floats),
+                    keys_at = plan.add<std::byte>(block_keys * geometry.index_keys.bytes());
+  const std::size_t scratch_bytes = index_.workspace_bytes(geometry, context_->max_chunks, block_keys);
+  const std::size_t scratch_at = plan.add<std::byte>(static_cast<std::int64_t>(scratch_bytes));
+  memory_ = buffer(context_->options.memory, plan.bytes(), "selector scratch");
   std::byte* const base = memory_.as<std::byte>();
-  scores_ = view<float, 1>(reinterpret_cast<float*>(base + scores_at), context.max_chunks);
+  scores_ = view<float, 1>(reinterpret_cast<float*>(base + scores_at), context_->max_chunks);
   key_rows_ = reinterpret_cast<float*>(base + rows_at);
   key_out_ = base + keys_at;
-  scratch_.data = base + scratch_at;
-  places_.resize(static_cast<std::size_t>(context.options.max_sequences));
+  scratch_ = {base + scratch_at, scratch_bytes};
 }
 
 std::size_t host_level1::row_bytes() const noexcept {
@@ -91,13 +90,13 @@ status host_level1::encode(const observed_rows& part, std::size_t source, const_
   served_sequence& s = *part.sequence;
   key_input& input = s.keys[source];
   const kv_geometry& geometry = context_->geometry;
-  const std::int64_t tokens_per_key = geometry.tokens_per_key, width = rows.shape[1];
+  const std::int64_t tokens_per_key = geometry.index_keys.tokens_per_key, width = rows.shape[1];
   const std::int64_t end = (part.position + part.tokens) / tokens_per_key;
   input.torn = true;
-  for (const std::int32_t key_stream : context_->key_sources[source].streams) {
-    const std::int64_t window = index_.key_taps()(key_stream).window;
-    key_pages pages;
-    if (const status code = context_->store.keys(s.handle, key_stream, &pages); code != status::ok)
+  for (const std::int32_t lane : context_->key_sources[source].lanes) {
+    const std::int64_t window = taps().index_keys[static_cast<std::size_t>(lane)].window;
+    index_key_pages pages;
+    if (const status code = context_->store.index_keys(s.handle, lane, &pages); code != status::ok)
       return store_failed(code, s, "keys", error);
     for (std::int64_t key = pages.keys; key < end;) {
       const std::int64_t count = std::min(key_block, end - key);
@@ -119,22 +118,22 @@ status host_level1::encode(const observed_rows& part, std::size_t source, const_
             std::copy_n(input.ring.row(token), width, out);
         }
       }
-      const view<std::byte, 2> out(key_out_, count, geometry.key_bytes);
+      const view<std::byte, 2> out(key_out_, count, geometry.index_keys.bytes());
       if (const status code =
-              index_.encode_keys(key_stream, seen_rows, out, scratch_, context_->options.threads);
+              index_.encode_index_keys(lane, seen_rows, out, scratch_, context_->options.threads);
           code != status::ok) {
         *error = fault{};
         error->code = code;
         error->sequence = s.handle.index;
-        error->stream = key_stream;
-        error->what = "encode_keys";
+        error->lane = lane;
+        error->what = "encode_index_keys";
         return code;
       }
       for (std::int64_t k = 0; k < count; ++k)
-        *nan_keys += neutralise(key_out_ + k * geometry.key_bytes, geometry.key_bytes);
-      if (const status code = context_->store.append_keys(s.handle, key_stream, key, out, stream);
+        *nan_keys += neutralise(key_out_ + k * geometry.index_keys.bytes(), geometry.index_keys);
+      if (const status code = context_->store.append_index_keys(s.handle, lane, key, out, stream);
           code != status::ok)
-        return store_failed(code, s, "append_keys", error);
+        return store_failed(code, s, "append_index_keys", error);
       key += count;
     }
   }
@@ -182,13 +181,14 @@ status host_level1::poll(served_sequence& s, fault* error) noexcept {
   for (std::size_t tap = 0; tap < tap_rows_.size(); ++tap)
     tap_rows_[tap] = s.queries[static_cast<std::size_t>(context_->source_of_tap[tap])].row(s.flight.position);
   score_request request;
-  request.store = &context_->store;
+  request.reader = &context_->store;
   request.sequence = s.handle;
   request.position = s.flight.position;
   request.chunks = s.flight.chunks;
   request.queries = tap_rows_.data();
-  const status code = index_.score(request, view<float, 1>(scores_.data, s.flight.chunks), scratch_,
-                                   context_->options.threads, stream_ref::host());
+  request.scratch = scratch_;
+  request.threads = context_->options.threads;
+  const status code = index_.score(request, view<float, 1>(scores_.data, s.flight.chunks));
   if (code != status::ok) {
     *error = fault{};
     error->code = code;

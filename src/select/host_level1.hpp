@@ -16,8 +16,9 @@ class host_level1 final : public level1 {
  public:
   explicit host_level1(indexer& index) noexcept : index_(index) {}
 
-  indexer& index() noexcept override { return index_; }
+  const indexer_taps& taps() const noexcept override { return index_.taps(); }
   void set_up(const level1_context& context) override;
+  void reserve_chunks() override;
   void open_place(served_sequence& s) override;
   std::size_t row_bytes() const noexcept override;
   status observe(view<const observed_rows, 1> rows_of, std::int32_t layer, tap_kind kind,
@@ -51,7 +52,7 @@ class host_level1 final : public level1 {
 };
 
 /// A store's fault as the selector's, of this sequence.
-fault fault_of_store(const chunk_store& store, status code, sequence_handle sequence,
+fault fault_of_store(const chunk_reader& store, status code, sequence_handle sequence,
                      const char* what) noexcept;
 
 }  // namespace detail

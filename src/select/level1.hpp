@@ -23,12 +23,12 @@ struct query_source {
   std::int64_t width = 0;
 };
 
-/// Hidden states that one or more key streams are made from.
+/// Hidden states that one or more index-key lanes are made from.
 struct key_source {
   std::int32_t layer = 0;
   std::int64_t width = 0;
-  std::int64_t window = 0;  ///< of the stream that sees most
-  std::vector<std::int32_t> streams;
+  std::int64_t window = 0;  ///< of the lane that sees most
+  std::vector<std::int32_t> lanes;
 };
 
 /// What a level 1 has to know of its selector; outlives it.
@@ -47,7 +47,7 @@ struct level1_context {
   chunk_store& store;
   kv_geometry geometry;
   selector_options options;
-  std::int64_t max_chunks = 0;
+  std::int64_t max_chunks = 0;  ///< of the longest sequence that was attached; grows
   std::vector<query_source> query_sources;
   std::vector<std::int32_t> source_of_tap;  ///< query tap -> query source
   std::vector<key_source> key_sources;
@@ -77,11 +77,18 @@ class level1 {
   level1(const level1&) = delete;
   level1& operator=(const level1&) = delete;
 
-  /// What the taps and names come from.
-  virtual indexer& index() noexcept = 0;
+  /// What it reads; the same at all times.
+  virtual const indexer_taps& taps() const noexcept = 0;
+
+  /// The device that it works on, in the words of a backend that has one; null = the host.
+  virtual const void* device() const noexcept { return nullptr; }
 
   /// Once, before anything else. May throw.
   virtual void set_up(const level1_context& context) = 0;
+
+  /// Makes room for sequences of up to context.max_chunks chunks, which has grown. May throw, and then nothing has changed;
+  /// waits for what is under way.
+  virtual void reserve_chunks() = 0;
 
   /// Makes room for a sequence in a place, [0, max_sequences), that was never used. May throw.
   virtual void open_place(served_sequence& s) = 0;

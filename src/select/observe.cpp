@@ -25,14 +25,14 @@ status selector::impl::check_key_order(const served_sequence& s, std::size_t sou
   const key_source& from = key_sources[source];
   const key_input& input = s.keys[source];
   const row_ring& ring = input.ring;
-  const std::int64_t tokens_per_key = geometry.tokens_per_key;
-  const auto out_of_order = [&](std::int64_t expected, std::int64_t actual, std::int32_t stream,
+  const std::int64_t tokens_per_key = geometry.index_keys.tokens_per_key;
+  const auto out_of_order = [&](std::int64_t expected, std::int64_t actual, std::int32_t lane,
                                 const char* what) {
     fault f;
     f.code = status::out_of_order;
     f.sequence = item.sequence.index;
     f.layer = from.layer;
-    f.stream = stream;
+    f.lane = lane;
     f.expected = expected;
     f.actual = actual;
     f.what = what;
@@ -47,12 +47,12 @@ status selector::impl::check_key_order(const served_sequence& s, std::size_t sou
 
   const std::int64_t before = item.position / tokens_per_key;
   const std::int64_t after = (item.position + item.num_tokens) / tokens_per_key;
-  for (const std::int32_t stream : from.streams) {
-    key_pages pages;
-    if (const status code = store.keys(item.sequence, stream, &pages); code != status::ok)
+  for (const std::int32_t lane : from.lanes) {
+    index_key_pages pages;
+    if (const status code = store.index_keys(item.sequence, lane, &pages); code != status::ok)
       return store_failed(code, item.sequence, "keys");
     if (pages.keys != before && !(input.torn && pages.keys > before && pages.keys <= after))
-      return out_of_order(before, pages.keys, stream, "index keys in the store");
+      return out_of_order(before, pages.keys, lane, "index keys in the store");
   }
   return status::ok;
 }
@@ -90,6 +90,7 @@ status selector::impl::observe(batch items, std::int32_t layer, tap_kind kind, c
     return kind == tap_kind::hidden && key_sources[k].layer == layer;
   };
   for (std::int64_t i = 0; i < items.shape[0]; ++i) {
+    if (items(i).empty()) continue;
     const served_sequence& s = *find(items(i).sequence);
     if (s.policy.mode == selection_mode::everything) continue;
     for (std::size_t k = 0; k < key_sources.size(); ++k)
@@ -99,6 +100,7 @@ status selector::impl::observe(batch items, std::int32_t layer, tap_kind kind, c
 
   std::int64_t from = 0, count = 0;
   for (std::int64_t i = 0; i < items.shape[0]; from += items(i).num_tokens, ++i) {
+    if (items(i).empty()) continue;
     served_sequence& s = *find(items(i).sequence);
     if (s.policy.mode == selection_mode::everything) continue;
     observed[static_cast<std::size_t>(count++)] = {&s, items(i).position, items(i).num_tokens, from};

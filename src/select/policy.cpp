@@ -93,6 +93,17 @@ std::int64_t budget_chunks(const selection_policy& policy, const kv_geometry& ge
   return std::min(std::max(budget, forced), n);
 }
 
+selection_policy fitted(const selection_policy& policy, std::int64_t complete_chunks) noexcept {
+  selection_policy p = policy;
+  if (p.mode != selection_mode::budget || p.budget_fraction <= 0) return p;
+  const auto budget =
+      static_cast<std::int64_t>(std::nearbyint(p.budget_fraction * static_cast<double>(complete_chunks)));
+  const std::int64_t room = budget - (budget + 1) / 2 - p.sink_chunks;
+  if (p.recent_chunks > room)
+    p.recent_chunks = std::min(p.recent_chunks, static_cast<std::int32_t>(std::max<std::int64_t>(room, 2)));
+  return p;
+}
+
 sequence_options sequence_options_for(const selection_policy& policy, const kv_geometry& geometry,
                                       std::int64_t max_tokens, std::int64_t late_tokens) {
   validate(policy, geometry);

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <flashmemory/indexer/dual_encoder.hpp>
 #include <flashmemory/select/selector.hpp>
+#include <utility>
 
 #include "src/core/format.hpp"
 #include "src/select/host_level1.hpp"
@@ -32,12 +33,10 @@ using detail::served_sequence;
 
 selector::impl::impl(std::unique_ptr<detail::level1> level1, chunk_store& s, const selection_policy& p,
                      const selector_options& o)
-    : level1_context(s, o), scoring(std::move(level1)), index(scoring->index()), policy(p) {
+    : level1_context(s, o), scoring(std::move(level1)), policy(p) {
   validate(policy, geometry);
   if (options.max_sequences < 1)
     refuse(formatted("max_sequences must be at least 1, it is {}", options.max_sequences));
-  if (options.max_tokens < 1)
-    refuse(formatted("max_tokens must be at least 1, it is {}", options.max_tokens));
   if (options.max_rollback_tokens < 0)
     refuse(formatted("max_rollback_tokens must be at least 0, it is {}", options.max_rollback_tokens));
   if (options.apply != apply_mode::at_once && options.apply != apply_mode::overlapped)
@@ -53,13 +52,13 @@ selector::impl::impl(std::unique_ptr<detail::level1> level1, chunk_store& s, con
     refuse(formatted("deadline must be positive, it is {} ms", options.deadline.count()));
   if (options.memory.allocate == nullptr || options.memory.deallocate == nullptr)
     refuse("memory needs both functions");
-  check_compatible(index, geometry);
+  const indexer_taps& taps = scoring->taps();
+  check_compatible(taps, geometry);
 
-  const auto query_taps = index.query_taps();
-  for (std::int64_t t = 0; t < query_taps.shape[0]; ++t) {
-    const query_tap& tap = query_taps(t);
+  for (std::size_t t = 0; t < taps.queries.size(); ++t) {
+    const query_tap& tap = taps.queries[t];
     if (tap.width < 1 || tap.layer < 0)
-      refuse(formatted("query tap {} of indexer {} has layer {} and width {}", t, index.name(), tap.layer,
+      refuse(formatted("query tap {} of indexer {} has layer {} and width {}", t, taps.name, tap.layer,
                        tap.width));
     std::size_t at = 0;
     while (at < query_sources.size() &&
@@ -67,46 +66,31 @@ selector::impl::impl(std::unique_ptr<detail::level1> level1, chunk_store& s, con
       ++at;
     if (at == query_sources.size()) query_sources.push_back({tap.layer, tap.kind, tap.width});
     if (query_sources[at].width != tap.width)
-      refuse(formatted("query taps of layer {} of indexer {} have widths {} and {}", tap.layer, index.name(),
+      refuse(formatted("query taps of layer {} of indexer {} have widths {} and {}", tap.layer, taps.name,
                        query_sources[at].width, tap.width));
     source_of_tap.push_back(static_cast<std::int32_t>(at));
   }
 
-  const auto key_taps = index.key_taps();
-  if (key_taps.shape[0] > geometry.key_streams)
-    refuse(formatted("indexer {} encodes {} key streams, the store keeps {}", index.name(), key_taps.shape[0],
-                     geometry.key_streams));
-  for (std::int64_t t = 0; t < key_taps.shape[0]; ++t) {
-    const key_tap& tap = key_taps(t);
-    if (tap.width < 1 || tap.layer < 0 || tap.tokens_per_key != geometry.tokens_per_key ||
-        tap.window < tap.tokens_per_key)
-      refuse(formatted(
-          "key tap {} of indexer {}: layer {}, width {}, {} tokens per key (store: {}), window {}", t,
-          index.name(), tap.layer, tap.width, tap.tokens_per_key, geometry.tokens_per_key, tap.window));
+  for (std::size_t t = 0; t < taps.index_keys.size(); ++t) {
+    const index_key_tap& tap = taps.index_keys[t];
+    if (tap.width < 1 || tap.window < tap.tokens_per_key)
+      refuse(formatted("index-key tap {} of indexer {}: layer {}, width {}, {} tokens per key, window {}", t,
+                       taps.name, tap.layer, tap.width, tap.tokens_per_key, tap.window));
     std::size_t at = 0;
     while (at < key_sources.size() && key_sources[at].layer != tap.layer) ++at;
     if (at == key_sources.size()) key_sources.push_back({tap.layer, tap.width, 0, {}});
     if (key_sources[at].width != tap.width)
-      refuse(formatted("key taps of layer {} of indexer {} have widths {} and {}", tap.layer, index.name(),
+      refuse(formatted("index-key taps of layer {} of indexer {} have widths {} and {}", tap.layer, taps.name,
                        key_sources[at].width, tap.width));
     key_sources[at].window = std::max<std::int64_t>(key_sources[at].window, tap.window);
-    key_sources[at].streams.push_back(static_cast<std::int32_t>(t));
+    key_sources[at].lanes.push_back(static_cast<std::int32_t>(t));
   }
   for (const auto& q : query_sources)
     for (const auto& k : key_sources)
       if (q.kind == tap_kind::hidden && q.layer == k.layer && q.width != k.width)
-        refuse(formatted("query and key taps of layer {} of indexer {} have widths {} and {}", q.layer,
-                         index.name(), q.width, k.width));
+        refuse(formatted("query and index-key taps of layer {} of indexer {} have widths {} and {}", q.layer,
+                         taps.name, q.width, k.width));
 
-  max_chunks = geometry.chunks_for(options.max_tokens);
-  detail::block_layout plan;
-  const std::size_t resident_at = plan.add<std::uint8_t>(max_chunks),
-                    kept_at = plan.add<chunk_id>(max_chunks), order_at = plan.add<chunk_id>(max_chunks);
-  memory = detail::buffer(options.memory, plan.bytes(), "selector lists");
-  std::byte* const base = memory.as<std::byte>();
-  resident = view<std::uint8_t, 1>(reinterpret_cast<std::uint8_t*>(base + resident_at), max_chunks);
-  kept = view<chunk_id, 1>(reinterpret_cast<chunk_id*>(base + kept_at), max_chunks);
-  order = view<chunk_id, 1>(reinterpret_cast<chunk_id*>(base + order_at), max_chunks);
   scoring->set_up(*this);
   const auto places = static_cast<std::size_t>(options.max_sequences);
   pool.reserve(places);
@@ -114,6 +98,28 @@ selector::impl::impl(std::unique_ptr<detail::level1> level1, chunk_store& s, con
   due.reserve(places);
   to_score.reserve(places);
   under_way.reserve(places);
+}
+
+/// Room for sequences of up to `chunks` chunks. Lists of the refresh at hand move.
+void selector::impl::reserve_chunks(std::int64_t chunks) {
+  if (chunks <= max_chunks) return;
+  detail::block_layout plan;
+  const std::size_t resident_at = plan.add<std::uint8_t>(chunks), kept_at = plan.add<chunk_id>(chunks),
+                    order_at = plan.add<chunk_id>(chunks);
+  detail::buffer lists(options.memory, plan.bytes(), "selector lists");
+  const std::int64_t before = std::exchange(max_chunks, chunks);
+  try {
+    scoring->reserve_chunks();
+  } catch (...) {
+    max_chunks = before;
+    throw;
+  }
+  memory = std::move(lists);
+  std::byte* const base = memory.as<std::byte>();
+  resident = view<std::uint8_t, 1>(reinterpret_cast<std::uint8_t*>(base + resident_at), chunks);
+  kept = view<chunk_id, 1>(reinterpret_cast<chunk_id*>(base + kept_at), chunks);
+  order = view<chunk_id, 1>(reinterpret_cast<chunk_id*>(base + order_at), chunks);
+  last_scores = {};
 }
 
 status selector::impl::fail(status code, sequence_handle sequence, const char* what) const noexcept {
@@ -149,6 +155,11 @@ status selector::impl::check_items(batch items, std::int64_t* tokens) noexcept {
   ++call;
   for (std::int64_t i = 0; i < items.shape[0]; ++i) {
     const batch_item& item = items(i);
+    if (item.empty()) {
+      if (item.num_tokens < 0) return fail(status::bad_argument, {}, "num_tokens of an empty item");
+      *tokens += item.num_tokens;
+      continue;
+    }
     served_sequence* s = nullptr;
     if (const status code = check_handle(item.sequence, &s); code != status::ok) return code;
     if (s->last_call == call) return fail(status::bad_argument, item.sequence, "sequence appears twice");
@@ -185,9 +196,7 @@ served_sequence& selector::impl::prepare(sequence_handle sequence, const sequenc
     refuse(formatted("the policy keeps {} sink and {} recent chunks, sequence {} was opened with {} and {}",
                      use.sink_chunks, use.recent_chunks, sequence.index, info.options.sink_chunks,
                      info.options.recent_chunks));
-  if (info.options.max_tokens > options.max_tokens)
-    refuse(formatted("sequence {} may grow to {} tokens, the selector to {}", sequence.index,
-                     info.options.max_tokens, options.max_tokens));
+  reserve_chunks(geometry.chunks_for(info.options.max_tokens));
 
   if (sequence.index >= by_index.size()) by_index.resize(std::size_t{sequence.index} + 1, -1);
   // What sat in this place before is closed, or the store would not have given the place away.
@@ -281,12 +290,12 @@ void selector::attach(sequence_handle sequence, const selection_policy* policy) 
   if (info.tokens > 0 && s.policy.mode != selection_mode::everything) {
     // Keys already there can be continued only if no later key looks back at tokens that were not observed.
     for (std::size_t k = 0; k < s.keys.size(); ++k) {
-      bool fits = impl_->key_sources[k].window == impl_->geometry.tokens_per_key &&
-                  info.tokens % impl_->geometry.tokens_per_key == 0;
-      for (const std::int32_t stream : impl_->key_sources[k].streams) {
-        key_pages pages;
-        fits = fits && impl_->store.keys(sequence, stream, &pages) == status::ok &&
-               pages.keys == info.tokens / impl_->geometry.tokens_per_key;
+      bool fits = impl_->key_sources[k].window == impl_->geometry.index_keys.tokens_per_key &&
+                  info.tokens % impl_->geometry.index_keys.tokens_per_key == 0;
+      for (const std::int32_t lane : impl_->key_sources[k].lanes) {
+        index_key_pages pages;
+        fits = fits && impl_->store.index_keys(sequence, lane, &pages) == status::ok &&
+               pages.keys == info.tokens / impl_->geometry.index_keys.tokens_per_key;
       }
       if (!fits)
         refuse(
@@ -391,7 +400,15 @@ selector_counters selector::counters() const noexcept {
 
 fault selector::last_fault() const noexcept { return impl_->last_fault; }
 chunk_store& selector::store() const noexcept { return impl_->store; }
-indexer& selector::index() const noexcept { return impl_->index; }
+const indexer_taps& selector::taps() const noexcept { return impl_->scoring->taps(); }
+
+bool selector::reads(std::int32_t layer, tap_kind kind) const noexcept {
+  for (const auto& source : impl_->query_sources)
+    if (source.layer == layer && source.kind == kind) return true;
+  for (const auto& source : impl_->key_sources)
+    if (source.layer == layer && kind == tap_kind::hidden) return true;
+  return false;
+}
 
 std::size_t selector::bytes_per_sequence() const noexcept {
   return sizeof(served_sequence) + impl_->scoring->row_bytes() +

@@ -19,7 +19,6 @@ struct selector::impl : detail::level1_context {
        const selector_options& options);
 
   std::unique_ptr<detail::level1> scoring;
-  indexer& index;
   selection_policy policy;
 
   std::vector<std::unique_ptr<detail::served_sequence>> pool;
@@ -40,12 +39,14 @@ struct selector::impl : detail::level1_context {
 
   status fail(const fault& f) const noexcept {
     last_fault = f;
+    store.note(f);
     return f.code;
   }
   status fail(status code, sequence_handle sequence, const char* what) const noexcept;
   /// After a call to the store that returned `code`.
   status store_failed(status code, sequence_handle sequence, const char* what) const noexcept;
 
+  void reserve_chunks(std::int64_t chunks);
   detail::served_sequence* find(sequence_handle sequence) const noexcept;
   status check_handle(sequence_handle sequence, detail::served_sequence** out) const noexcept;
   /// Handles, positions, lengths and duplicates of a batch; sums its tokens.

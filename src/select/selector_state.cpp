@@ -216,7 +216,7 @@ std::vector<std::byte> selector::save_state(sequence_handle sequence) const {
   for (const auto& input : s->keys)
     if (input.torn)
       throw error(
-          status::keys_missing,
+          status::index_keys_missing,
           formatted("selector: an append of index keys of sequence {} failed half way", sequence.index));
   writer out;
   out.put(state_magic);
@@ -316,12 +316,12 @@ void selector::load_state(sequence_handle sequence, const std::byte* data, std::
     if (use.mode == selection_mode::everything) continue;
     if (info.tokens > end || info.tokens < end - im.options.max_rollback_tokens)
       reject(formatted("its key window ends at {} tokens, the sequence holds {}", end, info.tokens));
-    for (const std::int32_t stream : source.streams) {
-      key_pages pages;
-      const status code = im.store.keys(sequence, stream, &pages);
-      if (code != status::ok || pages.keys != info.tokens / im.geometry.tokens_per_key)
-        reject(formatted("the sequence holds {} keys of stream {} at {} tokens", pages.keys, stream,
-                         info.tokens));
+    for (const std::int32_t lane : source.lanes) {
+      index_key_pages pages;
+      const status code = im.store.index_keys(sequence, lane, &pages);
+      if (code != status::ok || pages.keys != info.tokens / im.geometry.index_keys.tokens_per_key)
+        reject(
+            formatted("the sequence holds {} keys of lane {} at {} tokens", pages.keys, lane, info.tokens));
     }
   }
   if (in.left() != 0) reject(formatted("{} bytes too many", in.left()));

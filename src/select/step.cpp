@@ -58,6 +58,7 @@ status selector::impl::step(batch items, stream_ref stream) noexcept {
   if (const status code = check_items(items, &tokens); code != status::ok) return code;
   ++counters.steps;
   for (std::int64_t i = 0; i < items.shape[0]; ++i) {
+    if (items(i).empty()) continue;
     served_sequence& s = *find(items(i).sequence);
     s.processed = items(i).position + items(i).num_tokens;
     if (items(i).num_tokens <= query_rows) s.step_tokens = items(i).num_tokens;
@@ -81,6 +82,7 @@ status selector::impl::step(batch items, stream_ref stream) noexcept {
   due.clear();
   to_score.clear();
   for (std::int64_t i = 0; i < items.shape[0]; ++i) {
+    if (items(i).empty()) continue;
     served_sequence& s = *find(items(i).sequence);
     if (is_due(s)) due.push_back(&s);
   }

@@ -119,7 +119,8 @@ sequence_handle detail::load_session_from(byte_source& in, chunk_store& store, s
                                                          in.name(), h.tokens, options.max_tokens));
   std::vector<std::vector<std::byte>> keys(h.keys.size());
   for (std::size_t s = 0; s < keys.size(); ++s) {
-    keys[s].resize(static_cast<std::size_t>(h.keys[s]) * static_cast<std::size_t>(h.geometry.key_bytes));
+    keys[s].resize(static_cast<std::size_t>(h.keys[s]) *
+                   static_cast<std::size_t>(h.geometry.index_keys.bytes()));
     load.section(keys[s].data(), keys[s].size(), "index keys");
   }
 
@@ -134,10 +135,11 @@ sequence_handle detail::load_session_from(byte_source& in, chunk_store& store, s
   unfinished guard(store, select, sequence);
   load.chunks(h, sequence);
   for (std::size_t s = 0; s < keys.size(); ++s)
-    load.require(store.append_keys(sequence, static_cast<std::int32_t>(s), 0,
-                                   view<const std::byte, 2>(keys[s].data(), h.keys[s], h.geometry.key_bytes),
-                                   stream_ref::host()),
-                 "append_keys");
+    load.require(store.append_index_keys(
+                     sequence, static_cast<std::int32_t>(s), 0,
+                     view<const std::byte, 2>(keys[s].data(), h.keys[s], h.geometry.index_keys.bytes()),
+                     stream_ref::host()),
+                 "append_index_keys");
   load.recall(resident, sequence);
   if (select != nullptr) {
     if (state.empty())

@@ -32,18 +32,18 @@ void write_section(detail::atomic_file& out, const void* data, std::size_t bytes
 }
 
 /// One stream's keys as rows, whatever layout the store keeps.
-std::vector<std::byte> key_rows(const kv_geometry& g, const key_pages& pages) {
-  const auto key_bytes = static_cast<std::size_t>(g.key_bytes);
+std::vector<std::byte> key_rows(const kv_geometry& g, const index_key_pages& pages) {
+  const auto key_bytes = static_cast<std::size_t>(g.index_keys.bytes());
   std::vector<std::byte> rows(static_cast<std::size_t>(pages.keys) * key_bytes);
   if (rows.empty()) return rows;
-  if (g.keys == key_layout::interleaved) {
+  if (g.index_keys.layout == index_key_layout::interleaved) {
     std::memcpy(rows.data(), pages.data, rows.size());
     return rows;
   }
-  for (std::int64_t key = 0; key < pages.keys; key += g.keys_per_chunk()) {
+  for (std::int64_t key = 0; key < pages.keys; key += g.index_keys_per_chunk()) {
     const std::size_t at = static_cast<std::size_t>(key) * key_bytes;
-    repack_keys(pages.data + at, rows.data() + at, std::min(g.keys_per_chunk(), pages.keys - key),
-                g.keys_per_chunk(), g.key_bytes, false);
+    repack_keys(pages.data + at, rows.data() + at, std::min(g.index_keys_per_chunk(), pages.keys - key),
+                g.index_keys_per_chunk(), g.index_keys.bytes(), false);
   }
   return rows;
 }
@@ -72,10 +72,10 @@ void save_session(const chunk_store& store, sequence_handle sequence, const std:
     state = select->save_state(sequence);
   header.state_bytes = static_cast<std::int64_t>(state.size());
 
-  std::vector<key_pages> streams(static_cast<std::size_t>(header.geometry.key_streams));
+  std::vector<index_key_pages> streams(static_cast<std::size_t>(header.geometry.index_keys.lanes));
   for (std::size_t s = 0; s < streams.size(); ++s) {
-    require(store.keys(sequence, static_cast<std::int32_t>(s), &streams[s]), sequence, store, "keys");
-    if (streams[s].keys > info.tokens / header.geometry.tokens_per_key)
+    require(store.index_keys(sequence, static_cast<std::int32_t>(s), &streams[s]), sequence, store, "keys");
+    if (streams[s].keys > info.tokens / header.geometry.index_keys.tokens_per_key)
       throw error(status::out_of_order,
                   formatted("saving sequence {}: stream {} holds {} keys at {} tokens: a forward pass is not "
                             "finished",
@@ -88,7 +88,7 @@ void save_session(const chunk_store& store, sequence_handle sequence, const std:
   out.write(head.data(), head.size());
   write_section(out, resident.data(), resident.size() * sizeof(chunk_id));
   write_section(out, state.data(), state.size());
-  for (const key_pages& pages : streams) {
+  for (const index_key_pages& pages : streams) {
     const std::vector<std::byte> rows = key_rows(header.geometry, pages);
     write_section(out, rows.data(), rows.size());
   }

@@ -70,7 +70,7 @@ std::uint64_t session_bytes(const session_header& h, const std::string& name) {
   count.add(static_cast<std::uint64_t>(h.state_bytes), 1);
   count.add(1, checksum_bytes);
   for (const std::int64_t keys : h.keys) {
-    count.add(static_cast<std::uint64_t>(keys), static_cast<std::uint64_t>(h.geometry.key_bytes));
+    count.add(static_cast<std::uint64_t>(keys), static_cast<std::uint64_t>(h.geometry.index_keys.bytes()));
     count.add(1, checksum_bytes);
   }
   count.add(static_cast<std::uint64_t>(h.chunks()), chunk_layout(h.geometry).chunk_bytes() + checksum_bytes);
@@ -89,9 +89,9 @@ std::vector<std::byte> encode_header(const session_header& h) {
   fixed.type = static_cast<std::int32_t>(g.type) | static_cast<std::int32_t>(g.format) << format_shift;
   fixed.entries_per_chunk = g.entries_per_chunk;
   fixed.tokens_per_entry = g.tokens_per_entry;
-  fixed.key_streams = g.key_streams;
-  fixed.tokens_per_key = g.tokens_per_key;
-  fixed.key_bytes = g.key_bytes;
+  fixed.key_streams = g.index_keys.lanes;
+  fixed.tokens_per_key = g.index_keys.tokens_per_key;
+  fixed.key_bytes = g.index_keys.bytes();
   fixed.sink_chunks = h.options.sink_chunks;
   fixed.recent_chunks = h.options.recent_chunks;
   fixed.max_tokens = h.options.max_tokens;
@@ -145,10 +145,10 @@ session_header read_header(byte_source& in, const kv_geometry& geometry) {
   same("type", fixed.type & ((1 << format_shift) - 1), static_cast<std::int32_t>(geometry.type));
   same("entries_per_chunk", fixed.entries_per_chunk, geometry.entries_per_chunk);
   same("tokens_per_entry", fixed.tokens_per_entry, geometry.tokens_per_entry);
-  same("key_streams", fixed.key_streams, geometry.key_streams);
-  if (geometry.key_streams > 0) {
-    same("tokens_per_key", fixed.tokens_per_key, geometry.tokens_per_key);
-    same("key_bytes", fixed.key_bytes, geometry.key_bytes);
+  same("key_streams", fixed.key_streams, geometry.index_keys.lanes);
+  if (geometry.index_keys.lanes > 0) {
+    same("tokens_per_key", fixed.tokens_per_key, geometry.index_keys.tokens_per_key);
+    same("key_bytes", fixed.key_bytes, geometry.index_keys.bytes());
   }
 
   session_header h;
@@ -171,7 +171,8 @@ session_header read_header(byte_source& in, const kv_geometry& geometry) {
   h.keys.resize(static_cast<std::size_t>(fixed.key_streams));
   if (!h.keys.empty())
     std::memcpy(h.keys.data(), image.data() + sizeof fixed, h.keys.size() * sizeof(std::int64_t));
-  for (const std::int64_t keys : h.keys) within("index keys", keys, h.tokens / geometry.tokens_per_key);
+  for (const std::int64_t keys : h.keys)
+    within("index keys", keys, h.tokens / geometry.index_keys.tokens_per_key);
   if (const std::uint64_t bytes = session_bytes(h, in.name()); bytes != in.size())
     reject(formatted("the header describes {} bytes, the file has {}", bytes, in.size()));
   return h;

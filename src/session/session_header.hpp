@@ -16,7 +16,7 @@ namespace detail {
 /// Layout of a session file, all integers little-endian:
 ///
 ///   fixed part     magic, version, lengths, geometry, options, counts (see encode_header())
-///   key counts     i64 per key stream
+///   key counts     i64 per index-key lane
 ///   u64            XXH3 of everything before it
 ///   resident set   i32 per resident complete chunk, ascending; u64 XXH3
 ///   selector state as selector::save_state() made it, or nothing; u64 XXH3

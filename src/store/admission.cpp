@@ -84,8 +84,8 @@ sequence_state* tiered_chunk_store::impl::admit(const sequence_options& wanted, 
   const std::int64_t target_records = reserved_records + chunks;
 
   const std::size_t keys =
-      saturating_multiply(saturating_multiply(std::size_t(geometry.key_streams), std::size_t(chunks)),
-                          geometry.key_streams > 0 ? layout.key_page_bytes() : 0);
+      saturating_multiply(saturating_multiply(std::size_t(geometry.index_keys.lanes), std::size_t(chunks)),
+                          geometry.index_keys.lanes > 0 ? layout.index_key_page_bytes() : 0);
   const std::size_t own_tables = detail::sequence_block_bytes(geometry, quota, chunks);
   const std::size_t tables =
       saturating_add(own_tables, records.bytes_to_grow_to(std::min(target_records, records.max_records())));

@@ -224,10 +224,16 @@ fault tiered_chunk_store::impl::check_items(batch items, std::int32_t layer, spa
   ++batch_mark;
   for (std::int64_t i = 0; i < count; ++i) {
     const batch_item& item = items(i);
+    if (item.empty()) {
+      if (item.num_tokens < 0 || item.position < 0)
+        return make_fault(status::bad_argument, "rows of an empty item", -1, 0, item.num_tokens);
+      needs->rows += rows_of(item);
+      continue;
+    }
     fault f = check_item(item, layer);
     if (f.code != status::ok) return f;
     sequence_state& s = *places[item.sequence.index].state;
-    needs->rows += geometry.entries_for(s.tokens + item.num_tokens) - s.entries();
+    needs->rows += rows_of(item);
     if (layer == 0) f = check_growth(item, s, needs);
     if (f.code != status::ok) return f;
   }
@@ -246,18 +252,20 @@ fault tiered_chunk_store::impl::check_pools(const span_needs& needs) const noexc
 /// Takes the records and slots of all spans; on failure abandon_spans() gives them back.
 fault tiered_chunk_store::impl::begin_spans(batch items) noexcept {
   for (std::int64_t i = 0; i < items.shape[0]; ++i) {
+    if (items(i).empty()) continue;
     sequence_state& s = *places[items(i).sequence.index].state;
     give_way(s, items(i).num_tokens, true);
     s.pending_chunks = s.num_chunks;
   }
   for (std::int64_t i = 0; i < items.shape[0]; ++i)
-    if (!begin_span(*places[items(i).sequence.index].state, items(i).num_tokens))
+    if (!items(i).empty() && !begin_span(*places[items(i).sequence.index].state, items(i).num_tokens))
       return make_fault(status::budget_exceeded, "fast slots");
   return no_fault;
 }
 
 void tiered_chunk_store::impl::abandon_spans(batch items) noexcept {
-  for (std::int64_t i = 0; i < items.shape[0]; ++i) abandon_span(*places[items(i).sequence.index].state);
+  for (std::int64_t i = 0; i < items.shape[0]; ++i)
+    if (!items(i).empty()) abandon_span(*places[items(i).sequence.index].state);
 }
 
 status tiered_chunk_store::impl::append(batch items, std::int32_t layer, const_tensor<3> k, const_tensor<3> v,
@@ -290,19 +298,19 @@ status tiered_chunk_store::impl::append(batch items, std::int32_t layer, const_t
   std::int64_t row = 0;
   tier->begin_rows();
   for (std::int64_t i = 0; f.code == status::ok && i < count; ++i) {
-    const sequence_state& s = *places[items(i).sequence.index].state;
-    f = write_rows(items(i), layer, k, v, row);
-    row += geometry.entries_for(s.tokens + items(i).num_tokens) - s.entries();
+    if (!items(i).empty()) f = write_rows(items(i), layer, k, v, row);
+    row += rows_of(items(i));
   }
   if (f.code == status::ok) f = tier->flush_rows(layer, k, v);
   for (std::int64_t i = 0; layer == geometry.layers - 1 && f.code == status::ok && i < count; ++i)
-    f = seal(items(i));
+    if (!items(i).empty()) f = seal(items(i));
   if (f.code == status::ok) f = tier->leave(stream);
   if (f.code != status::ok) {
     if (layer == 0) abandon_spans(items);
     return refuse(f);
   }
   for (std::int64_t i = 0; i < count; ++i) {
+    if (items(i).empty()) continue;
     if (layer == 0) adopt_span(items(i));
     places[items(i).sequence.index].state->next_layer = layer + 1;
     if (layer == geometry.layers - 1) end_span(items(i));

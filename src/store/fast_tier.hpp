@@ -60,6 +60,9 @@ class fast_tier {
   /// back at once; else tags lie in host memory, slots come in slabs, and memory is kept until idle().
   virtual bool host_memory() const noexcept = 0;
 
+  /// The device that the memory is of, in the words of a backend that has one.
+  virtual const void* device() const noexcept { return nullptr; }
+
   /// Bytes that set_up() takes from the fast tier's budget.
   virtual std::size_t workspace_bytes() const noexcept = 0;
 
@@ -142,8 +145,8 @@ class fast_tier {
 
   /// Puts rows of keys into the pages at `pages`, from number `first_key` on; keys of a page that are not there
   /// yet become zero. not_finite (actual: the key) if the tier checks them.
-  virtual fault append_keys(std::byte* pages, std::int64_t first_key,
-                            const view<const std::byte, 2>& keys) noexcept = 0;
+  virtual fault append_index_keys(std::byte* pages, std::int64_t first_key,
+                                  const view<const std::byte, 2>& keys) noexcept = 0;
 
  protected:
   fast_tier() = default;

@@ -78,16 +78,17 @@ sequence_handle tiered_chunk_store::impl::fork(sequence_handle parent, const seq
     f = settle(s->spare, next);
     if (f.code != status::ok && f.chunk < 0) f.sequence = parent.index;
   }
-  const std::size_t page_bytes = layout.key_page_bytes();
-  for (std::int32_t i = 0; f.code == status::ok && i < geometry.key_streams; ++i) {
+  const std::size_t page_bytes = layout.index_key_page_bytes();
+  for (std::int32_t i = 0; f.code == status::ok && i < geometry.index_keys.lanes; ++i) {
     s->num_keys[i] = std::min(from->num_keys[i], s->max_keys());
-    const std::int64_t pages = (s->num_keys[i] + geometry.keys_per_chunk() - 1) / geometry.keys_per_chunk();
+    const std::int64_t pages =
+        (s->num_keys[i] + geometry.index_keys_per_chunk() - 1) / geometry.index_keys_per_chunk();
     if (pages == 0) continue;
-    f = tier->copy_keys(s->keys + std::size_t(i) * s->key_stream_bytes(),
-                        from->keys + std::size_t(i) * from->key_stream_bytes(),
+    f = tier->copy_keys(s->keys + std::size_t(i) * s->index_key_lane_bytes(),
+                        from->keys + std::size_t(i) * from->index_key_lane_bytes(),
                         std::size_t(pages) * page_bytes);
     f.sequence = parent.index;
-    f.stream = i;
+    f.lane = i;
   }
   if (f.code != status::ok) {
     undo_loads(s->spare, next);

@@ -30,12 +30,33 @@ void require_deepseek_v4(const kv_geometry& g) {
   };
   require("kv_heads", g.kv_heads, 1);
   require("key_dim", g.key_dim, deepseek_v4::entry_dim);
-  require("value_dim", g.value_dim, deepseek_v4::index_dim);
+  require("value_dim", g.value_dim, deepseek_v4::lightning_dim);
   if (g.type != dtype::bf16)
     refuse("type", static_cast<std::int64_t>(g.type),
            "kv_format::deepseek_v4 takes bf16 and f32 and is stated as bf16");
   if ((g.entries_per_chunk & (g.entries_per_chunk - 1)) != 0)
     refuse("entries_per_chunk", g.entries_per_chunk, "kv_format::deepseek_v4 needs a power of two");
+}
+
+void require_index_keys(const index_key_geometry& keys) {
+  if (keys.lanes < 0) refuse("index_keys.lanes", keys.lanes, "it must not be negative");
+  require_positive("index_keys.dim", keys.dim);
+  require_positive("index_keys.tokens_per_key", keys.tokens_per_key);
+  if (keys.dim > 65536) refuse("index_keys.dim", keys.dim, "it must be at most 65536");
+  switch (keys.type) {
+    case index_key_type::e4m3:
+    case index_key_type::bf16:
+    case index_key_type::f16:
+    case index_key_type::int8:
+      break;
+    case index_key_type::mxfp4:
+      if (keys.dim % 32 != 0) refuse("index_keys.dim", keys.dim, "mxfp4 keys have a multiple of 32 values");
+      break;
+    default:
+      refuse("index_keys.type", static_cast<std::int64_t>(keys.type), "it must be an index_key_type");
+  }
+  if (keys.layout != index_key_layout::interleaved && keys.layout != index_key_layout::planar)
+    refuse("index_keys.layout", static_cast<std::int64_t>(keys.layout), "it must be interleaved or planar");
 }
 
 /// a * b, or one more than the limit when the product passes it; a and b are not negative.
@@ -47,6 +68,22 @@ std::int64_t bounded_product(std::int64_t a, std::int64_t b) {
 
 }  // namespace
 
+const char* to_string(index_key_type type) noexcept {
+  switch (type) {
+    case index_key_type::e4m3:
+      return "e4m3";
+    case index_key_type::bf16:
+      return "bf16";
+    case index_key_type::f16:
+      return "f16";
+    case index_key_type::int8:
+      return "int8";
+    case index_key_type::mxfp4:
+      return "mxfp4";
+  }
+  return "unknown index_key_type";
+}
+
 void validate(const kv_geometry& g) {
   require_positive("layers", g.layers);
   require_positive("kv_heads", g.kv_heads);
@@ -54,15 +91,12 @@ void validate(const kv_geometry& g) {
   require_positive("value_dim", g.value_dim);
   require_positive("entries_per_chunk", g.entries_per_chunk);
   require_positive("tokens_per_entry", g.tokens_per_entry);
-  require_positive("tokens_per_key", g.tokens_per_key);
   if (g.type != dtype::f32 && g.type != dtype::bf16 && g.type != dtype::f16)
     refuse("type", static_cast<std::int64_t>(g.type), "it must be f32, bf16 or f16");
-  if (g.keys != key_layout::interleaved && g.keys != key_layout::planar)
-    refuse("keys", static_cast<std::int64_t>(g.keys), "it must be interleaved or planar");
   if (g.format != kv_format::separate && g.format != kv_format::deepseek_v4)
     refuse("format", static_cast<std::int64_t>(g.format), "it must be separate or deepseek_v4");
   if (g.format == kv_format::deepseek_v4) require_deepseek_v4(g);
-  if (g.key_streams < 0) refuse("key_streams", g.key_streams, "it must not be negative");
+  if (g.index_keys.lanes != 0) require_index_keys(g.index_keys);
 
   constexpr std::int64_t limit = max_chunk_bytes;
   const std::int64_t tokens = bounded_product(g.entries_per_chunk, g.tokens_per_entry);
@@ -71,15 +105,15 @@ void validate(const kv_geometry& g) {
                          formatted("kv_geometry::entries_per_chunk {} x tokens_per_entry {} is more than "
                                    "{} tokens a chunk",
                                    g.entries_per_chunk, g.tokens_per_entry, limit));
-  if (g.key_streams > 0) {
-    if (tokens % g.tokens_per_key != 0)
-      throw argument_error(status::bad_argument,
-                           formatted("kv_geometry::tokens_per_key {} does not divide the {} tokens of a "
-                                     "chunk",
-                                     g.tokens_per_key, tokens));
-    if (g.key_bytes < 5) refuse("key_bytes", g.key_bytes, "a key is at least one e4m3 byte and an f32 scale");
-    if (bounded_product(tokens / g.tokens_per_key, g.key_bytes) > limit)
-      refuse("key_bytes", g.key_bytes, "the keys of one chunk pass 2^31 bytes");
+  if (g.index_keys.lanes > 0) {
+    if (tokens % g.index_keys.tokens_per_key != 0)
+      throw argument_error(
+          status::bad_argument,
+          formatted("kv_geometry::index_keys.tokens_per_key {} does not divide the {} tokens of a "
+                    "chunk",
+                    g.index_keys.tokens_per_key, tokens));
+    if (bounded_product(tokens / g.index_keys.tokens_per_key, g.index_keys.bytes()) > limit)
+      refuse("index_keys.dim", g.index_keys.dim, "the keys of one chunk pass 2^31 bytes");
   }
 
   // Every factor is checked before it is used, so chunk_layout cannot overflow once this has passed.
@@ -89,7 +123,7 @@ void validate(const kv_geometry& g) {
   bytes = bounded_product(bytes, g.kv_heads);
   if (g.format == kv_format::deepseek_v4)
     bytes = std::min(
-        deepseek_v4::page_bytes(g.entries_per_chunk) + deepseek_v4::index_key_bytes * g.entries_per_chunk,
+        deepseek_v4::page_bytes(g.entries_per_chunk) + deepseek_v4::lightning_key_bytes * g.entries_per_chunk,
         limit + 1);
   bytes = bounded_product((bytes + 63) / 64 * 64, g.layers);
   if (bytes > limit)

@@ -3,9 +3,9 @@
 
 #include <xxhash.h>
 
-#include <cmath>
 #include <cstring>
 
+#include "src/core/index_key.hpp"
 #include "src/store/impl.hpp"
 #include "src/store/rows.hpp"
 
@@ -15,14 +15,6 @@ namespace detail {
 namespace {
 
 constexpr std::size_t alignment = 64;
-
-bool finite_key(const std::byte* row, std::int64_t value_bytes) noexcept {
-  for (std::int64_t i = 0; i < value_bytes; ++i)
-    if ((row[i] & std::byte{0x7f}) == std::byte{0x7f}) return false;
-  float scale;
-  std::memcpy(&scale, row + value_bytes, sizeof scale);
-  return std::isfinite(scale);
-}
 
 fault backing_fault(status code, const char* what, int os_error) noexcept {
   if (code == status::ok) return {};
@@ -148,28 +140,30 @@ fault host_tier::write_slot(fast_slot& slot, const std::byte* chunk) noexcept {
   return {};
 }
 
-fault host_tier::append_keys(std::byte* pages, std::int64_t first_key,
-                             const view<const std::byte, 2>& keys) noexcept {
+fault host_tier::append_index_keys(std::byte* pages, std::int64_t first_key,
+                                   const view<const std::byte, 2>& keys) noexcept {
   const kv_geometry& g = layout_.geometry;
   const std::int64_t count = keys.shape[0];
-  const std::int64_t key_bytes = g.key_bytes;
+  const index_key_geometry& shape = g.index_keys;
+  const std::int64_t value_bytes = shape.value_bytes(), scale_bytes = shape.scale_bytes();
   for (std::int64_t i = 0; i < count; ++i)
-    if (!finite_key(keys.data + i * keys.stride[0], key_bytes - 4))
+    if (!finite_index_key(shape, keys.data + i * keys.stride[0]))
       return make_fault(status::not_finite, "index key", -1, -1, first_key + i);
 
-  const std::int64_t page_keys = g.keys_per_chunk();
-  const std::size_t page_bytes = layout_.key_page_bytes();
+  const std::int64_t page_keys = g.index_keys_per_chunk();
+  const std::size_t page_bytes = layout_.index_key_page_bytes();
   for (std::int64_t i = 0; i < count; ++i) {
     const std::byte* const row = keys.data + i * keys.stride[0];
     const std::int64_t key = (first_key + i) % page_keys;
     std::byte* const page = pages + std::size_t((first_key + i) / page_keys) * page_bytes;
     // Keys that are not there yet read as zero, whatever the block held before.
     if (key == 0) std::memset(page, 0, page_bytes);
-    if (g.keys == key_layout::interleaved) {
-      std::memcpy(page + key * key_bytes, row, std::size_t(key_bytes));
+    if (shape.layout == index_key_layout::interleaved) {
+      std::memcpy(page + key * shape.bytes(), row, std::size_t(shape.bytes()));
     } else {
-      std::memcpy(page + key * (key_bytes - 4), row, std::size_t(key_bytes - 4));
-      std::memcpy(page + page_keys * (key_bytes - 4) + key * 4, row + key_bytes - 4, 4);
+      std::memcpy(page + key * value_bytes, row, std::size_t(value_bytes));
+      std::memcpy(page + page_keys * value_bytes + key * scale_bytes, row + value_bytes,
+                  std::size_t(scale_bytes));
     }
   }
   return {};

@@ -53,8 +53,8 @@ class host_tier final : public fast_tier {
   fault copy_keys(std::byte* to, const std::byte* from, std::size_t bytes) noexcept override;
   fault read_slot(const fast_slot& slot, std::byte* chunk) const noexcept override;
   fault write_slot(fast_slot& slot, const std::byte* chunk) noexcept override;
-  fault append_keys(std::byte* pages, std::int64_t first_key,
-                    const view<const std::byte, 2>& keys) noexcept override;
+  fault append_index_keys(std::byte* pages, std::int64_t first_key,
+                          const view<const std::byte, 2>& keys) noexcept override;
 
  private:
   void zero_piece_padding(std::byte* piece) const noexcept;

@@ -44,6 +44,9 @@ struct store_access {
   static const tiered_chunk_store::impl& of(const tiered_chunk_store& store) noexcept { return *store.impl_; }
 };
 
+/// The most chunks that an open sequence may pin; 0 if none is open.
+FLASHMEMORY_API std::int64_t largest_quota(const tiered_chunk_store& store) noexcept;
+
 }  // namespace detail
 
 struct tiered_chunk_store::impl {
@@ -74,6 +77,10 @@ struct tiered_chunk_store::impl {
                 stream_ref stream) noexcept;
   fault check_rows(const char* name, const const_tensor<3>& rows, std::int64_t dim) const noexcept;
   fault check_item(const batch_item& item, std::int32_t layer) const noexcept;
+  /// Rows of K and V that an item has, an empty one included.
+  std::int64_t rows_of(const batch_item& item) const noexcept {
+    return geometry.entries_for(item.position + item.num_tokens) - geometry.entries_for(item.position);
+  }
   /// What a batch brings: rows of K and V and, with layer 0, new chunks.
   struct span_needs {
     std::int64_t rows = 0, slots = 0, records = 0;
@@ -98,8 +105,8 @@ struct tiered_chunk_store::impl {
   fault check_open_pass(const batch_item& item, bool index_keys) noexcept;
 
   // index_keys.cpp
-  status append_keys(sequence_handle sequence, std::int32_t stream_index, std::int64_t first_key,
-                     view<const std::byte, 2> keys, stream_ref stream) noexcept;
+  status append_index_keys(sequence_handle sequence, std::int32_t lane, std::int64_t first_key,
+                           view<const std::byte, 2> keys, stream_ref stream) noexcept;
 
   // recall.cpp
   fault enter_recall(sequence_handle sequence, stream_ref stream, detail::sequence_state** s) noexcept;

@@ -16,6 +16,7 @@ status tiered_chunk_store::impl::begin_pass(batch items, stream_ref stream) noex
   // What append() sends straight to the backing store has no place that a kernel could write to.
   for (std::int64_t i = 0; i < items.shape[0]; ++i) {
     const batch_item& item = items(i);
+    if (item.empty()) continue;
     const sequence_state& s = *places[item.sequence.index].state;
     const std::int64_t each = geometry.entries_per_chunk;
     const std::int64_t last = geometry.entries_for(s.tokens + item.num_tokens);
@@ -38,6 +39,7 @@ status tiered_chunk_store::impl::begin_pass(batch items, stream_ref stream) noex
     return fail(f);
   }
   for (std::int64_t i = 0; i < items.shape[0]; ++i) {
+    if (items(i).empty()) continue;
     adopt_span(items(i));
     // The open chunk goes on being written; a rollback may have brought it back only just now.
     sequence_state& s = *places[items(i).sequence.index].state;
@@ -63,11 +65,11 @@ fault tiered_chunk_store::impl::check_open_pass(const batch_item& item, bool ind
     return make_fault(status::out_of_order, "position", id, s->tokens, item.position);
   if (item.num_tokens != s->span_tokens)
     return make_fault(status::out_of_order, "num_tokens", id, s->span_tokens, item.num_tokens);
-  for (std::int32_t i = 0; index_keys && i < geometry.key_streams; ++i) {
-    if (s->num_keys[i] == s->tokens / geometry.tokens_per_key) continue;
-    fault f = make_fault(status::out_of_order, "index keys", id, s->tokens / geometry.tokens_per_key,
-                         s->num_keys[i]);
-    f.stream = i;
+  for (std::int32_t i = 0; index_keys && i < geometry.index_keys.lanes; ++i) {
+    if (s->num_keys[i] == s->tokens / geometry.index_keys.tokens_per_key) continue;
+    fault f = make_fault(status::out_of_order, "index keys", id,
+                         s->tokens / geometry.index_keys.tokens_per_key, s->num_keys[i]);
+    f.lane = i;
     return f;
   }
   return {};
@@ -81,17 +83,19 @@ status tiered_chunk_store::impl::commit_pass(batch items, bool index_keys, strea
   if (count > 0 && !items.data) return fail(make_fault(status::null_data, "items"));
   ++batch_mark;
   for (std::int64_t i = 0; i < count; ++i) {
-    f = check_open_pass(items(i), index_keys);
+    if (!items(i).empty()) f = check_open_pass(items(i), index_keys);
     if (f.code != status::ok) return fail(f);
   }
-  for (std::int64_t i = 0; f.code == status::ok && i < count; ++i) f = seal(items(i));
+  for (std::int64_t i = 0; f.code == status::ok && i < count; ++i)
+    if (!items(i).empty()) f = seal(items(i));
   if (f.code == status::ok) f = tier->leave(stream);
   if (f.code != status::ok) return fail(f);
   for (std::int64_t i = 0; i < count; ++i) {
+    if (items(i).empty()) continue;
     end_span(items(i));
     sequence_state& s = *places[items(i).sequence.index].state;
-    for (std::int32_t k = 0; index_keys && k < geometry.key_streams; ++k)
-      s.num_keys[k] = s.tokens / geometry.tokens_per_key;
+    for (std::int32_t k = 0; index_keys && k < geometry.index_keys.lanes; ++k)
+      s.num_keys[k] = s.tokens / geometry.index_keys.tokens_per_key;
   }
   return status::ok;
 }

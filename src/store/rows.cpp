@@ -31,11 +31,11 @@ struct deepseek_v4_piece {
         rows(piece),
         scales(piece + deepseek_v4::scales_offset(g.entries_per_chunk)),
         keys(piece + deepseek_v4::page_bytes(g.entries_per_chunk)),
-        key_scales(keys + each * deepseek_v4::index_dim) {}
+        key_scales(keys + each * deepseek_v4::lightning_dim) {}
 
   std::byte* row(std::int64_t e) const noexcept { return rows + e * deepseek_v4::row_bytes; }
   std::byte* scale(std::int64_t e) const noexcept { return scales + e * deepseek_v4::scale_row_bytes; }
-  std::byte* key(std::int64_t e) const noexcept { return keys + e * deepseek_v4::index_dim; }
+  std::byte* key(std::int64_t e) const noexcept { return keys + e * deepseek_v4::lightning_dim; }
   std::byte* key_scale(std::int64_t e) const noexcept { return key_scales + e * std::int64_t{sizeof(float)}; }
 
   std::int64_t each;
@@ -48,14 +48,14 @@ void quantise_rows(const kv_geometry& g, const const_tensor<3>& k, const const_t
   const deepseek_v4_piece to(g, piece);
   for (std::int64_t i = 0; i < count; ++i) {
     const std::int64_t entry = first_entry + i;
-    float values[deepseek_v4::entry_dim], key[deepseek_v4::index_dim];
+    float values[deepseek_v4::entry_dim], key[deepseek_v4::lightning_dim];
     load_row(k, first_row + i, values);
     load_row(v, first_row + i, key);
     deepseek_v4::quantise_entry(values, to.row(entry), to.scale(entry));
-    std::byte packed[deepseek_v4::index_key_bytes];
-    quantise_key(key, packed, deepseek_v4::index_key_floor);
-    std::memcpy(to.key(entry), packed, deepseek_v4::index_dim);
-    std::memcpy(to.key_scale(entry), packed + deepseek_v4::index_dim, sizeof(float));
+    std::byte packed[deepseek_v4::lightning_key_bytes];
+    quantise_key(key, packed, deepseek_v4::lightning_key_floor);
+    std::memcpy(to.key(entry), packed, deepseek_v4::lightning_dim);
+    std::memcpy(to.key_scale(entry), packed + deepseek_v4::lightning_dim, sizeof(float));
   }
 }
 
@@ -80,7 +80,7 @@ void zero_entries(const kv_geometry& g, std::int64_t first_entry, std::byte* pie
     const std::int64_t left = each - first_entry;
     std::memset(of.row(first_entry), 0, std::size_t(left * deepseek_v4::row_bytes));
     std::memset(of.scale(first_entry), 0, std::size_t(left * deepseek_v4::scale_row_bytes));
-    std::memset(of.key(first_entry), 0, std::size_t(left * deepseek_v4::index_dim));
+    std::memset(of.key(first_entry), 0, std::size_t(left * deepseek_v4::lightning_dim));
     std::memset(of.key_scale(first_entry), 0, std::size_t(left) * sizeof(float));
     return;
   }

@@ -37,7 +37,7 @@ std::size_t sequence_block_bytes(const kv_geometry& geometry, std::int64_t quota
     bytes = saturating_add(bytes, array_bytes(quota, sizeof(pinned_chunk)));
     bytes = saturating_add(bytes, array_bytes(quota, sizeof(resident_chunk)));
   }
-  return saturating_add(bytes, array_bytes(geometry.key_streams, sizeof(std::int64_t)));
+  return saturating_add(bytes, array_bytes(geometry.index_keys.lanes, sizeof(std::int64_t)));
 }
 
 sequence_state* make_sequence(void* block, const kv_geometry& geometry, const sequence_options& options,
@@ -55,7 +55,7 @@ sequence_state* make_sequence(void* block, const kv_geometry& geometry, const se
   s->coming = take<pinned_chunk>(at, quota);
   s->views[0] = take<resident_chunk>(at, quota);
   s->views[1] = take<resident_chunk>(at, quota);
-  s->num_keys = take<std::int64_t>(at, geometry.key_streams);
+  s->num_keys = take<std::int64_t>(at, geometry.index_keys.lanes);
   return s;
 }
 

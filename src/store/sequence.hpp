@@ -78,9 +78,9 @@ struct sequence_state {
   std::int64_t tokens_of(std::int32_t layer) const noexcept {
     return tokens + (layer < next_layer ? span_tokens : 0);
   }
-  std::int64_t max_keys() const noexcept { return options.max_tokens / geometry.tokens_per_key; }
-  std::size_t key_stream_bytes() const noexcept {
-    return std::size_t(capacity) * chunk_layout(geometry).key_page_bytes();
+  std::int64_t max_keys() const noexcept { return options.max_tokens / geometry.index_keys.tokens_per_key; }
+  std::size_t index_key_lane_bytes() const noexcept {
+    return std::size_t(capacity) * chunk_layout(geometry).index_key_page_bytes();
   }
 
   /// True if chunk `id` must be resident once `complete` chunks are complete.

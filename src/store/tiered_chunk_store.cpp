@@ -192,10 +192,10 @@ status tiered_chunk_store::commit_pass(batch items, bool index_keys, stream_ref 
   return impl_->commit_pass(items, index_keys, stream);
 }
 
-status tiered_chunk_store::append_keys(sequence_handle sequence, std::int32_t stream_index,
-                                       std::int64_t first_key, view<const std::byte, 2> keys,
-                                       stream_ref stream) noexcept {
-  return impl_->append_keys(sequence, stream_index, first_key, keys, stream);
+status tiered_chunk_store::append_index_keys(sequence_handle sequence, std::int32_t lane,
+                                             std::int64_t first_key, view<const std::byte, 2> keys,
+                                             stream_ref stream) noexcept {
+  return impl_->append_index_keys(sequence, lane, first_key, keys, stream);
 }
 
 status tiered_chunk_store::recall(sequence_handle sequence, view<const chunk_id, 1> chunks,
@@ -221,8 +221,8 @@ status tiered_chunk_store::cancel_recall(sequence_handle sequence) noexcept {
   return impl_->cancel_recall(sequence);
 }
 
-status tiered_chunk_store::resident(sequence_handle sequence, std::int32_t layer,
-                                    resident_set* out) const noexcept {
+status tiered_chunk_store::resident(sequence_handle sequence, std::int32_t layer, resident_set* out,
+                                    std::uint64_t known) const noexcept {
   status code;
   const sequence_state* const s = impl_->find_or_fail(sequence, &code);
   if (!s) return code;
@@ -234,7 +234,8 @@ status tiered_chunk_store::resident(sequence_handle sequence, std::int32_t layer
   if (!out) return impl_->fail(make_fault(status::null_data, "out", sequence.index));
   const int which = layer < s->next_layer ? 1 : 0;
   const resident_chunk* const chunks = s->views[which];
-  for (std::int64_t i = 0; i < s->num_view[which]; ++i) {
+  const bool checked = known != 0 && known == s->view_versions[which];
+  for (std::int64_t i = 0; !checked && i < s->num_view[which]; ++i) {
     const detail::chunk_record& record = *s->chunks[chunks[i].id].record;
     if (detail::holds(record) && record.slot->data == chunks[i].data) continue;
     fault f = make_fault(status::stale_slot, "slot does not hold the chunk", sequence.index);
@@ -245,38 +246,24 @@ status tiered_chunk_store::resident(sequence_handle sequence, std::int32_t layer
   out->chunks = chunks;
   out->count = s->num_view[which];
   out->tokens = s->tokens_of(layer);
+  out->version = s->view_versions[which];
   return status::ok;
 }
 
-bool tiered_chunk_store::unchanged_set(sequence_handle sequence, std::int32_t layer, std::uint64_t* version,
-                                       resident_set* out) const noexcept {
-  sequence_state* s = nullptr;
-  const char* ignored = nullptr;
-  if (impl_->find(sequence, &s, &ignored) != status::ok || layer < 0 || layer >= impl_->geometry.layers)
-    return false;
-  const int which = layer < s->next_layer ? 1 : 0;
-  const bool same = *version == s->view_versions[which];
-  *version = s->view_versions[which];
-  out->chunks = s->views[which];
-  out->count = s->num_view[which];
-  out->tokens = s->tokens_of(layer);
-  return same;
-}
-
-status tiered_chunk_store::keys(sequence_handle sequence, std::int32_t stream_index,
-                                key_pages* out) const noexcept {
+status tiered_chunk_store::index_keys(sequence_handle sequence, std::int32_t lane,
+                                      index_key_pages* out) const noexcept {
   status code;
   const sequence_state* const s = impl_->find_or_fail(sequence, &code);
   if (!s) return code;
-  if (stream_index < 0 || stream_index >= impl_->geometry.key_streams) {
-    fault f = make_fault(status::out_of_range, "stream_index", sequence.index, impl_->geometry.key_streams,
-                         stream_index);
-    f.stream = stream_index;
+  if (lane < 0 || lane >= impl_->geometry.index_keys.lanes) {
+    fault f =
+        make_fault(status::out_of_range, "lane", sequence.index, impl_->geometry.index_keys.lanes, lane);
+    f.lane = lane;
     return impl_->fail(f);
   }
   if (!out) return impl_->fail(make_fault(status::null_data, "out", sequence.index));
-  out->data = s->keys + std::size_t(stream_index) * s->key_stream_bytes();
-  out->keys = s->num_keys[stream_index];
+  out->data = s->keys + std::size_t(lane) * s->index_key_lane_bytes();
+  out->keys = s->num_keys[lane];
   return status::ok;
 }
 
@@ -297,7 +284,7 @@ status tiered_chunk_store::info(sequence_handle sequence, sequence_info* out) co
   out->resident_chunks = s->num_pinned;
   out->pending_chunks = s->coming_extra;
   out->slot_bytes = std::size_t(s->num_pinned) * impl_->chunk_bytes;
-  out->key_bytes = s->key_bytes;
+  out->index_key_bytes = s->key_bytes;
   out->table_bytes = s->table_bytes;
   out->backing_bytes = std::size_t(s->complete_chunks()) * impl_->chunk_bytes;
   return status::ok;
@@ -330,6 +317,19 @@ store_usage tiered_chunk_store::usage() const noexcept {
   u.backing_budget_bytes = impl_->options.backing_bytes;
   u.sequences = impl_->num_sequences;
   return u;
+}
+
+std::int64_t detail::largest_quota(const tiered_chunk_store& store) noexcept {
+  const auto& im = store_access::of(store);
+  std::int64_t largest = 0;
+  for (std::int32_t i = 0; i < im.options.max_sequences; ++i)
+    if (im.places[i].state) largest = std::max(largest, im.places[i].state->quota);
+  return largest;
+}
+
+void tiered_chunk_store::note(const fault& f) const noexcept {
+  const std::lock_guard<std::mutex> lock(impl_->fault_mutex);
+  impl_->newest_fault = f;
 }
 
 fault tiered_chunk_store::last_fault() const noexcept {

@@ -130,8 +130,8 @@ status tiered_chunk_store::impl::truncate(sequence_handle sequence, std::int64_t
   s->coming_complete = std::min(s->coming_complete, complete);
   s->span_tokens = 0;
   s->next_layer = 0;
-  for (std::int32_t i = 0; i < geometry.key_streams; ++i)
-    s->num_keys[i] = std::min(s->num_keys[i], tokens / geometry.tokens_per_key);
+  for (std::int32_t i = 0; i < geometry.index_keys.lanes; ++i)
+    s->num_keys[i] = std::min(s->num_keys[i], tokens / geometry.index_keys.tokens_per_key);
   refresh_views(*s);
   return status::ok;
 }

@@ -16,7 +16,7 @@ fm::store_options v4_store(std::int32_t entries_per_chunk) {
   g.layers = 2;
   g.kv_heads = 1;
   g.key_dim = fm::deepseek_v4::entry_dim;
-  g.value_dim = fm::deepseek_v4::index_dim;
+  g.value_dim = fm::deepseek_v4::lightning_dim;
   g.format = fm::kv_format::deepseek_v4;
   g.entries_per_chunk = entries_per_chunk;
   g.tokens_per_entry = 4;

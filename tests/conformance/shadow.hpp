@@ -73,23 +73,26 @@ class shadow_engine {
   }
 
   /// One forward pass of `counts[i]` tokens for each sequence, attention checked against the reference where
-  /// `check`. Returns the attention outputs of all layers, one after another.
+  /// `check`. A null sequence is an empty item: its rows are NaNs that nobody may read, and its outputs must be zero. Returns the attention outputs of all layers, one after another.
   std::vector<float> forward(const std::vector<sequence*>& sequences, const std::vector<std::int32_t>& counts,
                              bool check) {
     std::vector<flashmemory::batch_item> items;
     std::int64_t rows = 0;
     for (std::size_t i = 0; i < sequences.size(); ++i) {
-      items.push_back({sequences[i]->handle, sequences[i]->tokens, counts[i]});
+      items.push_back(sequences[i] == nullptr
+                          ? flashmemory::batch_item{{}, 0, counts[i]}
+                          : flashmemory::batch_item{sequences[i]->handle, sequences[i]->tokens, counts[i]});
       rows += counts[i];
     }
     const flashmemory::batch batch(items.data(), std::int64_t(items.size()));
     std::vector<float> outputs;
     for (std::int32_t layer = 0; layer < geometry_.layers; ++layer) {
-      const auto hidden = noise(rows * hidden_size);
+      auto hidden = noise(rows * hidden_size);
       auto q = noise(rows * query_heads_ * geometry_.key_dim);
       for (float& x : q) x = rounded(x);  // a backend may want queries in the store's dtype
-      const auto k = noise(rows * geometry_.kv_heads * geometry_.key_dim);
-      const auto v = noise(rows * geometry_.kv_heads * geometry_.value_dim);
+      auto k = noise(rows * geometry_.kv_heads * geometry_.key_dim);
+      auto v = noise(rows * geometry_.kv_heads * geometry_.value_dim);
+      for (auto* tensor : {&hidden, &q, &k, &v}) spoil_empty(sequences, counts, rows, *tensor);
       REQUIRE(backend_.observe(*selector_, batch, layer, hidden) == flashmemory::status::ok);
       REQUIRE(backend_.append(*store_, batch, layer, k, v) == flashmemory::status::ok);
       remember(sequences, counts, layer, k, v);
@@ -98,11 +101,14 @@ class shadow_engine {
       REQUIRE(backend_.attend(*store_, batch, layer, query_heads_, q, out, lse, {}) ==
               flashmemory::status::ok);
       outputs.insert(outputs.end(), out.begin(), out.end());
+      check_empty(sequences, counts, rows, out);
       if (check) compare(sequences, counts, layer, q, out);
     }
-    for (std::size_t i = 0; i < sequences.size(); ++i) sequences[i]->tokens += counts[i];
+    for (std::size_t i = 0; i < sequences.size(); ++i)
+      if (sequences[i] != nullptr) sequences[i]->tokens += counts[i];
     REQUIRE(flashmemory::select_chunks(*selector_, batch, backend_.stream()) == flashmemory::status::ok);
-    for (sequence* s : sequences) check_forced(*s);
+    for (sequence* s : sequences)
+      if (s != nullptr) check_forced(*s);
     return outputs;
   }
 
@@ -151,12 +157,36 @@ class shadow_engine {
   }
 
  private:
+  /// Calls `f` with each element of the rows of empty items.
+  template <class F>
+  static void in_empty_rows(const std::vector<sequence*>& sequences, const std::vector<std::int32_t>& counts,
+                            std::int64_t rows, std::vector<float>& tensor, const F& f) {
+    const std::size_t width = rows == 0 ? 0 : tensor.size() / std::size_t(rows);
+    std::size_t row = 0;
+    for (std::size_t i = 0; i < sequences.size(); row += std::size_t(counts[i]), ++i)
+      for (std::size_t x = row * width; sequences[i] == nullptr && x < (row + std::size_t(counts[i])) * width;
+           ++x)
+        f(tensor[x]);
+  }
+  static void spoil_empty(const std::vector<sequence*>& sequences, const std::vector<std::int32_t>& counts,
+                          std::int64_t rows, std::vector<float>& tensor) {
+    in_empty_rows(sequences, counts, rows, tensor, [](float& x) { x = std::nanf(""); });
+  }
+  static void check_empty(const std::vector<sequence*>& sequences, const std::vector<std::int32_t>& counts,
+                          std::int64_t rows, std::vector<float>& out) {
+    in_empty_rows(sequences, counts, rows, out, [](float& x) { REQUIRE(x == 0.0f); });
+  }
+
   void remember(const std::vector<sequence*>& sequences, const std::vector<std::int32_t>& counts,
                 std::int32_t layer, const std::vector<float>& k, const std::vector<float>& v) {
     std::size_t row = 0;
     const std::size_t key_row = std::size_t(geometry_.kv_heads * geometry_.key_dim);
     const std::size_t value_row = std::size_t(geometry_.kv_heads * geometry_.value_dim);
     for (std::size_t i = 0; i < sequences.size(); ++i) {
+      if (sequences[i] == nullptr) {
+        row += std::size_t(counts[i]);
+        continue;
+      }
       for (std::size_t x = row * key_row; x < (row + std::size_t(counts[i])) * key_row; ++x)
         sequences[i]->k[std::size_t(layer)].push_back(rounded(k[x]));
       for (std::size_t x = row * value_row; x < (row + std::size_t(counts[i])) * value_row; ++x)
@@ -170,6 +200,10 @@ class shadow_engine {
     std::size_t row = 0;
     const std::int32_t group = query_heads_ / geometry_.kv_heads;
     for (std::size_t i = 0; i < sequences.size(); ++i) {
+      if (sequences[i] == nullptr) {
+        row += std::size_t(counts[i]);
+        continue;
+      }
       const auto ids = resident(*sequences[i]);
       for (std::int32_t t = 0; t < counts[i]; ++t, ++row) {
         const std::int64_t position = sequences[i]->tokens + t;

@@ -73,7 +73,7 @@ TEST_CASE("wrong arguments of CUDA attention are typed errors that name them, an
     std::int32_t layer = 0;
     fm::const_tensor<3> q;
     fm::tensor<3> out;
-    cu::attend_options options;
+    fm::attend_options options;
   };
   const arguments good{plan,
                        fm::view<const cu::chunk_row, 1>(p.rows.data(), 3),

@@ -153,8 +153,8 @@ struct attend_problem {
     scratch = device_array<std::byte>(cu::attend_workspace_bytes(plan));
   }
 
-  cu::attend_options options() const {
-    cu::attend_options o;
+  fm::attend_options options() const {
+    fm::attend_options o;
     o.softmax_scale = scale;
     o.logit_soft_cap = soft_cap;
     if (with_sinks) o.sink_logits = fm::view<const float, 1>(device_sinks.data(), shape.query_heads);

@@ -27,16 +27,17 @@ class cuda_backend final : public conformance_backend {
     if (!flashmemory_test::has_gpu()) return nullptr;
     if (!stream_) stream_ = std::make_unique<flashmemory_test::device_stream>();
     fm::store_options mine = options;
-    mine.geometry.keys = fm::key_layout::planar;
+    mine.geometry.index_keys.layout = fm::index_key_layout::planar;
     return fm::cuda::make_store(mine);
   }
 
   std::unique_ptr<fm::selector> make_selector(fm::chunk_store& store, fm::dual_encoder_indexer& index,
                                               const fm::selection_policy& policy,
                                               const fm::selector_options& options) const override {
-    fm::cuda::selector_device_options device;
+    fm::cuda::device_selector_options device;
     device.weights = fm::dtype::f32;
-    return fm::cuda::make_selector(store, index.config(), policy, options, device);
+    return fm::cuda::make_selector(dynamic_cast<fm::tiered_chunk_store&>(store), index.config(), policy,
+                                   options, device);
   }
 
   fm::stream_ref stream() const override { return stream_->ref(); }
@@ -96,7 +97,7 @@ class cuda_backend final : public conformance_backend {
         return code;
       const device_array<std::byte> scratch(fm::cuda::attend_workspace_bytes(plan));
       const device_array<std::uint32_t> counters(std::vector<std::uint32_t>(fm::cuda::attend_counters, 0));
-      fm::cuda::attend_options mine;
+      fm::attend_options mine;
       mine.softmax_scale = options.softmax_scale;
       mine.scratch = {scratch.data(), scratch.size()};
       mine.counters = counters.data();
@@ -124,7 +125,7 @@ class cuda_backend final : public conformance_backend {
       fm::cuda::chunk_tables_options o;
       o.rows = 1;
       o.max_chunks = max_chunks;
-      tables_ = std::make_unique<fm::cuda::chunk_tables>(o);
+      tables_ = std::make_unique<fm::cuda::chunk_tables>(fm::cuda::context{}, o);
     }
     return *tables_;
   }

@@ -197,7 +197,7 @@ TEST_CASE("V4 attention does not depend on where entries lie or what else is in 
     pool.entries_per_page = 2;
     must(cudaMemset(problem.out.data(), 0xff, problem.out.bytes()));
     must(cudaDeviceSynchronize());
-    v4::attend_options options;
+    flashmemory::attend_options options;
     options.lse = view<float, 2>(problem.lse.data(), problem.rows, problem.heads);
     options.scratch = {problem.scratch.data(), problem.scratch.bytes()};
     REQUIRE(v4::sparse_attend(plan, problem.window.source(problem.window_pages.pool()), lists.source(pool),
@@ -283,7 +283,7 @@ TEST_CASE("V4 attention refuses what cannot work and enqueues nothing", "[cuda][
   const tensor<3> out(problem.out.data(), dtype::bf16, 2, 64, 512);
   fault error;
   const auto call = [&](v4::entry_source w, const_tensor<3> query, tensor<3> result) {
-    v4::attend_options options;
+    flashmemory::attend_options options;
     options.error = &error;
     options.scratch = {problem.scratch.data(), problem.scratch.bytes()};
     return v4::sparse_attend(plan, w, selected, query, result, options, problem.stream.ref());
@@ -318,7 +318,7 @@ TEST_CASE("V4 attention refuses what cannot work and enqueues nothing", "[cuda][
   CHECK(call(pages, q, out) == status::bad_shape);
   v4::attend_plan many = plan;
   many.splits = 9;
-  v4::attend_options few;
+  flashmemory::attend_options few;
   CHECK(v4::sparse_attend(many, window, selected, q, out, few, problem.stream.ref()) == status::bad_argument);
   many.splits = 2;
   many.dim_splits = 3;

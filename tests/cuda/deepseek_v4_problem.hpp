@@ -168,7 +168,7 @@ struct v4_problem {
   }
 
   flashmemory::status enqueue(const v4::attend_plan& plan) {
-    v4::attend_options options;
+    flashmemory::attend_options options;
     if (use_sinks) options.sink_logits = flashmemory::view<const float, 1>(device_sinks.data(), heads);
     options.lse = flashmemory::view<float, 2>(lse.data(), rows, heads);
     options.scratch = {scratch.data(), scratch.bytes()};

@@ -118,7 +118,7 @@ TEST_CASE("CUDA queries are those of the double-precision reference, and quantis
   cu::query_encoder_options options;
   options.weights = weights;
   options.max_rows = 8;
-  const cu::query_encoder encoder(c, options);
+  const cu::query_encoder encoder(c, {}, options);
   std::normal_distribution<float> normal;
   std::vector<std::vector<float>> hidden(2, std::vector<float>(std::size_t(rows * c.hidden)));
   for (auto& h : hidden)
@@ -189,7 +189,7 @@ TEST_CASE("CUDA queries give the golden logits", "[gpu][indexer]") {
   cu::query_encoder_options options;
   options.weights = weights;
   options.max_rows = std::int32_t(rows);
-  const cu::query_encoder encoder(c, options);
+  const cu::query_encoder encoder(c, {}, options);
   const auto got = encode(encoder, c, fm::dtype::f32,
                           std::vector<std::vector<float>>(c.retrievers.size(), hidden), positions);
 
@@ -244,7 +244,7 @@ TEST_CASE("a query encoder refuses what cannot work by name", "[gpu][indexer]") 
         cu::query_encoder_options options;
         spoil(config, options);
         try {
-          const cu::query_encoder encoder(config, options);
+          const cu::query_encoder encoder(config, {}, options);
           FAIL("accepted a wrong " << field);
         } catch (const fm::argument_error& e) {
           CHECK(std::string(e.what()).find(field) != std::string::npos);
@@ -257,7 +257,7 @@ TEST_CASE("a query encoder refuses what cannot work by name", "[gpu][indexer]") 
 
   cu::query_encoder_options options;
   options.max_rows = 4;
-  const cu::query_encoder encoder(c, options);
+  const cu::query_encoder encoder(c, {}, options);
   CHECK(encoder.weight_bytes() >= 2u * (2 * (16 + 2) * 64 + 2 * 2 * 128 * 16));
   const device_array<float> hidden(4 * 64);
   const device_array<std::int64_t> positions(std::vector<std::int64_t>{1, 2, 3, 4});

@@ -47,12 +47,12 @@ TEST_CASE("score() gives the logits of the formula for any length, number of hea
   static const std::uint64_t seed = printed_seed("logits");
   const auto heads = GENERATE(1, 8, 33, 64, 65, 128);
   const auto page_keys = GENERATE(64, 16, 48, 256, 7);
-  const auto layout = GENERATE(key_layout::planar, key_layout::interleaved);
-  const bool portable = page_keys == 7 || layout == key_layout::interleaved;
+  const auto layout = GENERATE(index_key_layout::planar, index_key_layout::interleaved);
+  const bool portable = page_keys == 7 || layout == index_key_layout::interleaved;
   const std::vector<std::size_t> lengths =
       portable ? std::vector<std::size_t>{0, 1, 63, 64, 65, 1000}
                : std::vector<std::size_t>{0, 1, 15, 16, 17, 63, 64, 65, 1000, 4097};
-  CAPTURE(seed, heads, page_keys, layout == key_layout::planar);
+  CAPTURE(seed, heads, page_keys, layout == index_key_layout::planar);
   std::mt19937_64 random(seed + static_cast<std::uint64_t>(heads * 1000 + page_keys));
   score_problem p;
   p.options.heads = heads;
@@ -104,9 +104,9 @@ TEST_CASE("score() propagates NaN keys and scales, and takes the sign and size o
           "[score][cuda]") {
   REQUIRE_GPU();
   static const std::uint64_t seed = printed_seed("extremes");
-  const auto layout = GENERATE(key_layout::planar, key_layout::interleaved);
+  const auto layout = GENERATE(index_key_layout::planar, index_key_layout::interleaved);
   const auto heads = GENERATE(3, 64, 128);
-  CAPTURE(seed, heads, layout == key_layout::planar);
+  CAPTURE(seed, heads, layout == index_key_layout::planar);
   std::mt19937_64 random(seed);
   score_problem p;
   p.options.heads = heads;
@@ -161,7 +161,7 @@ TEST_CASE("score() reports bad calls and enqueues nothing", "[score][cuda]") {
   CHECK(with([](score_options& b) { b.heads = 129; }) == status::bad_argument);
   CHECK(with([](score_options& b) { b.keys_per_page = 0; }) == status::bad_argument);
   CHECK(with([](score_options& b) { b.num_sms = -1; }) == status::bad_argument);
-  CHECK(with([](score_options& b) { b.layout = static_cast<key_layout>(9); }) == status::bad_argument);
+  CHECK(with([](score_options& b) { b.layout = static_cast<index_key_layout>(9); }) == status::bad_argument);
   CHECK(with([](score_options& b) { b.counters = nullptr; }) == status::null_data);
   CHECK(call(o, p.jobs.data(), -1, scratch, p.stream.ref()) == status::bad_argument);
   CHECK(call(o, nullptr, 1, scratch, p.stream.ref()) == status::null_data);

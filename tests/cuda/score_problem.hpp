@@ -13,7 +13,7 @@
 
 namespace flashmemory_test {
 
-using flashmemory::key_layout;
+using flashmemory::index_key_layout;
 using flashmemory::cuda::score_job;
 using flashmemory::cuda::score_options;
 
@@ -68,7 +68,7 @@ struct score_case {
     for (std::size_t i = 0; i < count(); ++i) {
       std::uint8_t* const page = bytes.data() + place[i / page_keys] * (scattered ? step : page_bytes);
       const std::size_t at = i % page_keys;
-      const bool planar = options.layout == key_layout::planar;
+      const bool planar = options.layout == index_key_layout::planar;
       std::memcpy(page + at * (planar ? 128 : 132), &keys[i * 128], 128);
       std::memcpy(planar ? page + page_keys * 128 + at * 4 : page + at * 132 + 128, &scales[i], 4);
     }

@@ -8,6 +8,7 @@ flashmemory_cuda_test(flashmemory_cuda_step SOURCES
   ${CMAKE_CURRENT_LIST_DIR}/step_graph.cpp
   ${CMAKE_CURRENT_LIST_DIR}/step_input.cpp
   ${CMAKE_CURRENT_LIST_DIR}/step_overlap.cpp
+  ${CMAKE_CURRENT_LIST_DIR}/device_indexer.cpp
   ${CMAKE_CURRENT_LIST_DIR}/selector_device.cpp)
 target_compile_definitions(flashmemory_cuda_step PRIVATE FLASHMEMORY_TEST_DATA="${PROJECT_SOURCE_DIR}/tests")
 # Replaces operator new, so it stands alone.

@@ -54,10 +54,9 @@ struct two_backends {
     on_host = std::make_unique<fm::tiered_chunk_store>(options);
     on_device = cu::make_store(options);
     fm::selector_options o;
-    o.max_tokens = max_tokens;
     o.max_sequences = 3;
     host_select = std::make_unique<fm::selector>(*on_host, index, policy, o);
-    cu::selector_device_options d;
+    cu::device_selector_options d;
     d.weights = fm::dtype::f32;
     device_select = cu::make_selector(*on_device, c, policy, o, d);
     x = on_host->open(fm::sequence_options_for(policy, options.geometry, max_tokens));
@@ -81,14 +80,14 @@ struct two_backends {
     std::vector<float> queries(std::size_t(config.heads) * 128), gates(std::size_t(config.heads));
     std::vector<std::byte> memory(index.workspace_bytes(g, 0, 0) + 64);
     double largest = 0;
-    for (std::int32_t r = 0; r < index.key_streams(); ++r) {
+    for (std::int32_t r = 0; r < index.taps().reads.lanes; ++r) {
       REQUIRE(index.encode_query(r, newest[config.retrievers[std::size_t(r)].query_layer].data(), tokens - 1,
                                  queries.data(), gates.data(), {memory.data(), memory.size()}) == status::ok);
-      fm::key_pages pages;
-      REQUIRE(on_host->keys(x, r, &pages) == status::ok);
+      fm::index_key_pages pages;
+      REQUIRE(on_host->index_keys(x, r, &pages) == status::ok);
       std::vector<float> logits(std::size_t(tokens / 16 * 4));
       REQUIRE(index.score_keys(r, queries.data(), gates.data(), pages.data, std::int64_t(logits.size()),
-                               g.keys_per_chunk(), g.keys, logits.data(),
+                               g.index_keys_per_chunk(), g.index_keys.layout, logits.data(),
                                fm::serial_threads()) == status::ok);
       for (const float z : logits) largest = std::max(largest, double(std::abs(z)));
     }
@@ -136,11 +135,11 @@ struct two_backends {
   keys_found compare_keys() const {
     keys_found found;
     const auto& g = options.geometry;
-    const auto per_page = g.keys_per_chunk();
-    for (std::int32_t k = 0; k < g.key_streams; ++k) {
-      fm::key_pages a, b;
-      REQUIRE(on_host->keys(x, k, &a) == status::ok);
-      REQUIRE(on_device->keys(y, k, &b) == status::ok);
+    const auto per_page = g.index_keys_per_chunk();
+    for (std::int32_t k = 0; k < g.index_keys.lanes; ++k) {
+      fm::index_key_pages a, b;
+      REQUIRE(on_host->index_keys(x, k, &a) == status::ok);
+      REQUIRE(on_device->index_keys(y, k, &b) == status::ok);
       REQUIRE(a.keys == b.keys);
       const auto bytes = std::size_t((b.keys + per_page - 1) / per_page * per_page * 132);
       std::vector<std::byte> other(bytes);
@@ -339,8 +338,8 @@ TEST_CASE("the device selector gives the published scorer's scores", "[gpu][sele
     o.geometry.kv_heads = 1;
     o.geometry.key_dim = o.geometry.value_dim = 1;
     o.geometry.type = fm::dtype::f32;
-    o.geometry.key_streams = retrievers;
-    o.geometry.keys = fm::key_layout::planar;
+    o.geometry.index_keys.lanes = retrievers;
+    o.geometry.index_keys.layout = fm::index_key_layout::planar;
     o.fast_bytes = o.backing_bytes = std::size_t{2} << 30;
     o.max_sequences = 1;
     const auto store = cu::make_store(o);
@@ -348,8 +347,7 @@ TEST_CASE("the device selector gives the published scorer's scores", "[gpu][sele
     policy.budget_fraction = 0.01;
     fm::selector_options so;
     so.max_sequences = 1;
-    so.max_tokens = tokens;
-    cu::selector_device_options d;
+    cu::device_selector_options d;
     d.weights = fm::dtype::f32;
     const auto select = cu::make_selector(*store, config, policy, so, d);
     const auto s = store->open(fm::sequence_options_for(policy, o.geometry, tokens));
@@ -377,8 +375,9 @@ TEST_CASE("the device selector gives the published scorer's scores", "[gpu][sele
     pass(0, tokens - 1);
     pass(tokens - 1, 1);
     for (std::int32_t r = 0; r < retrievers; ++r)
-      REQUIRE(store->append_keys(s, r, 0, fm::view<const std::byte, 2>(device_keys.data(), tokens / 4, 132),
-                                 stream.ref()) == status::ok);
+      REQUIRE(store->append_index_keys(s, r, 0,
+                                       fm::view<const std::byte, 2>(device_keys.data(), tokens / 4, 132),
+                                       stream.ref()) == status::ok);
     const fm::batch_item item{s, tokens - 1, 1};
     REQUIRE(fm::select_chunks(*select, fm::batch(&item, 1), stream.ref()) == status::ok);
     const auto scores = select->last_scores();

@@ -184,7 +184,7 @@ TEST_CASE("calls of different kinds use one scratch in turn, whatever lies in it
         std::swap(gqa.scratch, scratch);
         add(gqa.out.get());
       } else if (kind == 1) {
-        v4::attend_options options;
+        fm::attend_options options;
         options.scratch = shared;
         REQUIRE(v4::sparse_attend(latent_plan, latent.window.source(latent.window_pages.pool()),
                                   latent.selected.source(latent.selected_pages.pool()),
@@ -246,7 +246,7 @@ TEST_CASE("rows, sinks and lse may be strided", "[gpu][attend]") {
   const device_array<float> lse(std::size_t(4 * lse_row));
   fm::view<const cu::chunk_row, 1> row_view(device_rows.data(), 4);
   row_view.stride[0] = 2;
-  cu::attend_options options = p.options();
+  fm::attend_options options = p.options();
   options.sink_logits = fm::view<const float, 1>(device_sinks.data(), heads);
   options.sink_logits.stride[0] = 3;
   options.lse = fm::view<float, 2>(lse.data(), 4, heads);

@@ -19,7 +19,7 @@ TEST_CASE("a step writes DeepSeek-V4 entries as the host's store quantises them"
   g.layers = 3;
   g.kv_heads = 1;
   g.key_dim = fm::deepseek_v4::entry_dim;
-  g.value_dim = fm::deepseek_v4::index_dim;
+  g.value_dim = fm::deepseek_v4::lightning_dim;
   g.format = fm::kv_format::deepseek_v4;
   g.entries_per_chunk = 16;
   g.tokens_per_entry = 4;

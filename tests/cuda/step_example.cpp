@@ -65,7 +65,6 @@ TEST_CASE("the step of docs/cuda.md decodes", "[gpu][step]") {
   step_options.rows = rows;
   step_options.max_chunks = g.chunks_for(max_tokens);
   step_options.query_heads = query_heads;
-  step_options.index_keys = true;  // this indexer makes them itself, in observe()
   cu::decode_step step(*store, select.get(), step_options);
 
   const auto forward = [&] {  // launches alone, with the same arguments in every step
@@ -87,7 +86,7 @@ TEST_CASE("the step of docs/cuda.md decodes", "[gpu][step]") {
     check(step.prepare(batch, stream));           // books and tables
     must(cudaGraphLaunch(graph, stream.cuda()));  // or forward(): the same bytes
     check(step.finish(stream));                   // seals chunks that are full
-    check(select_chunks(*select, fm::batch(items.data(), 3), stream));
+    check(select_chunks(*select, batch, stream));
     for (int row = 0; row < 3; ++row) ++items[row].position;
   }
   // [step]

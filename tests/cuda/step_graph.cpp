@@ -156,11 +156,11 @@ TEST_CASE("a decode step leaves the store as the same tokens through append() an
                                      appended.stream.ref()) == status::ok);
     }
     if (own_keys && (y.tokens + 1) % 4 == 0)
-      for (std::int32_t s = 0; s < g.key_streams; ++s)
-        REQUIRE(
-            appended.store->append_keys(y.handle, s, y.tokens / 4,
-                                        fm::view<const std::byte, 2>(pool.keys(i + 4, 2) + s * 132, 1, 132),
-                                        appended.stream.ref()) == status::ok);
+      for (std::int32_t s = 0; s < g.index_keys.lanes; ++s)
+        REQUIRE(appended.store->append_index_keys(
+                    y.handle, s, y.tokens / 4,
+                    fm::view<const std::byte, 2>(pool.keys(i + 4, 2) + s * 132, 1, 132),
+                    appended.stream.ref()) == status::ok);
     ++y.tokens;
     REQUIRE(fm::select_chunks(*appended.select, batch, appended.stream.ref()) == status::ok);
     REQUIRE(stepped.resident(x) == appended.resident(y));

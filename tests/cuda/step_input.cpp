@@ -84,13 +84,13 @@ TEST_CASE("the launches of a step refuse tensors that do not fit, by name", "[gp
           "k");
   const device_array<std::byte> keys(6 * 132);
   fm::view<const std::byte, 2> rows(keys.data(), 6, 132);
-  refused(w.step->append_keys(2, rows, stream), status::out_of_range, "stream_index");
+  refused(w.step->append_index_keys(2, rows, stream), status::out_of_range, "lane");
   rows.shape[0] = 5;
-  refused(w.step->append_keys(0, rows, stream), status::bad_shape, "keys");
+  refused(w.step->append_index_keys(0, rows, stream), status::bad_shape, "keys");
   rows = fm::view<const std::byte, 2>(keys.data(), 6, 131);
-  refused(w.step->append_keys(0, rows, stream), status::bad_shape, "key bytes");
+  refused(w.step->append_index_keys(0, rows, stream), status::bad_shape, "key bytes");
   rows = fm::view<const std::byte, 2>(nullptr, 6, 132);
-  refused(w.step->append_keys(0, rows, stream), status::null_data, "keys");
+  refused(w.step->append_index_keys(0, rows, stream), status::null_data, "keys");
   fm::const_tensor<2> hidden(some.data(), fm::dtype::bf16, 6, hidden_size);
   hidden.shape[1] = 31;
   refused(w.step->observe(0, hidden, stream), status::bad_shape, "hidden");
@@ -110,7 +110,6 @@ TEST_CASE("a decode step that cannot be built says which option is wrong", "[gpu
     cu::decode_step_options o;
     o.rows = 4;
     o.max_chunks = 16;
-    o.index_keys = true;
     spoil(o);
     try {
       const cu::decode_step step(*w.store, w.select.get(), o);
@@ -122,12 +121,10 @@ TEST_CASE("a decode step that cannot be built says which option is wrong", "[gpu
   };
   refused("rows", [](auto& o) { o.rows = 0; });
   refused("tokens", [](auto& o) { o.tokens = 9; });
-  refused("max_chunks", [](auto& o) { o.max_chunks = 0; });
+  refused("max_chunks", [](auto& o) { o.max_chunks = 0; });  // no sequence is open
   refused("query_heads", [](auto& o) { o.query_heads = -1; });
   refused("query_heads", [](auto& o) { o.query_heads = 3; });
-  refused("index_keys", [](auto& o) { o.index_keys = false; });
   refused("staging_steps", [](auto& o) { o.staging_steps = 1; });
-  refused("deadline", [](auto& o) { o.deadline = std::chrono::milliseconds(0); });
 }
 
 TEST_CASE("chunk tables follow the resident sets, row by row, and send only what has changed",
@@ -141,7 +138,7 @@ TEST_CASE("chunk tables follow the resident sets, row by row, and send only what
   cu::chunk_tables_options o;
   o.rows = 3;
   o.max_chunks = 40;
-  cu::chunk_tables tables(o);
+  cu::chunk_tables tables(cu::context_of(*w.store), o);
   const auto check = [&](const std::vector<const world::sequence*>& rows) {
     w.stream.wait();
     std::vector<cu::chunk_row> heads(3);
@@ -192,7 +189,7 @@ TEST_CASE("chunk tables follow the resident sets, row by row, and send only what
   check({});
   cu::chunk_tables_options few = o;
   few.max_chunks = 2;
-  cu::chunk_tables small(few);
+  cu::chunk_tables small(cu::context_of(*w.store), few);
   fm::batch_item item{t.handle, t.tokens, 1};
   fm::fault why;
   CHECK(small.update(*w.store, fm::batch(&item, 1), 0, w.stream.ref(), &why) == status::budget_exceeded);

@@ -19,7 +19,7 @@ struct held_world {
     options.captured = true;
     options.staging_steps = 16;
     options.control = &control;
-    options.device.deadline = deadline;
+    options.deadline = deadline;
     options.select.apply = fm::apply_mode::overlapped;
     options.select.max_staleness = max_staleness;
     options.select.late = late;

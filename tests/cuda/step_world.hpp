@@ -35,9 +35,9 @@ inline fm::kv_geometry geometry() {
   g.value_dim = 64;
   g.type = fm::dtype::bf16;
   g.entries_per_chunk = 16;
-  g.key_streams = 2;
-  g.tokens_per_key = 4;
-  g.keys = fm::key_layout::planar;
+  g.index_keys.lanes = 2;
+  g.index_keys.tokens_per_key = 4;
+  g.index_keys.layout = fm::index_key_layout::planar;
   return g;
 }
 
@@ -126,7 +126,7 @@ struct world_options {
   bool own_keys = false;
   bool captured = false;
   fm::selector_options select;
-  cu::device_options device;
+  cu::context device;
   store_testing::transfer_switches* control = nullptr;  ///< for copies that are late or fail
   std::int64_t max_tokens = 600;
   std::int32_t staging_steps = 4;
@@ -149,30 +149,29 @@ class world {
     s.fast_bytes = std::size_t{256} << 20;
     s.backing_bytes = std::size_t{256} << 20;
     s.max_sequences = 80;
-    store = o.control != nullptr ? store_testing::make_device_store(s, o.control, o.device)
-                                 : cu::make_store(s, o.device);
+    cu::context device = o.device;
+    device.deadline = o.deadline;
+    store = o.control != nullptr ? store_testing::make_device_store(s, o.control, device)
+                                 : cu::make_store(s, device);
     fm::selector_options so = o.select;
     so.max_sequences = 80;
-    so.max_tokens = o.max_tokens;
     select = cu::make_selector(*store, indexer_config(seed, o.own_keys), policy, so);
     cu::decode_step_options d;
     d.rows = o.rows;
     d.tokens = o.tokens;
     d.max_chunks = 64;
     d.query_heads = query_heads;
-    d.index_keys = true;
     d.staging_steps = o.staging_steps;
-    d.deadline = o.deadline;
     step = std::make_unique<cu::decode_step>(*store, select.get(), d);
     const auto g = geometry();
     const std::int64_t rows = std::int64_t{o.rows} * o.tokens;
     entries_ = std::int64_t{o.rows} * step->entries_per_row();
-    keys_rows_ = std::int64_t{o.rows} * step->keys_per_row();
+    keys_rows_ = std::int64_t{o.rows} * step->index_keys_per_row();
     hidden_ = device_array<std::uint16_t>(std::size_t(g.layers * rows * hidden_size));
     q_ = device_array<std::uint16_t>(std::size_t(g.layers * rows * query_heads * g.key_dim));
     k_ = device_array<std::uint16_t>(std::size_t(g.layers * entries_ * g.kv_heads * g.key_dim));
     v_ = device_array<float>(std::size_t(g.layers * entries_ * g.kv_heads * g.value_dim));
-    keys_ = device_array<std::byte>(std::size_t(g.key_streams * keys_rows_ * 132));
+    keys_ = device_array<std::byte>(std::size_t(g.index_keys.lanes * keys_rows_ * 132));
     out_ = device_array<float>(std::size_t(g.layers * rows * query_heads * g.value_dim));
     if (o.captured) capture();
   }
@@ -211,9 +210,9 @@ class world {
                             stream.ref()) == status::ok);
     }
     if (options_.own_keys)
-      for (std::int32_t k = 0; k < g.key_streams; ++k) {
+      for (std::int32_t k = 0; k < g.index_keys.lanes; ++k) {
         const std::int64_t count = (s.tokens + tokens) / 4 - s.tokens / 4;
-        REQUIRE(store->append_keys(
+        REQUIRE(store->append_index_keys(
                     s.handle, k, s.tokens / 4,
                     fm::view<const std::byte, 2>(pool_.keys(at + std::uint64_t(k), count), count, 132),
                     stream.ref()) == status::ok);
@@ -260,8 +259,8 @@ class world {
       if (code != status::ok) return code;
     }
     if (options_.own_keys)
-      for (std::int32_t k = 0; k < g.key_streams; ++k)
-        if (const status code = step->append_keys(
+      for (std::int32_t k = 0; k < g.index_keys.lanes; ++k)
+        if (const status code = step->append_index_keys(
                 k, fm::view<const std::byte, 2>(keys_.data() + k * keys_rows_ * 132, keys_rows_, 132),
                 stream.ref());
             code != status::ok)
@@ -315,11 +314,11 @@ class world {
     for (std::size_t c = 0; c < chunks; ++c)
       REQUIRE(store->read_chunk(s.handle, fm::chunk_id(c),
                                 fm::view<std::byte, 1>(bytes.data() + c * chunk, chunk)) == status::ok);
-    for (std::int32_t k = 0; k < g.key_streams; ++k) {
-      fm::key_pages pages;
-      REQUIRE(store->keys(s.handle, k, &pages) == status::ok);
+    for (std::int32_t k = 0; k < g.index_keys.lanes; ++k) {
+      fm::index_key_pages pages;
+      REQUIRE(store->index_keys(s.handle, k, &pages) == status::ok);
       REQUIRE(pages.keys == s.tokens / 4);
-      const auto per_page = g.keys_per_chunk();
+      const auto per_page = g.index_keys_per_chunk();
       const auto all = (pages.keys + per_page - 1) / per_page * per_page * 132;
       const std::size_t at = bytes.size();
       bytes.resize(at + std::size_t(all));

@@ -102,9 +102,9 @@ class switched_transfer final : public fm::cuda::detail::transfer {
 };
 
 inline std::unique_ptr<fm::tiered_chunk_store> make_device_store(
-    const fm::store_options& options, transfer_switches* control, const fm::cuda::device_options& device = {},
-    std::unique_ptr<fm::backing_store> own = nullptr) {
-  return fm::cuda::detail::make_store(options, device, std::move(own),
+    const fm::store_options& options, transfer_switches* control, const fm::cuda::context& device = {},
+    std::unique_ptr<fm::backing_store> own = nullptr, const fm::cuda::device_store_options& how = {}) {
+  return fm::cuda::detail::make_store(options, device, how, std::move(own),
                                       control ? switched_transfer::wrap : nullptr, control);
 }
 

@@ -13,7 +13,7 @@ using ids = std::vector<fm::chunk_id>;
 struct long_sequence {
   explicit long_sequence(std::int64_t quota,
                          std::chrono::milliseconds deadline = std::chrono::milliseconds(5000)) {
-    fm::cuda::device_options device;
+    fm::cuda::context device;
     device.deadline = deadline;
     fm::store_options o = small_options();
     o.fast_bytes = std::size_t{4} << 20;
@@ -214,23 +214,22 @@ TEST_CASE("a store on the device refuses streams, options and devices that canno
     return options;
   }();
   const auto throws = [&](auto change, const char* named) {
-    fm::cuda::device_options device;
-    change(device);
-    CHECK_THROWS_WITH(fm::cuda::make_store(o, device), Catch::Matchers::Contains(named));
+    fm::cuda::context device;
+    fm::cuda::device_store_options how;
+    change(device, how);
+    CHECK_THROWS_WITH(fm::cuda::make_store(o, device, how), Catch::Matchers::Contains(named));
   };
-  throws([](auto& d) { d.device = 99; }, "device_options::device is 99");
-  throws([](auto& d) { d.num_sms = 0; }, "num_sms");
-  throws([](auto& d) { d.touch_threads = 0; }, "touch_threads");
-  throws([](auto& d) { d.initial_slots = -1; }, "initial_slots");
-  throws([](auto& d) { d.deadline = std::chrono::milliseconds(0); }, "deadline");
-  throws([](auto& d) { d.pinned_slab_bytes = 0; }, "pinned_slab_bytes");
-  throws([](auto& d) { d.initial_slots = 1 << 20; }, "initial slots");
-  throws(
-      [](auto& d) {
-        d.device_memory.allocate = [](void*, std::size_t, std::size_t) -> void* { return nullptr; };
-      },
-      "device_memory");
-  CHECK_THROWS_AS(fm::cuda::make_store(o, {}, nullptr), fm::argument_error);
+  throws([](auto& d, auto&) { d.ordinal = 99; }, "context::ordinal is 99");
+  throws([](auto& d, auto&) { d.num_sms = -1; }, "num_sms");
+  throws([](auto&, auto& h) { h.recall_sms = 0; }, "recall_sms");
+  throws([](auto&, auto& h) { h.touch_threads = 0; }, "touch_threads");
+  throws([](auto&, auto& h) { h.initial_slots = -1; }, "initial_slots");
+  throws([](auto& d, auto&) { d.deadline = std::chrono::milliseconds(0); }, "deadline");
+  throws([](auto&, auto& h) { h.pinned_slab_bytes = 0; }, "pinned_slab_bytes");
+  throws([](auto&, auto& h) { h.initial_slots = 1 << 20; }, "initial slots");
+  throws([](auto& d,
+            auto&) { d.memory.allocate = [](void*, std::size_t, std::size_t) -> void* { return nullptr; }; },
+         "context::memory");
   auto broken = o;
   broken.geometry.layers = 0;
   CHECK_THROWS_AS(fm::cuda::make_store(broken), fm::argument_error);
@@ -246,10 +245,10 @@ TEST_CASE("slots of one block lie at base + stride * number, and every byte is c
   REQUIRE_GPU();
   auto o = small_options();
   o.fast_bytes = std::size_t{4} << 20;
-  fm::cuda::device_options device;
-  device.initial_slots = 36;
+  fm::cuda::device_store_options how;
+  how.initial_slots = 36;
   {
-    const auto store = fm::cuda::make_store(o, device);
+    const auto store = fm::cuda::make_store(o, {}, how);
     const fm::cuda::slot_range range = fm::cuda::slots_of(*store);
     REQUIRE(range.count == 36);
     CHECK(range.chunk_bytes == fm::chunk_layout(o.geometry).chunk_bytes());
@@ -317,12 +316,13 @@ TEST_CASE("memory comes from the engine's resources, all of it, and goes back th
   auto o = small_options();
   o.fast_bytes = std::size_t{4} << 20;
   o.memory = tables.resource();
-  fm::cuda::device_options device;
-  device.device_memory = device_pool.resource();
-  device.pinned_memory = pinned_pool.resource();
-  device.pinned_slab_bytes = 4096;
+  fm::cuda::context device;
+  device.memory = device_pool.resource();
+  device.pinned = pinned_pool.resource();
+  fm::cuda::device_store_options how;
+  how.pinned_slab_bytes = 4096;
   {
-    const auto store = fm::cuda::make_store(o, device);
+    const auto store = fm::cuda::make_store(o, device, how);
     device_stream stream;
     scratch_ring ring(std::size_t{1} << 20);
     for (int round = 0; round < 20; ++round) {

@@ -22,10 +22,11 @@ struct stage {
     g.entries_per_chunk = 16;
     fm::store_options o = small_options(g);
     o.fast_bytes = o.backing_bytes = std::size_t{32} << 20;
-    fm::cuda::device_options device;
-    device.on_demand = method;
+    fm::cuda::context device;
+    fm::cuda::device_store_options how;
+    how.on_demand = method;
     device.deadline = std::chrono::milliseconds(20000);
-    store = make_device_store(o, &control, device);
+    store = make_device_store(o, &control, device, nullptr, how);
     bytes = fm::chunk_layout(g).chunk_bytes();
     probe = device_array<std::byte>(bytes);
     s = open(*store, tokens(1600, 12));

@@ -18,10 +18,10 @@ struct live {
 /// Makes the same random calls on a store in host memory and one on the device.
 class twins {
  public:
-  twins(const fm::store_options& options, const fm::store_options& device_options,
-        const fm::cuda::device_options& device, std::uint32_t seed, std::size_t most)
+  twins(const fm::store_options& options, const fm::store_options& there,
+        const fm::cuda::device_store_options& how, std::uint32_t seed, std::size_t most)
       : host_(options),
-        device_(fm::cuda::make_store(device_options, device)),
+        device_(fm::cuda::make_store(there, {}, how)),
         ring_(std::size_t{24} << 20),
         random_(seed),
         most_(most) {}
@@ -47,7 +47,7 @@ class twins {
         return finish();
       case 10:
       case 11:
-        return append_keys();
+        return append_index_keys();
       default:
         return append();
     }
@@ -104,15 +104,15 @@ class twins {
               status::ok);
       if (set.chunks[i].entries == g.entries_per_chunk) REQUIRE(bytes_at(set.chunks[i].data, bytes) == a);
     }
-    for (std::int32_t k = 0; k < g.key_streams; ++k) {
-      fm::key_pages a, b;
-      REQUIRE(host_.keys(s.host, k, &a) == status::ok);
-      REQUIRE(device_->keys(s.device, k, &b) == status::ok);
+    for (std::int32_t k = 0; k < g.index_keys.lanes; ++k) {
+      fm::index_key_pages a, b;
+      REQUIRE(host_.index_keys(s.host, k, &a) == status::ok);
+      REQUIRE(device_->index_keys(s.device, k, &b) == status::ok);
       REQUIRE(a.keys == b.keys);
       if (a.keys == 0) continue;
       // Whole pages: what is not there yet reads as zero on both.
-      const auto pages = std::size_t((a.keys + g.keys_per_chunk() - 1) / g.keys_per_chunk());
-      const std::size_t size = pages * fm::chunk_layout(g).key_page_bytes();
+      const auto pages = std::size_t((a.keys + g.index_keys_per_chunk() - 1) / g.index_keys_per_chunk());
+      const std::size_t size = pages * fm::chunk_layout(g).index_key_page_bytes();
       REQUIRE(bytes_at(b.data, size) == std::vector<std::byte>(a.data, a.data + size));
     }
   }
@@ -248,20 +248,20 @@ class twins {
     s->model.tags.resize(std::size_t(g.entries_for(s->model.tokens)));
   }
 
-  void append_keys() {
+  void append_index_keys() {
     live* const s = any();
     const auto& g = host_.geometry();
-    if (!s || g.key_streams == 0) return;
-    const auto k = std::int32_t(below(g.key_streams));
-    fm::key_pages there;
-    REQUIRE(host_.keys(s->host, k, &there) == status::ok);
+    if (!s || g.index_keys.lanes == 0) return;
+    const auto k = std::int32_t(below(g.index_keys.lanes));
+    fm::index_key_pages there;
+    REQUIRE(host_.index_keys(s->host, k, &there) == status::ok);
     const std::int64_t count = below(20);
     const auto keys = make_keys(g, count, std::uint64_t(random_()));
     const auto expected =
-        host_.append_keys(s->host, k, there.keys, key_view(g, keys, count), store_testing::host);
+        host_.append_index_keys(s->host, k, there.keys, key_view(g, keys, count), store_testing::host);
     fm::view<const std::byte, 2> moved = key_view(g, keys, count);
-    if (count > 0) moved.data = ring_.put(keys.data(), std::size_t(count * g.key_bytes));
-    REQUIRE(device_->append_keys(s->device, k, there.keys, moved, stream()) == expected);
+    if (count > 0) moved.data = ring_.put(keys.data(), std::size_t(count * g.index_keys.bytes()));
+    REQUIRE(device_->append_index_keys(s->device, k, there.keys, moved, stream()) == expected);
   }
 
   ids wanted(const live& s) {
@@ -339,10 +339,10 @@ fm::kv_geometry random_geometry(std::mt19937& random) {
   g.type = std::vector<fm::dtype>{fm::dtype::f32, fm::dtype::bf16, fm::dtype::f16}[std::size_t(pick(0, 2))];
   g.entries_per_chunk = pick(1, 9);
   g.tokens_per_entry = pick(0, 2) == 0 ? pick(2, 4) : 1;
-  g.key_streams = pick(0, 2);
-  g.tokens_per_key = g.entries_per_chunk;
-  g.key_bytes = pick(5, 20);
-  g.keys = pick(0, 1) ? fm::key_layout::planar : fm::key_layout::interleaved;
+  g.index_keys.lanes = pick(0, 2);
+  g.index_keys.tokens_per_key = g.entries_per_chunk;
+  g.index_keys.dim = pick(1, 16);
+  g.index_keys.layout = pick(0, 1) ? fm::index_key_layout::planar : fm::index_key_layout::interleaved;
   return g;
 }
 
@@ -362,8 +362,8 @@ TEST_CASE("after any calls a store on the device holds byte for byte what one in
     there.verify_ram = medium == 1;
     temporary_path path;
     if (medium == 2) there.backing_path = path.string();
-    fm::cuda::device_options device;
-    device.num_sms = 1 + round % 5;
+    fm::cuda::device_store_options device;
+    device.recall_sms = 1 + round % 5;
     device.on_demand = fm::cuda::recall_method(round % 3);
     device.pinned_slab_bytes = std::size_t{1} << (10 + round);
     device.initial_slots = round % 3 == 0 ? 40 : 0;

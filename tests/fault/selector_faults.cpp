@@ -20,7 +20,6 @@ struct bench {
     policy.interval = 4;
     policy.hysteresis = 0.5f;
     fm::selector_options o;
-    o.max_tokens = 800;
     o.stagger = false;
     select = std::make_unique<fm::selector>(store, index, policy, o);
     engine = std::make_unique<toy::engine>(store, *select);
@@ -47,7 +46,7 @@ TEST_CASE("a failed refresh leaves the old set, is counted, and is tried again a
   b.index.rule = [](const fm::score_request&, std::int64_t c) { return -float(c); };
   status expected = status::ok;
   SECTION("recall") { b.store.fail_recall = expected = GENERATE(status::io_error, status::corrupt_chunk); }
-  SECTION("score") { b.index.answer = expected = status::keys_missing; }
+  SECTION("score") { b.index.answer = expected = status::index_keys_missing; }
   SECTION("info") { b.store.fail_info = expected = status::stale_sequence; }
   SECTION("resident") { b.store.fail_resident = expected = status::stale_slot; }
   for (int i = 0; i < 3; ++i) REQUIRE(b.engine->step(s) == status::ok);
@@ -100,7 +99,7 @@ TEST_CASE("one sequence's failure does not keep others from refreshing; the firs
   CHECK(b.select->counters().refreshes_failed == 1);
 }
 
-TEST_CASE("observe may be repeated after append_keys failed, and then all keys are right", "[fault]") {
+TEST_CASE("observe may be repeated after append_index_keys failed, and then all keys are right", "[fault]") {
   const int good = GENERATE(0, 1, 2, 5);
   CAPTURE(good);
   bench b;

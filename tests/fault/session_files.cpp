@@ -145,7 +145,7 @@ TEST_CASE("foreign files, other versions and other geometries are named", "[sess
       {"type", [](fm::kv_geometry& g) { g.type = fm::dtype::bf16; }},
       {"entries_per_chunk", [](fm::kv_geometry& g) { g.entries_per_chunk = 8; }},
       {"tokens_per_entry", [](fm::kv_geometry& g) { g.tokens_per_entry = 2; }},
-      {"key_streams", [](fm::kv_geometry& g) { g.key_streams = 4; }},
+      {"key_streams", [](fm::kv_geometry& g) { g.index_keys.lanes = 4; }},
   };
   for (const other& o : others) {
     fm::kv_geometry g = tiny();

@@ -13,7 +13,7 @@ TEST_CASE("2 GiB of K and V in a file are served from 256 MiB of fast memory, wh
   g.value_dim = 128;
   g.type = fm::dtype::bf16;
   g.entries_per_chunk = 512;
-  g.key_streams = 1;
+  g.index_keys.lanes = 1;
   const auto chunk = fm::chunk_layout(g).chunk_bytes();  // 4 MiB
   constexpr std::int64_t chunks = 512;
   REQUIRE(chunk * chunks == std::size_t{1} << 31);

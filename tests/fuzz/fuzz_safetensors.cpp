@@ -42,7 +42,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* input, std::size_t byt
     check(file, data, bytes);
     const fm::dual_encoder_config config = fm::detail::read_dual_encoder(file, {});
     const fm::dual_encoder_indexer index(config);
-    require(index.key_streams() > 0);
+    require(index.taps().reads.lanes > 0);
   } catch (const fm::format_error&) {
   }
   return 0;

@@ -28,9 +28,9 @@ fm::kv_geometry small() {
   g.value_dim = 2;
   g.type = fm::dtype::bf16;
   g.entries_per_chunk = 2;
-  g.key_streams = 1;
-  g.tokens_per_key = 2;
-  g.key_bytes = 8;
+  g.index_keys.lanes = 1;
+  g.index_keys.tokens_per_key = 2;
+  g.index_keys.dim = 4;
   return g;
 }
 
@@ -112,7 +112,6 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   policy.recent_chunks = 1;
   fm::selector_options so;
   so.max_sequences = 2;
-  so.max_tokens = 256;
   fm::selector select(store, index, policy, so);
   const bool selects = data[0] & 16;
   fm::detail::memory_source in(image.data(), image.size(), "fuzz");

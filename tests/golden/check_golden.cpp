@@ -112,7 +112,7 @@ class checker {
   }
 
   std::vector<float> logits(const fm::dual_encoder_indexer& index, std::int32_t retriever, std::int64_t row,
-                            fm::key_layout layout) {
+                            fm::index_key_layout layout) {
     const aligned_scratch memory(index.workspace_bytes({}, 0, 0));
     std::vector<float> queries(static_cast<std::size_t>(config_.heads) * 128),
         gates(static_cast<std::size_t>(config_.heads));
@@ -122,7 +122,7 @@ class checker {
                "encode_query");
     const fm::reference::key_store pages(fm::reference::key_geometry(1, page_keys, layout),
                                          {data_.rows_of(row)});
-    fm::key_pages keys;
+    fm::index_key_pages keys;
     require_ok(pages.keys({}, 0, &keys), "keys");
     std::vector<float> out(static_cast<std::size_t>(data_.keys));
     require_ok(index.score_keys(retriever, queries.data(), gates.data(), keys.data, keys.keys, page_keys,
@@ -139,8 +139,8 @@ class checker {
       const std::vector<float> expected = data_.expected(name);
       double worst = 0;
       for (std::int64_t row = 0; row < data_.batch; ++row) {
-        const auto got = logits(index, static_cast<std::int32_t>(r), row, fm::key_layout::interleaved);
-        if (got != logits(index, static_cast<std::int32_t>(r), row, fm::key_layout::planar)) {
+        const auto got = logits(index, static_cast<std::int32_t>(r), row, fm::index_key_layout::interleaved);
+        if (got != logits(index, static_cast<std::int32_t>(r), row, fm::index_key_layout::planar)) {
           fmt::print("  {:24} row {}: planar keys give other bits  FAILED\n", name, row);
           good_ = false;
         }
@@ -171,18 +171,17 @@ class checker {
     double worst = 0;
     for (std::int64_t row = 0; row < data_.batch; ++row) {
       const fm::reference::key_store store(
-          fm::reference::key_geometry(static_cast<std::int32_t>(retrievers), 1, fm::key_layout::planar),
+          fm::reference::key_geometry(static_cast<std::int32_t>(retrievers), 1, fm::index_key_layout::planar),
           std::vector<std::vector<std::byte>>(retrievers, data_.rows_of(row)));
       const std::vector<const float*> queries(retrievers, data_.hidden.data() + row * data_.width);
       fm::score_request request;
-      request.store = &store;
+      request.reader = &store;
       request.position = data_.positions[static_cast<std::size_t>(row)];
       request.chunks = data_.keys;
       request.queries = queries.data();
+      request.scratch = memory.scratch;
       std::vector<float> scores(static_cast<std::size_t>(data_.keys));
-      require_ok(index.score(request, fm::view<float, 1>(scores.data(), scores.size()), memory.scratch,
-                             fm::default_threads(), fm::stream_ref::host()),
-                 "score");
+      require_ok(index.score(request, fm::view<float, 1>(scores.data(), scores.size())), "score");
       for (std::size_t k = 0; k < scores.size(); ++k) {
         const double e =
             std::fabs(sigmoid(static_cast<double>(scores[k])) -

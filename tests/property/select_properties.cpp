@@ -124,7 +124,6 @@ TEST_CASE("random steps of many sequences: counters add up and the sets are what
   p.mode = draw(0, 1) ? selection_mode::budget : selection_mode::threshold;
   p.hysteresis = 0.25f;
   fm::selector_options o;
-  o.max_tokens = 1000;
   o.max_rollback_tokens = 8;
   o.max_sequences = 6;
   fm::selector select(store, index, p, o);

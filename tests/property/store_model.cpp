@@ -30,7 +30,7 @@ class player {
         return recall();
       case 7:
       case 8:
-        return append_keys();
+        return append_index_keys();
       case 16:
       case 17:
         return start();
@@ -193,19 +193,19 @@ class player {
     }
   }
 
-  void append_keys() {
+  void append_index_keys() {
     shadow_sequence* const q = any();
-    if (!q || shadow_.g.key_streams == 0) return;
-    const std::int64_t stream = below(shadow_.g.key_streams);
+    if (!q || shadow_.g.index_keys.lanes == 0) return;
+    const std::int64_t stream = below(shadow_.g.index_keys.lanes);
     auto& rows = q->keys[std::size_t(stream)];
-    const std::int64_t present = std::int64_t(rows.size()) / shadow_.g.key_bytes;
+    const std::int64_t present = std::int64_t(rows.size()) / shadow_.g.index_keys.bytes();
     const std::int64_t count = below(12);
-    const bool fits = present + count <= q->options.max_tokens / shadow_.g.tokens_per_key;
+    const bool fits = present + count <= q->options.max_tokens / shadow_.g.index_keys.tokens_per_key;
     const auto keys = make_keys(shadow_.g, count, std::uint64_t(random_()));
-    expect(store_.append_keys(q->s.handle, std::int32_t(stream), present, key_view(shadow_.g, keys, count),
-                              host),
+    expect(store_.append_index_keys(q->s.handle, std::int32_t(stream), present,
+                                    key_view(shadow_.g, keys, count), host),
            fits ? status::ok : status::sequence_full);
-    if (fits) rows.insert(rows.end(), keys.begin(), keys.begin() + count * shadow_.g.key_bytes);
+    if (fits) rows.insert(rows.end(), keys.begin(), keys.begin() + count * shadow_.g.index_keys.bytes());
   }
 
   std::vector<fm::chunk_id> random_request(const shadow_sequence& q) {
@@ -308,7 +308,7 @@ class player {
     for (std::int64_t c = 0; c < g.chunks_for(q.s.tokens + q.span_tokens); ++c)
       REQUIRE(read_chunk(store_, q.s, c) == expected_chunk(g, tags, c, entries));
     for (std::int32_t layer = 0; layer < g.layers; ++layer) compare_layer(q, layer, tags, entries(layer));
-    for (std::int32_t s = 0; s < g.key_streams; ++s) compare_keys(q, s);
+    for (std::int32_t s = 0; s < g.index_keys.lanes; ++s) compare_keys(q, s);
   }
 
   void compare_layer(const shadow_sequence& q, std::int32_t layer, const std::vector<std::uint64_t>& tags,
@@ -332,17 +332,17 @@ class player {
 
   void compare_keys(const shadow_sequence& q, std::int32_t stream) {
     const fm::kv_geometry& g = shadow_.g;
-    fm::key_pages pages;
-    REQUIRE(store_.keys(q.s.handle, stream, &pages) == status::ok);
+    fm::index_key_pages pages;
+    REQUIRE(store_.index_keys(q.s.handle, stream, &pages) == status::ok);
     const auto& rows = q.keys[std::size_t(stream)];
-    REQUIRE(pages.keys * g.key_bytes == std::int64_t(rows.size()));
-    const std::int64_t per_page = g.keys_per_chunk(), codes = g.key_bytes - 4;
+    REQUIRE(pages.keys * g.index_keys.bytes() == std::int64_t(rows.size()));
+    const std::int64_t per_page = g.index_keys_per_chunk(), codes = g.index_keys.bytes() - 4;
     for (std::int64_t i = 0; i < pages.keys; ++i) {
-      const std::byte* const page = pages.data + i / per_page * per_page * g.key_bytes;
+      const std::byte* const page = pages.data + i / per_page * per_page * g.index_keys.bytes();
       const std::int64_t slot = i % per_page;
-      const std::byte* const row = rows.data() + i * g.key_bytes;
-      const bool planar = g.keys == fm::key_layout::planar;
-      const std::byte* const code = planar ? page + slot * codes : page + slot * g.key_bytes;
+      const std::byte* const row = rows.data() + i * g.index_keys.bytes();
+      const bool planar = g.index_keys.layout == fm::index_key_layout::planar;
+      const std::byte* const code = planar ? page + slot * codes : page + slot * g.index_keys.bytes();
       const std::byte* const scale = planar ? page + per_page * codes + slot * 4 : code + codes;
       REQUIRE(std::memcmp(code, row, std::size_t(codes)) == 0);
       REQUIRE(std::memcmp(scale, row + codes, 4) == 0);
@@ -374,10 +374,10 @@ TEST_CASE("after any sequence of calls the store holds, shows and counts what it
     g.type = std::vector<fm::dtype>{fm::dtype::f32, fm::dtype::bf16, fm::dtype::f16}[std::size_t(pick(0, 2))];
     g.entries_per_chunk = pick(1, 5);
     g.tokens_per_entry = pick(0, 2) == 0 ? pick(2, 4) : 1;
-    g.key_streams = pick(0, 2);
-    g.tokens_per_key = g.entries_per_chunk;
-    g.key_bytes = pick(5, 12);
-    g.keys = pick(0, 1) ? fm::key_layout::planar : fm::key_layout::interleaved;
+    g.index_keys.lanes = pick(0, 2);
+    g.index_keys.tokens_per_key = g.entries_per_chunk;
+    g.index_keys.dim = pick(1, 8);
+    g.index_keys.layout = pick(0, 1) ? fm::index_key_layout::planar : fm::index_key_layout::interleaved;
     if (round % 6 == 5) g = small_v4_geometry(1 << pick(0, 2));
     fm::store_options o;
     o.geometry = g;

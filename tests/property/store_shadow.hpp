@@ -112,7 +112,7 @@ class shadow_store {
     q.capacity = g.chunks_for(o.max_tokens);
     q.quota = o.max_resident_chunks == 0 ? q.capacity : std::min(o.max_resident_chunks, q.capacity);
     q.whole = o.max_resident_chunks == 0;
-    q.keys.resize(std::size_t(g.key_streams));
+    q.keys.resize(std::size_t(g.index_keys.lanes));
     return q;
   }
   std::int64_t reserved() const {
@@ -327,7 +327,7 @@ class shadow_store {
     q.next_layer = 0;
     q.span_tags.clear();
     for (auto& stream : q.keys) {
-      const auto most = std::size_t(tokens / g.tokens_per_key * g.key_bytes);
+      const auto most = std::size_t(tokens / g.index_keys.tokens_per_key * g.index_keys.bytes());
       if (stream.size() > most) stream.resize(most);
     }
     forget_unused();
@@ -377,7 +377,7 @@ class shadow_store {
     q.resident = settle(q, parent.resident, int(q.chunks.size()), done);
     q.keys = parent.keys;
     q.recalled = parent.recalled;
-    const auto most = std::size_t(o.max_tokens / g.tokens_per_key * g.key_bytes);
+    const auto most = std::size_t(o.max_tokens / g.index_keys.tokens_per_key * g.index_keys.bytes());
     for (auto& stream : q.keys)
       if (stream.size() > most) stream.resize(most);
     return q;

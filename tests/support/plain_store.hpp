@@ -57,7 +57,7 @@ class plain_store final : public chunk_store {
       s.options = options;
       s.tokens.resize(std::size_t(geometry().layers));
       s.residents.resize(std::size_t(geometry().layers));
-      s.keys.resize(std::size_t(geometry().key_streams));
+      s.keys.resize(std::size_t(geometry().index_keys.lanes));
       return {i, generation};
     }
     return {};
@@ -87,7 +87,7 @@ class plain_store final : public chunk_store {
     for (auto& t : s->tokens) t = tokens;
     s->chunks.resize(std::size_t(geometry().chunks_for(tokens)));
     for (auto& keys : s->keys) {
-      keys.resize(std::size_t(tokens / geometry().tokens_per_key * geometry().key_bytes));
+      keys.resize(std::size_t(tokens / geometry().index_keys.tokens_per_key * geometry().index_keys.bytes()));
     }
     list(*s);
     return status::ok;
@@ -105,6 +105,11 @@ class plain_store final : public chunk_store {
                 stream_ref) noexcept override {
     std::int64_t row = 0;
     for (std::int64_t i = 0; i < items.shape[0]; ++i) {
+      if (items(i).empty()) {
+        row += geometry().entries_for(items(i).position + items(i).num_tokens) -
+               geometry().entries_for(items(i).position);
+        continue;
+      }
       sequence* s = find(items(i).sequence);
       if (s == nullptr) return refused(items(i).sequence);
       std::int64_t& tokens = s->tokens[std::size_t(layer)];
@@ -126,14 +131,14 @@ class plain_store final : public chunk_store {
     return status::ok;
   }
 
-  status append_keys(sequence_handle handle, std::int32_t stream_index, std::int64_t first_key,
-                     view<const std::byte, 2> rows, stream_ref) noexcept override {
+  status append_index_keys(sequence_handle handle, std::int32_t lane, std::int64_t first_key,
+                           view<const std::byte, 2> rows, stream_ref) noexcept override {
     sequence* s = find(handle);
     if (s == nullptr) return refused(handle);
-    auto& keys = s->keys[std::size_t(stream_index)];
-    if (first_key * geometry().key_bytes != std::int64_t(keys.size())) return status::out_of_order;
-    keys.insert(keys.end(), rows.data, rows.data + rows.shape[0] * geometry().key_bytes);
-    return geometry().keys == key_layout::interleaved ? status::ok : status::unsupported;
+    auto& keys = s->keys[std::size_t(lane)];
+    if (first_key * geometry().index_keys.bytes() != std::int64_t(keys.size())) return status::out_of_order;
+    keys.insert(keys.end(), rows.data, rows.data + rows.shape[0] * geometry().index_keys.bytes());
+    return geometry().index_keys.layout == index_key_layout::interleaved ? status::ok : status::unsupported;
   }
 
   status recall(sequence_handle handle, view<const chunk_id, 1> chunks, recall_report* report,
@@ -190,19 +195,20 @@ class plain_store final : public chunk_store {
     s->started = false;
     return status::ok;
   }
-  status resident(sequence_handle handle, std::int32_t layer, resident_set* out) const noexcept override {
+  status resident(sequence_handle handle, std::int32_t layer, resident_set* out,
+                  std::uint64_t = 0) const noexcept override {
     const sequence* s = find(handle);
     if (s == nullptr) return refused(handle);
     const auto& chunks = s->residents[std::size_t(layer)];
-    *out = {chunks.data(), std::int64_t(chunks.size()), s->tokens[std::size_t(layer)]};
+    *out = {chunks.data(), std::int64_t(chunks.size()), s->tokens[std::size_t(layer)], ++versions_};
     return status::ok;
   }
 
-  status keys(sequence_handle handle, std::int32_t stream_index, key_pages* out) const noexcept override {
+  status index_keys(sequence_handle handle, std::int32_t lane, index_key_pages* out) const noexcept override {
     const sequence* s = find(handle);
     if (s == nullptr) return refused(handle);
-    const auto& keys = s->keys[std::size_t(stream_index)];
-    *out = {keys.data(), std::int64_t(keys.size()) / geometry().key_bytes};
+    const auto& keys = s->keys[std::size_t(lane)];
+    *out = {keys.data(), std::int64_t(keys.size()) / geometry().index_keys.bytes()};
     return status::ok;
   }
 
@@ -239,6 +245,8 @@ class plain_store final : public chunk_store {
     return status::ok;
   }
 
+  status begin_pass(batch, stream_ref) noexcept override { return status::unsupported; }
+  status commit_pass(batch, bool, stream_ref) noexcept override { return status::unsupported; }
   store_counters counters() const noexcept override { return {}; }
   store_usage usage() const noexcept override { return {}; }
   fault last_fault() const noexcept override { return {}; }
@@ -298,6 +306,8 @@ class plain_store final : public chunk_store {
   }
 
  private:
+  mutable std::uint64_t versions_ = 0;  ///< a new one at each look: sets are never known to be the same
+
   struct release {
     memory_resource memory;
     std::size_t bytes = 0;

@@ -136,31 +136,31 @@ inline fm::kv_geometry small_geometry() {
   g.value_dim = 6;
   g.type = fm::dtype::bf16;
   g.entries_per_chunk = 4;
-  g.key_streams = 1;
-  g.tokens_per_key = 2;
+  g.index_keys.lanes = 1;
+  g.index_keys.tokens_per_key = 2;
   g.key_bytes = 12;
   return g;
 }
 
 /// `count` index keys with finite bytes and scales.
 inline std::vector<std::byte> make_keys(const fm::kv_geometry& g, std::int64_t count, std::uint64_t tag) {
-  std::vector<std::byte> out(std::size_t(count * g.key_bytes) + 1);
+  std::vector<std::byte> out(std::size_t(count * g.index_keys.bytes()) + 1);
   for (std::int64_t i = 0; i < count; ++i) {
-    std::byte* const row = out.data() + i * g.key_bytes;
-    for (std::int32_t b = 0; b < g.key_bytes - 4; ++b) {
+    std::byte* const row = out.data() + i * g.index_keys.bytes();
+    for (std::int32_t b = 0; b < g.index_keys.bytes() - 4; ++b) {
       auto bits = static_cast<unsigned char>(mixed(tag + std::uint64_t(i) * 131 + std::uint64_t(b)));
       if ((bits & 0x7f) == 0x7f) bits ^= 1;
       row[b] = std::byte{bits};
     }
     const float scale = 0.25f + float(mixed(tag + std::uint64_t(i)) % 1000) / 1000.0f;
-    std::memcpy(row + g.key_bytes - 4, &scale, 4);
+    std::memcpy(row + g.index_keys.bytes() - 4, &scale, 4);
   }
   return out;
 }
 
 inline fm::view<const std::byte, 2> key_view(const fm::kv_geometry& g, const std::vector<std::byte>& keys,
                                              std::int64_t count) {
-  return fm::view<const std::byte, 2>(keys.data(), count, g.key_bytes);
+  return fm::view<const std::byte, 2>(keys.data(), count, g.index_keys.bytes());
 }
 
 /// One sequence as its engine remembers it.
@@ -312,9 +312,9 @@ struct snapshot {
     complete = i.complete_chunks;
     resident = i.resident_chunks;
     keys = 0;
-    for (std::int32_t k = 0; k < store.geometry().key_streams; ++k) {
-      fm::key_pages pages;
-      if (store.keys(s.handle, k, &pages) != fm::status::ok) throw std::runtime_error("keys() failed");
+    for (std::int32_t k = 0; k < store.geometry().index_keys.lanes; ++k) {
+      fm::index_key_pages pages;
+      if (store.index_keys(s.handle, k, &pages) != fm::status::ok) throw std::runtime_error("keys() failed");
       keys += pages.keys;
     }
   }

@@ -20,14 +20,14 @@ inline fm::kv_geometry small_v4_geometry(std::int32_t entries_per_chunk = 4) {
   g.layers = 2;
   g.kv_heads = 1;
   g.key_dim = fm::deepseek_v4::entry_dim;
-  g.value_dim = fm::deepseek_v4::index_dim;
+  g.value_dim = fm::deepseek_v4::lightning_dim;
   g.format = fm::kv_format::deepseek_v4;
   g.entries_per_chunk = entries_per_chunk;
   g.tokens_per_entry = 4;
-  g.key_streams = 1;
-  g.tokens_per_key = 4;
+  g.index_keys.lanes = 1;
+  g.index_keys.tokens_per_key = 4;
   g.key_bytes = 132;
-  g.keys = fm::key_layout::planar;
+  g.index_keys.layout = fm::index_key_layout::planar;
   return g;
 }
 
@@ -50,7 +50,7 @@ inline void fill_vector(std::byte* out, std::size_t bytes, std::uint64_t tag, st
 
 /// A vector of an entry of DeepSeek-V4: bf16 numbers of many magnitudes, now and then one that is not finite.
 inline std::vector<float> made_v4_vector(std::uint64_t tag, std::int64_t layer, bool value) {
-  std::vector<float> out(std::size_t(value ? fm::deepseek_v4::index_dim : fm::deepseek_v4::entry_dim));
+  std::vector<float> out(std::size_t(value ? fm::deepseek_v4::lightning_dim : fm::deepseek_v4::entry_dim));
   std::vector<std::byte> bits(out.size() * 2);
   fill_vector(bits.data(), bits.size(), tag, layer, 0, value);
   for (std::size_t i = 0; i < out.size(); ++i) {

@@ -40,8 +40,8 @@ inline fm::kv_geometry geometry(std::int32_t key_streams = 3) {
   g.value_dim = 16;
   g.type = fm::dtype::f32;
   g.entries_per_chunk = 8;
-  g.tokens_per_key = 4;
-  g.key_streams = key_streams;
+  g.index_keys.tokens_per_key = 4;
+  g.index_keys.lanes = key_streams;
   return g;
 }
 
@@ -54,11 +54,23 @@ inline fm::store_options store_options(const fm::kv_geometry& g, std::int32_t ma
   return o;
 }
 
+inline fm::indexer_taps scripted_taps() {
+  fm::indexer_taps t;
+  t.name = "scripted";
+  t.queries = {{1, fm::tap_kind::hidden, width}};
+  t.index_keys = {{0, width, 4, 10}, {1, width, 4, 4}, {0, width, 4, 16}};
+  t.log_odds = true;
+  return t;
+}
+
 /// Scores what it is told to and makes keys that change with every bit of every row they are made from.
 class scripted_indexer : public fm::indexer {
  public:
-  std::vector<fm::query_tap> queries = {{1, fm::tap_kind::hidden, width}};
-  std::vector<fm::key_tap> keys = {{0, width, 4, 10}, {1, width, 4, 4}, {0, width, 4, 16}};
+  scripted_indexer() : fm::indexer(scripted_taps()) {}
+
+  // Tests say otherwise before a selector looks.
+  std::vector<fm::query_tap>& queries = taps_.queries;
+  std::vector<fm::index_key_tap>& keys = taps_.index_keys;
   std::function<float(const fm::score_request&, std::int64_t)> rule = [](const fm::score_request&,
                                                                          std::int64_t c) { return float(c); };
   fm::status answer = fm::status::ok;  ///< of score()
@@ -68,22 +80,9 @@ class scripted_indexer : public fm::indexer {
   bool record = false;
   mutable std::int64_t encoded = 0, blocks = 0, largest_block = 0;
 
-  const char* name() const noexcept override { return "scripted"; }
-  fm::view<const fm::query_tap, 1> query_taps() const noexcept override {
-    return fm::view<const fm::query_tap, 1>(queries.data(), queries.size());
-  }
-  fm::view<const fm::key_tap, 1> key_taps() const noexcept override {
-    return fm::view<const fm::key_tap, 1>(keys.data(), keys.size());
-  }
-  std::int32_t key_streams() const noexcept override { return std::int32_t(keys.size()); }
-  bool log_odds() const noexcept override { return true; }
-  std::size_t workspace_bytes(const fm::kv_geometry&, std::int64_t, std::int64_t) const noexcept override {
-    return 0;
-  }
-
-  fm::status encode_keys(std::int32_t stream, fm::view<const float, 2> rows, fm::view<std::byte, 2> out,
-                         fm::workspace, fm::thread_hook) const noexcept override {
-    const fm::key_tap& tap = keys[std::size_t(stream)];
+  fm::status encode_index_keys(std::int32_t stream, fm::view<const float, 2> rows, fm::view<std::byte, 2> out,
+                               fm::workspace, fm::thread_hook) const noexcept override {
+    const fm::index_key_tap& tap = keys[std::size_t(stream)];
     if (rows.shape[0] != (out.shape[0] - 1) * tap.tokens_per_key + tap.window || rows.shape[1] != tap.width)
       return fm::status::bad_shape;
     encoded += out.shape[0];
@@ -110,17 +109,16 @@ class scripted_indexer : public fm::indexer {
     return fm::status::ok;
   }
 
-  fm::status score(const fm::score_request& request, fm::view<float, 1> scores, fm::workspace,
-                   fm::thread_hook, fm::stream_ref) noexcept override {
+  fm::status score(const fm::score_request& request, fm::view<float, 1> scores) noexcept override {
     ++scored;
     if (record) positions.push_back(request.position);
     if (answer != fm::status::ok) return answer;
-    const std::int64_t per_chunk = request.store->geometry().keys_per_chunk();
+    const std::int64_t per_chunk = request.reader->geometry().index_keys_per_chunk();
     for (std::size_t s = 0; check_keys && s < keys.size(); ++s) {
-      fm::key_pages pages;
-      const fm::status code = request.store->keys(request.sequence, std::int32_t(s), &pages);
+      fm::index_key_pages pages;
+      const fm::status code = request.reader->index_keys(request.sequence, std::int32_t(s), &pages);
       if (code != fm::status::ok) return code;
-      if (pages.keys < request.chunks * per_chunk) return fm::status::keys_missing;
+      if (pages.keys < request.chunks * per_chunk) return fm::status::index_keys_missing;
     }
     for (std::int64_t c = 0; c < request.chunks; ++c) scores(c) = rule(request, c);
     return fm::status::ok;
@@ -165,11 +163,11 @@ class failing_store final : public fm::chunk_store {
                     fm::stream_ref s) noexcept override {
     return inner_.append(i, l, k, v, s);
   }
-  fm::status append_keys(fm::sequence_handle s, std::int32_t stream, std::int64_t first,
-                         fm::view<const std::byte, 2> keys, fm::stream_ref r) noexcept override {
+  fm::status append_index_keys(fm::sequence_handle s, std::int32_t stream, std::int64_t first,
+                               fm::view<const std::byte, 2> keys, fm::stream_ref r) noexcept override {
     if (fail_append_keys_after == 0) return fail(fm::status::io_error, s, -1);
     if (fail_append_keys_after > 0) --fail_append_keys_after;
-    return inner_.append_keys(s, stream, first, keys, r);
+    return inner_.append_index_keys(s, stream, first, keys, r);
   }
   fm::status recall(fm::sequence_handle s, fm::view<const fm::chunk_id, 1> chunks, fm::recall_report* report,
                     fm::stream_ref r) noexcept override {
@@ -210,12 +208,20 @@ class failing_store final : public fm::chunk_store {
     return inner_.finish_recall(s, late, report, r);
   }
   fm::status cancel_recall(fm::sequence_handle s) noexcept override { return inner_.cancel_recall(s); }
-  fm::status resident(fm::sequence_handle s, std::int32_t l, fm::resident_set* out) const noexcept override {
+  fm::status resident(fm::sequence_handle s, std::int32_t l, fm::resident_set* out,
+                      std::uint64_t known = 0) const noexcept override {
     if (fail_resident != fm::status::ok) return fail(fail_resident, s, 2);
-    return inner_.resident(s, l, out);
+    return inner_.resident(s, l, out, known);
   }
-  fm::status keys(fm::sequence_handle s, std::int32_t i, fm::key_pages* out) const noexcept override {
-    return inner_.keys(s, i, out);
+  fm::status index_keys(fm::sequence_handle s, std::int32_t i,
+                        fm::index_key_pages* out) const noexcept override {
+    return inner_.index_keys(s, i, out);
+  }
+  fm::status begin_pass(fm::batch items, fm::stream_ref r) noexcept override {
+    return inner_.begin_pass(items, r);
+  }
+  fm::status commit_pass(fm::batch items, bool keys, fm::stream_ref r) noexcept override {
+    return inner_.commit_pass(items, keys, r);
   }
   bool is_open(fm::sequence_handle s) const noexcept override { return inner_.is_open(s); }
   fm::status info(fm::sequence_handle s, fm::sequence_info* out) const noexcept override {
@@ -371,9 +377,9 @@ inline std::vector<fm::chunk_id> resident_ids(const fm::chunk_store& store, fm::
 
 inline std::vector<std::byte> key_bytes(const fm::chunk_store& store, fm::sequence_handle s,
                                         std::int32_t stream) {
-  fm::key_pages pages;
-  if (store.keys(s, stream, &pages) != fm::status::ok || pages.keys == 0) return {};
-  return {pages.data, pages.data + pages.keys * store.geometry().key_bytes};
+  fm::index_key_pages pages;
+  if (store.index_keys(s, stream, &pages) != fm::status::ok || pages.keys == 0) return {};
+  return {pages.data, pages.data + pages.keys * store.geometry().index_keys.bytes()};
 }
 
 }  // namespace toy

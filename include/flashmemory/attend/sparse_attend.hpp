@@ -3,10 +3,10 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <flashmemory/attend/options.hpp>
 #include <flashmemory/batch.hpp>
-#include <flashmemory/parallel.hpp>
 #include <flashmemory/status.hpp>
-#include <flashmemory/store/chunk_store.hpp>
+#include <flashmemory/store/chunk_reader.hpp>
 #include <flashmemory/stream.hpp>
 #include <flashmemory/view.hpp>
 
@@ -15,24 +15,6 @@ inline namespace v0 {
 
 /// Most query tokens one item may have.
 inline constexpr std::int32_t max_query_tokens = 8;
-
-/// Options of sparse_attend(). Every default means "off".
-struct attend_options {
-  float softmax_scale = 0;   ///< multiplies logits; 0 = 1/sqrt(key_dim)
-  float logit_soft_cap = 0;  ///< c > 0: logit = c * tanh(logit / c), after scaling
-  view<const float, 1>
-      sink_logits;     ///< [query heads]: a logit without a value in each head's denominator, unscaled
-  view<float, 2> lse;  ///< [rows, query heads] out: natural log of the softmax denominator, sink included;
-                       ///< -inf for a row that attends to nothing
-
-  /// Level 2: entry positions in the sequence that a row may attend to, [rows, k]; -1 pads, any order, no
-  /// duplicates. Entries that the row may not see yet are skipped. Data null = all resident entries.
-  view<const std::int32_t, 2> entries;
-
-  workspace scratch;  ///< attend_workspace_bytes() bytes
-  thread_hook threads = default_threads();
-  fault* error = nullptr;  ///< if not null, details when the result is not ok
-};
 
 /// Bytes of scratch for sparse_attend() with up to `rows` query tokens in all and sequences of up to
 /// `max_resident_chunks` resident chunks.
@@ -48,6 +30,7 @@ FLASHMEMORY_API std::size_t attend_workspace_bytes(const kv_geometry& geometry, 
 /// and V must have been appended. The result depends on which chunks are resident, never on where they lie,
 /// how many threads work or what else is in the batch: with everything resident it is bit for bit that of
 /// dense attention by this call.
+/// \param      reader a chunk_store, or an engine's own paged cache
 /// \param      items  sequences and positions; at most max_query_tokens tokens each
 /// \param[in]  q      [tokens, query heads, key_dim], f32 or the geometry's dtype; query heads a multiple of
 ///     kv_heads
@@ -55,8 +38,9 @@ FLASHMEMORY_API std::size_t attend_workspace_bytes(const kv_geometry& geometry, 
 ///     entries
 /// \returns not_resident if a listed entry's chunk is not resident (fault: sequence, chunk); bad_shape,
 ///     bad_dtype, out_of_order if K and V up to the last query are not there yet; workspace_small;
-///     unsupported for dims other than multiples of 16 up to 256. On error `out` is untouched.
-FLASHMEMORY_API status sparse_attend(const chunk_store& store, batch items, std::int32_t layer,
+///     unsupported for dims other than multiples of 16 up to 256. On error `out` is untouched, and the reader takes note
+///     of the fault
+FLASHMEMORY_API status sparse_attend(const chunk_reader& reader, batch items, std::int32_t layer,
                                      const_tensor<3> q, tensor<3> out, const attend_options& options,
                                      stream_ref stream) noexcept;
 
@@ -76,7 +60,7 @@ FLASHMEMORY_API status merge_attention(view<float, 3> out, view<float, 2> lse, v
 /// \param[out] mass  [chunks of the sequence]; 0 for chunks that are not resident. Several layers are joined
 ///     by calling it with `accumulate`, which keeps the larger value
 /// \returns as sparse_attend(); unsupported with options.entries. NaN in K or q makes a chunk's mass NaN
-FLASHMEMORY_API status chunk_attention_mass(const chunk_store& store, const batch_item& item,
+FLASHMEMORY_API status chunk_attention_mass(const chunk_reader& reader, const batch_item& item,
                                             std::int32_t layer, const_tensor<3> q, view<const float, 2> lse,
                                             const attend_options& options, view<float, 1> mass,
                                             bool accumulate) noexcept;

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <flashmemory/attend/options.hpp>
 #include <flashmemory/status.hpp>
 #include <flashmemory/store/geometry.hpp>
 #include <flashmemory/stream.hpp>
@@ -54,25 +55,6 @@ FLASHMEMORY_API attend_plan plan_attend(const attend_shape& shape, std::int32_t 
 
 /// Elements of attend_options::counters.
 inline constexpr std::int64_t attend_counters = 16384;
-
-/// Options of sparse_attend(). Every default means "off".
-struct attend_options {
-  float softmax_scale = 0;   ///< multiplies logits; 0 = 1/sqrt(key_dim)
-  float logit_soft_cap = 0;  ///< c > 0: logit = c * tanh(logit / c), after scaling
-  view<const float, 1>
-      sink_logits;  ///< [query heads]: a logit without a value in each head's denominator, unscaled
-  view<float, 2>
-      lse;  ///< [rows * query_tokens, query heads] out: natural log of the softmax denominator, sink
-            ///< included; -inf for a row that attends to nothing
-  workspace
-      scratch;  ///< attend_workspace_bytes() bytes of device memory, 16-byte aligned, whatever is in it; calls
-                ///< that may run at the same time must not share it
-  /// [attend_counters], device, needed where attend_workspace_bytes() is not 0. Set to zero once before the first
-  /// call; every call leaves zeros, so plans of all shapes may use them in turn. Calls that may run at the same time
-  /// need counters of their own.
-  std::uint32_t* counters = nullptr;
-  fault* error = nullptr;  ///< if not null (host), details when the result is not ok
-};
 
 /// Bytes of scratch that calls with `plan` need; 0 if no two blocks of a call meet in memory.
 FLASHMEMORY_API std::size_t attend_workspace_bytes(const attend_plan& plan) noexcept;

@@ -1,14 +1,13 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <flashmemory/batch.hpp>
 #include <flashmemory/cuda/attend.hpp>
-#include <flashmemory/memory.hpp>
+#include <flashmemory/cuda/context.hpp>
 #include <flashmemory/status.hpp>
-#include <flashmemory/store/tiered_chunk_store.hpp>
+#include <flashmemory/store/chunk_reader.hpp>
 #include <flashmemory/stream.hpp>
 #include <memory>
 #include <vector>
@@ -23,13 +22,8 @@ class table_words;
 
 /// What device tables are made for.
 struct chunk_tables_options {
-  std::int64_t rows = 0;        ///< of a step, at most
-  std::int64_t max_chunks = 0;  ///< resident chunks of a row, at most
-  std::int32_t device = 0;      ///< CUDA ordinal
-  memory_resource memory;       ///< device memory; null functions = cudaMalloc
-  memory_resource pinned;       ///< host memory that the device can read; null functions = cudaHostAlloc
-  /// How long update() may wait for the step that used its staging memory staging_steps steps ago.
-  std::chrono::milliseconds deadline{1000};
+  std::int64_t rows = 0;           ///< of a step, at most
+  std::int64_t max_chunks = 0;     ///< resident chunks of a row, at most
   std::int32_t staging_steps = 4;  ///< steps that the host may be ahead of the device
 };
 
@@ -41,8 +35,9 @@ struct chunk_tables_options {
 class FLASHMEMORY_API chunk_tables {
  public:
   /// All rows start empty. Synchronises.
+  /// \param device  of the chunks: context_of(store), or that of an engine's own cache
   /// \throws argument_error naming the field; admission_error if a memory resource has no room; error with cuda_error
-  explicit chunk_tables(const chunk_tables_options& options);
+  chunk_tables(const context& device, const chunk_tables_options& options);
   ~chunk_tables();
   chunk_tables(const chunk_tables&) = delete;
   chunk_tables& operator=(const chunk_tables&) = delete;
@@ -64,27 +59,28 @@ class FLASHMEMORY_API chunk_tables {
   /// Bytes of changes that were sent so far.
   std::int64_t bytes_sent() const noexcept;
 
-  /// Makes row i show what items(i) may attend to in `layer`; rows beyond the items, and items with a default
+  /// What a row shows is taken from the reader's sets by their versions, so that a row whose set has not changed costs next
+  /// to nothing. Makes row i show what items(i) may attend to in `layer`; rows beyond the items, and items with a default
   /// sequence_handle, become empty. Enqueued on `stream`: earlier work sees the old tables, later work the new ones.
   /// Never allocates; never blocks, unless the host is staging_steps ahead of the device. Not to be captured.
   /// \returns bad_shape for more items than rows, budget_exceeded (expected, actual) for more chunks than max_chunks,
-  ///     timed_out if the device is still behind at the deadline, unsupported for stream_ref::host(), cuda_error, what
+  ///     timed_out if the device is still behind at the context's deadline, unsupported for stream_ref::host(), cuda_error, what
   ///     resident() returns. On error the tables are unchanged
-  status update(const chunk_store& store, batch items, std::int32_t layer, stream_ref stream,
+  status update(const chunk_reader& reader, batch items, std::int32_t layer, stream_ref stream,
                 fault* error = nullptr) noexcept;
 
  private:
   friend class decode_step;
-  chunk_tables(const chunk_tables_options& options, std::int64_t more_words);
+  chunk_tables(const context& device, const chunk_tables_options& options, std::int64_t more_words);
   /// What a row shows.
   struct shown_row {
     sequence_handle sequence;
-    std::uint64_t version = 0;  ///< of the set, 0 = look at all of it
+    std::uint64_t version = 0;  ///< of the set that its list shows, 0 = none
     bool unchanged = false;     ///< since the step before
     resident_set set;
   };
-  status set_rows(const chunk_store& store, const tiered_chunk_store* versions, batch items,
-                  std::int32_t layer, fault* error) noexcept;
+  status set_rows(const chunk_reader& reader, batch items, std::int32_t layer, fault* error) noexcept;
+  context device_;
   chunk_tables_options options_;
   std::vector<shown_row> shown_;
   std::unique_ptr<detail::table_words> words_;

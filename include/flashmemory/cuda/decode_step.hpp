@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <flashmemory/batch.hpp>
@@ -18,20 +17,15 @@ namespace flashmemory {
 inline namespace v0 {
 namespace cuda {
 
-/// Set-up of a decode step.
+/// Set-up of a decode step. The device, its memory and its multiprocessors are the store's context's.
 struct decode_step_options {
-  std::int32_t rows = 64;        ///< sequences in a step, at most
-  std::int32_t tokens = 1;       ///< of every row in every step, [1, 8]
-  std::int64_t max_chunks = 0;   ///< resident chunks of a row, at most: the largest quota of its sequences
+  std::int32_t rows = 64;   ///< sequences in a step, at most
+  std::int32_t tokens = 1;  ///< of every row in every step, [1, 8]
+  std::int64_t max_chunks =
+      0;  ///< resident chunks of a row, at most; 0 = the largest quota of the store's sequences now
   std::int32_t query_heads = 0;  ///< for attend(); 0 = the engine attends with kernels of its own, as it must
                                  ///< with kv_format::deepseek_v4
-  bool index_keys = false;       ///< steps bring index keys of all streams: append_keys(), or a key encoder's
-  std::int32_t num_sms = 0;      ///< multiprocessors that attend() fills; 0 = all
-  std::int32_t device = 0;       ///< CUDA ordinal
-  memory_resource memory;        ///< device memory; null functions = cudaMalloc
-  memory_resource pinned;        ///< host memory that the device can read; null functions = cudaHostAlloc
-  std::chrono::milliseconds deadline{1000};  ///< see chunk_tables_options
-  std::int32_t staging_steps = 4;
+  std::int32_t staging_steps = 4;  ///< see chunk_tables_options
 };
 
 /// One decode step of a batch over a store in device memory, split so that all that touches the device between
@@ -47,14 +41,14 @@ struct decode_step_options {
 ///     select_chunks(selector, items, stream);
 ///
 /// Row r of a step is item r; its tensors' rows have fixed places, so that the shapes never change: `tokens` rows of
-/// hidden states, queries and outputs, entries_per_row() rows of K and V, keys_per_row() rows of index keys. Rows beyond
+/// hidden states, queries and outputs, entries_per_row() rows of K and V, index_keys_per_row() rows of index keys. Rows beyond
 /// the items and items with a default sequence_handle are empty: they attend to nothing (zero), and write nowhere.
 ///
 /// While a step is open the store refuses other passes of its sequences. Calls are made from one thread at a time, and
 /// steps of one object follow each other on one stream.
 class FLASHMEMORY_API decode_step {
  public:
-  /// \param store   in device memory, of `device`
+  /// \param store   made by cuda::make_store()
   /// \param select  whose taps observe() feeds, made by cuda::make_selector() over `store`; may be null
   /// \throws argument_error naming the field; admission_error if a memory resource has no room; error with cuda_error
   decode_step(tiered_chunk_store& store, selector* select, const decode_step_options& options);
@@ -66,8 +60,8 @@ class FLASHMEMORY_API decode_step {
   const decode_step_options& options() const noexcept;
   /// Rows of K and V that a row of the step has: entries that `tokens` tokens may complete.
   std::int32_t entries_per_row() const noexcept;
-  /// Rows of index keys that a row of the step has, per stream.
-  std::int32_t keys_per_row() const noexcept;
+  /// Rows of index keys that a row of the step has, per lane.
+  std::int32_t index_keys_per_row() const noexcept;
 
   /// What each row attends to; valid for all layers from prepare() to the next one.
   const chunk_tables& tables() const noexcept;
@@ -84,18 +78,19 @@ class FLASHMEMORY_API decode_step {
   status prepare(batch items, stream_ref stream) noexcept;
 
   /// Writes this step's K and V of one layer to their chunks. In a store of kv_format::deepseek_v4 they are the entry and
-  /// the index key of the layer's own indexer, both unquantised, of one type, rows at multiples of 16 bytes.
+  /// the lightning key of the layer's own indexer, both unquantised, of one type, rows at multiples of 16 bytes.
   /// \param[in] k  [rows * entries_per_row(), kv_heads, key_dim], f32 or the geometry's dtype, unit last stride, device;
   ///     row r's entries start at r * entries_per_row(), those that are not completed by this step are not read
   /// \param[in] v  [rows * entries_per_row(), kv_heads, value_dim], likewise
   /// \returns out_of_range, bad_shape, bad_dtype, bad_argument (alignment), null_data, cuda_error
   status append(std::int32_t layer, const_tensor<3> k, const_tensor<3> v, stream_ref stream) noexcept;
 
-  /// Writes this step's index keys of one stream, of an engine with keys of its own; for every stream in every step if
-  /// index_keys is set and the selector has no key encoder. A key that is not finite is stored as all zero.
-  /// \param[in] keys  [rows * keys_per_row(), key_bytes], contiguous rows as chunk_store::append_keys() takes them,
-  ///     device
-  status append_keys(std::int32_t stream_index, view<const std::byte, 2> keys, stream_ref stream) noexcept;
+  /// Writes this step's index keys of one lane, of an engine with keys of its own. A step that brings keys brings those of
+  /// all lanes, in every step; then finish() commits them with the pass. A key that is not finite is stored as all zero.
+  /// \param[in] keys  [rows * index_keys_per_row(), index_keys.bytes()], contiguous rows as
+  ///     chunk_store::append_index_keys() takes them, device
+  /// \returns unsupported if the selector's key encoder makes them, or the store has no lanes
+  status append_index_keys(std::int32_t lane, view<const std::byte, 2> keys, stream_ref stream) noexcept;
 
   /// Shows the hidden states of one layer to the selector; layers that no tap reads are ignored. A step that does not
   /// do this for all target layers leaves hidden_missing to the next refresh.
@@ -111,7 +106,8 @@ class FLASHMEMORY_API decode_step {
 
   /// Ends the pass: chunks that are complete now are written through to the backing store, the sequences are `tokens`
   /// tokens longer. Call it after the graph's launch or the eager calls.
-  /// \returns out_of_order without an open step; what commit_pass() returns, after which it can be called again
+  /// \returns out_of_order without an open step; index_keys_missing if some lanes' keys are part of the steps and others' are
+  ///     not; what commit_pass() returns, after which it can be called again
   status finish(stream_ref stream) noexcept;
 
   /// Gives the open step up, so that its sequences are what they were before prepare(). Harmless without one.

@@ -17,18 +17,6 @@ namespace deepseek_v4 {
 
 using namespace v0::deepseek_v4;  // NOLINT: the format's constants belong here as well
 
-/// Pages of entries in device memory. Entry number i is row i % entries_per_page of page i / entries_per_page.
-/// Either all pages have the same distance, or a device table says where each lies: a chunk store's slots.
-struct page_pool {
-  std::byte* pages = nullptr;  ///< the first page, 16-byte aligned; or
-  const std::byte* const* table =
-      nullptr;                         ///< device array [num_pages], read when a kernel runs: each page lies
-  std::int64_t table_offset = 0;       ///< this many bytes after its table entry (a multiple of 16)
-  std::int64_t page_stride = 0;        ///< without a table: bytes from page to page, a multiple of 16
-  std::int64_t num_pages = 0;          ///< pages that may be named
-  std::int32_t entries_per_page = 64;  ///< a power of two
-};
-
 /// Quantises rows into their places, bit for bit as quantise_entry() does. A kernel per call; can be captured.
 /// \param[in] values    [n, entry_dim], f32 or bf16, unit last stride, rows of 16 aligned bytes; device
 /// \param[in] locations [n] entry numbers, distinct; those outside the pool, -1 above all, are skipped; device
@@ -36,17 +24,6 @@ struct page_pool {
 FLASHMEMORY_API status append_entries(const page_pool& pool, const_tensor<2> values,
                                       view<const std::int32_t, 1> locations, stream_ref stream,
                                       fault* error = nullptr) noexcept;
-
-/// A list of entries per query row, in device memory. Lists and counts are read when the kernel runs.
-struct entry_source {
-  page_pool pool;
-  view<const std::int32_t, 2>
-      entries;  ///< [rows, capacity], unit last stride; numbers outside the pool, -1 above
-                ///< all, are ignored. Data null = no such source
-  view<const std::int32_t, 1>
-      counts;  ///< [rows] how many of a row's numbers count, clamped to [0, capacity]; data
-               ///< null = all
-};
 
 /// What a plan is made for: capacities.
 struct attend_shape {
@@ -72,21 +49,6 @@ struct attend_plan {
 /// \param num_sms  multiprocessors to fill; 0 = those of the current device
 /// \throws argument_error naming the field that cannot work; error with cuda_error without a device
 FLASHMEMORY_API attend_plan plan_attend(const attend_shape& shape, std::int32_t num_sms = 0);
-
-/// Options of sparse_attend(). Every default means "off".
-struct attend_options {
-  float softmax_scale = 0;  ///< multiplies logits; 0 = 512^-0.5
-  view<const float, 1>
-      sink_logits;  ///< [heads] a logit without a value in each head's denominator, unscaled; finite or
-                    ///< -inf; device, contiguous
-  view<float, 2>
-      lse;  ///< [rows, heads] out, contiguous: natural log of the softmax denominator, sink included; -inf if
-            ///< that is 0; device
-  workspace
-      scratch;  ///< attend_workspace_bytes() bytes of device memory, 16-byte aligned, whatever is in it; calls
-                ///< that may run at the same time must not share it
-  fault* error = nullptr;  ///< if not null (host), details when the result is not ok
-};
 
 /// Bytes of scratch that calls with `plan` need: 64 KiB, and 1 KiB for each of dim_splits, per row, 64 heads and split;
 /// none where splits or dim_splits is 1.

@@ -3,8 +3,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <flashmemory/cuda/context.hpp>
 #include <flashmemory/indexer/dual_encoder.hpp>
-#include <flashmemory/memory.hpp>
 #include <flashmemory/status.hpp>
 #include <flashmemory/stream.hpp>
 #include <flashmemory/view.hpp>
@@ -20,8 +20,6 @@ struct query_encoder_options {
   /// add up to the f32 one, so that nothing but the weights is rounded.
   dtype weights = dtype::bf16;
   std::int32_t max_rows = 64;  ///< due sequences of one call, at most
-  std::int32_t device = 0;     ///< CUDA ordinal
-  memory_resource memory;      ///< device memory for the weights; null functions = cudaMalloc
 };
 
 /// What encode() writes; all device memory, contiguous.
@@ -39,7 +37,8 @@ class FLASHMEMORY_API query_encoder {
  public:
   /// Copies the weights to the device; synchronises.
   /// \throws argument_error naming what cannot work; error with cuda_error
-  query_encoder(const dual_encoder_config& config, const query_encoder_options& options = {});
+  query_encoder(const dual_encoder_config& config, const context& device,
+                const query_encoder_options& options = {});
   ~query_encoder();
   query_encoder(const query_encoder&) = delete;
   query_encoder& operator=(const query_encoder&) = delete;

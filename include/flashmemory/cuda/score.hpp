@@ -59,7 +59,7 @@ struct score_job {
 struct score_options {
   std::int32_t heads = 0;           ///< of every query, 1 .. max_score_heads
   std::int32_t keys_per_page = 64;  ///< fast with planar pages of a multiple of 16 keys, best 64
-  key_layout layout = key_layout::planar;
+  index_key_layout layout = index_key_layout::planar;
   bool chunk_max = false;    ///< some job wants chunk_max; costs a small launch that clears them
   bool above = false;        ///< some job wants `above`; otherwise the job's `above` fields are ignored
   std::int32_t num_sms = 0;  ///< multiprocessors to use, so that others stay free; 0 = all

@@ -2,23 +2,20 @@
 #pragma once
 
 #include <cstdint>
+#include <flashmemory/cuda/device_indexer.hpp>
 #include <flashmemory/indexer/dual_encoder.hpp>
-#include <flashmemory/memory.hpp>
 #include <flashmemory/select/selector.hpp>
+#include <flashmemory/store/tiered_chunk_store.hpp>
 #include <memory>
 
 namespace flashmemory {
 inline namespace v0 {
 namespace cuda {
 
-/// The device side of a selector.
-struct selector_device_options {
+/// The device side of a selector over the library's dual encoder.
+struct device_selector_options {
   dtype weights = dtype::bf16;  ///< of the query encoder; see query_encoder_options
   dtype rows = dtype::f32;      ///< of the hidden states that are kept; f32, bf16 or f16
-  std::int32_t num_sms = 0;     ///< multiprocessors that scoring may use; 0 = all
-  std::int32_t device = 0;      ///< CUDA ordinal
-  memory_resource memory;       ///< device memory; null functions = cudaMalloc
-  memory_resource pinned;       ///< host memory that the device can read; null functions = cudaHostAlloc
 };
 
 /// A selector whose level 1 runs on the device: the newest hidden states of every sequence stay in device memory, all
@@ -32,12 +29,22 @@ struct selector_device_options {
 ///
 /// For host indexers that read neither keys nor hidden states (recency_indexer, random_indexer, oracle_indexer) over a
 /// device store use selector's own constructor.
-/// \param store  whose fast tier is memory of `device`; must outlive the selector
-/// \throws as selector's constructor and query_encoder's
-FLASHMEMORY_API std::unique_ptr<selector> make_selector(chunk_store& store, const dual_encoder_config& config,
+/// \param store  made by cuda::make_store(), whose context is used; must outlive the selector
+/// \throws as selector's constructor and query_encoder's; argument_error if the store is not on a device
+FLASHMEMORY_API std::unique_ptr<selector> make_selector(tiered_chunk_store& store,
+                                                        const dual_encoder_config& config,
                                                         const selection_policy& policy,
                                                         const selector_options& options = {},
-                                                        const selector_device_options& device = {});
+                                                        const device_selector_options& device = {});
+
+/// The same over a scorer of the engine's own.
+/// \param index  must outlive the selector
+/// \param rows   of the hidden states that are kept; f32, bf16 or f16
+/// \throws argument_error if the indexer encodes index keys itself or reads other than hidden states
+FLASHMEMORY_API std::unique_ptr<selector> make_selector(tiered_chunk_store& store, device_indexer& index,
+                                                        const selection_policy& policy,
+                                                        const selector_options& options = {},
+                                                        dtype rows = dtype::f32);
 
 }  // namespace cuda
 }  // namespace v0

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <chrono>
 #include <cstddef>
 #include <cstdint>
-#include <flashmemory/memory.hpp>
+#include <flashmemory/cuda/context.hpp>
 #include <flashmemory/store/backing_store.hpp>
 #include <flashmemory/store/tiered_chunk_store.hpp>
 #include <memory>
@@ -21,16 +20,8 @@ enum class recall_method : std::int32_t {
   copy_engine,  ///< as start_recall() does
 };
 
-/// Where a store on a device keeps things, and how it moves them.
-struct device_options {
-  int device = 0;  ///< CUDA ordinal; calls set it and restore what was current
-
-  /// For slots and index keys: device memory aligned to 256 bytes, which the store zeroes; default cudaMalloc.
-  memory_resource device_memory;
-  /// For the backing store and staging: host memory that the device can read and write, e.g. cudaHostAlloc;
-  /// default mapped pages that are touched by several threads and then registered.
-  memory_resource pinned_memory;
-
+/// How a store on a device moves things.
+struct device_store_options {
   /// The backing store's pinned memory comes in blocks of about this size, as sequences are opened.
   std::size_t pinned_slab_bytes = std::size_t{256} << 20;
   std::int32_t touch_threads = 8;  ///< that touch a new block's pages, with the default pinned memory
@@ -40,25 +31,22 @@ struct device_options {
   std::int64_t initial_slots = 0;
 
   recall_method on_demand = recall_method::automatic;
-  std::int32_t num_sms = 4;  ///< multiprocessors that the recall kernel occupies
-
-  /// The longest that any call waits for the device.
-  std::chrono::milliseconds deadline{5000};
+  std::int32_t recall_sms = 4;  ///< multiprocessors that the recall kernel occupies
 };
 
 /// A chunk_store whose slots and index keys lie in the memory of one GPU; options.memory has the tables, in host
 /// memory. Everything is as chunk_store and tiered_chunk_store say, and besides:
 ///
-/// append(), append_keys(), recall(), start_recall() and finish_recall() take a CUDA stream, and refuse host()
+/// append(), append_index_keys(), recall(), start_recall() and finish_recall() take a CUDA stream, and refuse host()
 /// as unsupported. K, V and index keys are device memory and are read when the stream gets there. What these
 /// calls do happens in the order of their streams, also where the stream changes from call to call; the newest
 /// one must live until the next call with another one, or as long as the store. fork(), truncate() and close()
 /// queue behind it. None may be made while the stream is being captured.
 ///
-/// append() and append_keys() queue work and return. start_recall(), poll_recall() and finish_recall() with
+/// append() and append_index_keys() queue work and return. start_recall(), poll_recall() and finish_recall() with
 /// late_policy::keep never wait for the device. recall(), finish_recall() with late_policy::wait, and calls without
 /// a stream that move chunks between the tiers (fork(), truncate(), read_chunk(), append_chunk()) wait,
-/// device_options::deadline at most: then timed_out. Index keys are not checked for NaN.
+/// context::deadline at most: then timed_out. Index keys are not checked for NaN.
 ///
 /// The backing store is pinned memory, options.backing_bytes and 64 bytes a block at most, of which blocks are allocated as sequences
 /// are opened. With options.backing_path, options.verify_ram or a backing store of the engine's own, chunks go
@@ -67,13 +55,12 @@ struct device_options {
 ///
 /// \throws argument_error, admission_error, io_failure as tiered_chunk_store does; error with unsupported for a
 ///     device that is not there, with cuda_error if streams or events cannot be made
-FLASHMEMORY_API std::unique_ptr<tiered_chunk_store> make_store(const store_options& options,
-                                                               const device_options& device = {});
-
-/// With a backing store of the engine's own, which must have room for backing_bytes / chunk bytes records.
-FLASHMEMORY_API std::unique_ptr<tiered_chunk_store> make_store(const store_options& options,
-                                                               const device_options& device,
-                                                               std::unique_ptr<backing_store> backing);
+/// \param device   the GPU, also for the selectors, steps and tables over the store
+/// \param backing  the engine's own backing store, which must have room for backing_bytes / chunk bytes records; null =
+///     pinned memory, or the file at options.backing_path
+FLASHMEMORY_API std::unique_ptr<tiered_chunk_store> make_store(
+    const store_options& options, const context& device = {}, const device_store_options& how = {},
+    std::unique_ptr<backing_store> backing = nullptr);
 
 /// A run of slots in device memory: slot i begins at data + i * chunk_bytes.
 struct slot_range {

@@ -14,31 +14,16 @@ inline namespace v0 {
 /// Newest chunks first. score = chunk id.
 class FLASHMEMORY_API recency_indexer final : public indexer {
  public:
-  const char* name() const noexcept override;
-  view<const query_tap, 1> query_taps() const noexcept override;
-  view<const key_tap, 1> key_taps() const noexcept override;
-  std::int32_t key_streams() const noexcept override;
-  bool log_odds() const noexcept override;
-  std::size_t workspace_bytes(const kv_geometry&, std::int64_t, std::int64_t) const noexcept override;
-  status encode_keys(std::int32_t, view<const float, 2>, view<std::byte, 2>, workspace,
-                     thread_hook) const noexcept override;
-  status score(const score_request&, view<float, 1>, workspace, thread_hook, stream_ref) noexcept override;
+  recency_indexer();
+  status score(const score_request& request, view<float, 1> scores) noexcept override;
 };
 
 /// Uniformly random, drawn anew at each refresh; a pure function of seed, sequence index, position and chunk.
 class FLASHMEMORY_API random_indexer final : public indexer {
  public:
   /// Equal seeds give equal selections.
-  explicit random_indexer(std::uint64_t seed) noexcept : seed_(seed) {}
-  const char* name() const noexcept override;
-  view<const query_tap, 1> query_taps() const noexcept override;
-  view<const key_tap, 1> key_taps() const noexcept override;
-  std::int32_t key_streams() const noexcept override;
-  bool log_odds() const noexcept override;
-  std::size_t workspace_bytes(const kv_geometry&, std::int64_t, std::int64_t) const noexcept override;
-  status encode_keys(std::int32_t, view<const float, 2>, view<std::byte, 2>, workspace,
-                     thread_hook) const noexcept override;
-  status score(const score_request&, view<float, 1>, workspace, thread_hook, stream_ref) noexcept override;
+  explicit random_indexer(std::uint64_t seed);
+  status score(const score_request& request, view<float, 1> scores) noexcept override;
 
  private:
   std::uint64_t seed_;
@@ -64,15 +49,9 @@ class FLASHMEMORY_API quest_indexer final : public indexer {
                 std::int64_t max_chunks, float softmax_scale = 0);
   ~quest_indexer() override;
 
-  const char* name() const noexcept override;
-  view<const query_tap, 1> query_taps() const noexcept override;
-  view<const key_tap, 1> key_taps() const noexcept override;
-  std::int32_t key_streams() const noexcept override;
-  bool log_odds() const noexcept override;
-  std::size_t workspace_bytes(const kv_geometry&, std::int64_t, std::int64_t) const noexcept override;
-  status encode_keys(std::int32_t, view<const float, 2>, view<std::byte, 2>, workspace,
-                     thread_hook) const noexcept override;
-  status score(const score_request&, view<float, 1>, workspace, thread_hook, stream_ref) noexcept override;
+  status score(const score_request& request, view<float, 1> scores) noexcept override;
+  std::size_t workspace_bytes(const kv_geometry& geometry, std::int64_t max_chunks,
+                              std::int64_t max_keys) const noexcept override;
 
  private:
   struct impl;
@@ -95,15 +74,7 @@ class FLASHMEMORY_API oracle_indexer final : public indexer {
   /// Forgets what was recorded for a sequence.
   void forget(std::uint32_t sequence_index);
 
-  const char* name() const noexcept override;
-  view<const query_tap, 1> query_taps() const noexcept override;
-  view<const key_tap, 1> key_taps() const noexcept override;
-  std::int32_t key_streams() const noexcept override;
-  bool log_odds() const noexcept override;
-  std::size_t workspace_bytes(const kv_geometry&, std::int64_t, std::int64_t) const noexcept override;
-  status encode_keys(std::int32_t, view<const float, 2>, view<std::byte, 2>, workspace,
-                     thread_hook) const noexcept override;
-  status score(const score_request&, view<float, 1>, workspace, thread_hook, stream_ref) noexcept override;
+  status score(const score_request& request, view<float, 1> scores) noexcept override;
 
  private:
   struct impl;

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <flashmemory/indexer/index_key.hpp>
 #include <flashmemory/indexer/indexer.hpp>
+#include <flashmemory/select/policy.hpp>
 #include <map>
 #include <memory>
 #include <string>
@@ -83,17 +84,11 @@ class FLASHMEMORY_API dual_encoder_indexer final : public indexer {
   /// What it was built with.
   const dual_encoder_config& config() const noexcept;
 
-  const char* name() const noexcept override;
-  view<const query_tap, 1> query_taps() const noexcept override;
-  view<const key_tap, 1> key_taps() const noexcept override;
-  std::int32_t key_streams() const noexcept override;
-  bool log_odds() const noexcept override;
+  status score(const score_request& request, view<float, 1> scores) noexcept override;
   std::size_t workspace_bytes(const kv_geometry& geometry, std::int64_t max_chunks,
                               std::int64_t max_keys) const noexcept override;
-  status encode_keys(std::int32_t stream_index, view<const float, 2> rows, view<std::byte, 2> keys,
-                     workspace scratch, thread_hook threads) const noexcept override;
-  status score(const score_request& request, view<float, 1> scores, workspace scratch, thread_hook threads,
-               stream_ref stream) noexcept override;
+  status encode_index_keys(std::int32_t lane, view<const float, 2> rows, view<std::byte, 2> keys,
+                           workspace scratch, thread_hook threads) const noexcept override;
 
   /// The query side alone: hidden state -> rotated, transformed query heads and head gates of one retriever.
   /// \param[in]  hidden   [hidden]
@@ -108,7 +103,7 @@ class FLASHMEMORY_API dual_encoder_indexer final : public indexer {
   /// \param[in]  keys    pages of `page_keys` keys each in `layout`; the last may be partly filled
   /// \param[out] logits  [count]
   status score_keys(std::int32_t retriever, const float* queries, const float* gates, const std::byte* keys,
-                    std::int64_t count, std::int64_t page_keys, key_layout layout, float* logits,
+                    std::int64_t count, std::int64_t page_keys, index_key_layout layout, float* logits,
                     thread_hook threads) const noexcept;
 
  private:
@@ -126,6 +121,11 @@ class FLASHMEMORY_API dual_encoder_indexer final : public indexer {
 FLASHMEMORY_API dual_encoder_config load_dual_encoder(const std::string& path,
                                                       const std::vector<std::int32_t>& layer_of_id = {});
 
+/// What an artifact says it was trained for, as a policy: interval, sink and recent chunks; its threshold is 0 (log-odds),
+/// which calibration has moved into the retrievers' offsets. The defaults where the file says nothing.
+/// \throws io_failure, format_error naming what of it cannot be read
+FLASHMEMORY_API selection_policy recommended_policy(const std::string& path);
+
 /// Writes `config` as an artifact that load_dual_encoder() reads, atomically.
 /// \throws argument_error, io_failure
 /// \param notes  further metadata of the file, e.g. how it was trained; load_dual_encoder() does not look at it.
@@ -133,9 +133,9 @@ FLASHMEMORY_API dual_encoder_config load_dual_encoder(const std::string& path,
 FLASHMEMORY_API void save_dual_encoder(const dual_encoder_config& config, const std::string& path,
                                        const std::map<std::string, std::string>& notes = {});
 
-/// Throws argument_error naming the first difference if `index` cannot serve a store of `geometry`: key
-/// streams, key bytes, tokens_per_key, layers of its taps.
-FLASHMEMORY_API void check_compatible(const indexer& index, const kv_geometry& geometry);
+/// The taps of an indexer of this configuration.
+/// \throws argument_error as dual_encoder_indexer's constructor, except for the weights
+FLASHMEMORY_API indexer_taps taps_of(const dual_encoder_config& config);
 
 }  // namespace v0
 }  // namespace flashmemory

@@ -57,6 +57,11 @@ FLASHMEMORY_API float log_odds(double probability) noexcept;
 /// sink + recent).
 FLASHMEMORY_API void validate(const selection_policy& policy, const kv_geometry& geometry);
 
+/// `policy` for a prompt of so many complete chunks: where a budget by fraction is too small for its recent chunks, with as
+/// many as leave half of the budget to be chosen, but no less than 2 (or than were wanted).
+FLASHMEMORY_API selection_policy fitted(const selection_policy& policy,
+                                        std::int64_t complete_chunks) noexcept;
+
 /// The sequence_options that serve `policy` for up to `max_tokens` tokens: the quota holds the largest budget
 /// the policy can ask for (without fallback stages, which use what the quota has left), the open chunk and
 /// one interval's growth; with mode everything there is none.

@@ -30,7 +30,6 @@ enum class apply_mode : std::int32_t {
 /// Set-up of a selector.
 struct selector_options {
   std::int32_t max_sequences = 64;
-  std::int64_t max_tokens = 32768;  ///< longest sequence it will be asked to score
   /// How far truncate() may go back, counted from the longest length that was observed, without the key
   /// encoder losing its window. Going back to 0 is always possible.
   std::int32_t max_rollback_tokens = 64;
@@ -105,7 +104,7 @@ class FLASHMEMORY_API selector {
   selector(const selector&) = delete;
   selector& operator=(const selector&) = delete;
 
-  /// Starts to serve a sequence. Set-up call: may allocate.
+  /// Starts to serve a sequence. Set-up call: may allocate, for the longest sequence among all that were attached.
   /// \param policy  for this sequence only; null = the selector's. Its sink and recent chunks must be the
   ///     sequence's.
   /// \throws argument_error, admission_error when max_sequences are attached
@@ -131,7 +130,7 @@ class FLASHMEMORY_API selector {
   /// \param[in]  hidden  [tokens, width], f32, bf16 or f16: the input of the layer's attention block, normed
   ///
   /// \returns for key taps: out_of_order if position is not the next one, nor within max_rollback_tokens before
-  ///          it, nor 0, or if the store's keys do not end there; what append_keys() returns, after which the
+  ///          it, nor 0, or if the store's keys do not end there; what append_index_keys() returns, after which the
   ///          call may be repeated
   status observe(batch items, std::int32_t layer, const_tensor<2> hidden, stream_ref stream) noexcept;
 
@@ -164,8 +163,11 @@ class FLASHMEMORY_API selector {
 
   /// The store it serves.
   chunk_store& store() const noexcept;
-  /// The indexer it asks.
-  indexer& index() const noexcept;
+  /// What its indexer reads.
+  const indexer_taps& taps() const noexcept;
+  /// Whether observe() (`hidden`) or observe_queries() (`queries`) has to be called for `layer`: what it is given of other
+  /// layers is ignored.
+  bool reads(std::int32_t layer, tap_kind kind = tap_kind::hidden) const noexcept;
 
   /// Host bytes held for one attached sequence (vectors, key window); not part of the KV footprint but
   /// counted here.
@@ -200,7 +202,7 @@ class FLASHMEMORY_API selector {
 /// When nothing is due it costs next to nothing. It never allocates. If a sequence's refresh fails its old
 /// set stays, the others go on, and the first error is returned; it is tried again after another interval, or
 /// at once by request_refresh().
-/// \returns hidden_missing or keys_missing if observe() was not called for all taps; what recall() returns; timed_out
+/// \returns hidden_missing or index_keys_missing if observe() was not called for all taps; what recall() returns; timed_out
 FLASHMEMORY_API status select_chunks(selector& select, batch items, stream_ref stream) noexcept;
 
 }  // namespace v0

@@ -5,58 +5,14 @@
 #include <cstdint>
 #include <flashmemory/batch.hpp>
 #include <flashmemory/status.hpp>
+#include <flashmemory/store/chunk_reader.hpp>
 #include <flashmemory/store/geometry.hpp>
+#include <flashmemory/store/sequence.hpp>
 #include <flashmemory/stream.hpp>
 #include <flashmemory/view.hpp>
 
 namespace flashmemory {
 inline namespace v0 {
-
-/// What a sequence asks for when it is opened. Everything it may ever hold is reserved then, so no later step
-/// can run out of memory.
-struct sequence_options {
-  std::int64_t max_tokens = 0;  ///< prompt and generated tokens together
-  /// Fast-tier slots it may pin at once; more than the chunks of max_tokens counts as just those. 0 = all chunks
-  /// are resident at all times and recall() leaves them so; any other value leaves the choice to recall().
-  std::int64_t max_resident_chunks = 0;
-  std::int32_t sink_chunks = 1;    ///< the first chunks, always resident
-  std::int32_t recent_chunks = 2;  ///< the newest complete chunks, always resident besides the open one
-};
-
-/// What is known of an open sequence.
-struct sequence_info {
-  sequence_options options;
-  std::int64_t tokens = 0;           ///< length by the layer that is furthest behind
-  std::int64_t complete_chunks = 0;  ///< sealed: every entry of every layer is there
-  std::int64_t resident_chunks = 0;  ///< pinned now, the open one included
-  std::size_t slot_bytes = 0;        ///< fast tier: resident_chunks x chunk bytes
-  std::size_t key_bytes = 0;         ///< fast tier: index keys, whole history, as reserved
-  std::size_t table_bytes = 0;       ///< fast tier: tables of this sequence, as reserved
-  std::size_t backing_bytes = 0;     ///< backing store: all chunks; shared ones count for each sequence
-  /// Slots that a recall under way holds besides, in the transition pool: chunks that are on their way, or
-  /// that other sequences had.
-  std::int64_t pending_chunks = 0;
-};
-
-/// A chunk that attention may read now.
-struct resident_chunk {
-  chunk_id id = 0;
-  std::int32_t entries = 0;         ///< readable entries, counted from the chunk's first
-  const std::byte* data = nullptr;  ///< one chunk in chunk_layout; host memory on the CPU backend
-};
-
-/// The resident set of one sequence, ascending by id. Valid until the next call that changes this sequence.
-struct resident_set {
-  const resident_chunk* chunks = nullptr;
-  std::int64_t count = 0;
-  std::int64_t tokens = 0;  ///< tokens of the asked layer that are there
-};
-
-/// Index keys of one sequence and stream, whole history, contiguous in pages of keys_per_chunk keys.
-struct key_pages {
-  const std::byte* data = nullptr;
-  std::int64_t keys = 0;  ///< appended so far
-};
 
 /// How a change of the resident set went. selected = hits + recalled + refused.
 struct recall_report {
@@ -121,15 +77,8 @@ struct store_usage {
 /// at once is the quota less the chunks that the next interval completes.
 ///
 /// Calls are made from one thread at a time; const calls may run beside each other.
-class FLASHMEMORY_API chunk_store {
+class FLASHMEMORY_API chunk_store : public chunk_reader {
  public:
-  virtual ~chunk_store() = default;
-  chunk_store(const chunk_store&) = delete;
-  chunk_store& operator=(const chunk_store&) = delete;
-
-  /// What it was built for.
-  virtual const kv_geometry& geometry() const noexcept = 0;
-
   /// Opens an empty sequence and reserves all it may hold in both tiers.
   /// \throws admission_error with the arithmetic if a budget has no room; argument_error for options that
   ///     cannot work (e.g. a quota below sink + recent + the open chunk and what one interval adds)
@@ -144,7 +93,7 @@ class FLASHMEMORY_API chunk_store {
   ///     parent's length or the parent is in the middle of a forward pass
   virtual sequence_handle fork(sequence_handle parent, const sequence_options& options) = 0;
 
-  /// Drops all tokens from `tokens` on, e.g. rejected speculative ones, in all layers and key streams; in the
+  /// Drops all tokens from `tokens` on, e.g. rejected speculative ones, in all layers and index-key lanes; in the
   /// middle of a forward pass, the pass as well. The chunk that becomes the open one is copied if it is
   /// shared. It and the chunks that are the newest complete ones then are made resident; if they need the
   /// room, the oldest chunks that only a recall wanted lose their place.
@@ -164,16 +113,35 @@ class FLASHMEMORY_API chunk_store {
   ///     stride
   /// \param[in]  v      [entries, kv_heads, value_dim], likewise
   /// \returns out_of_order if position or layer is not the next one (fault: expected, actual), sequence_full,
-  ///     budget_exceeded, bad_shape, bad_dtype, io_error. On error no item of the batch has changed.
+  ///     budget_exceeded, bad_shape, bad_dtype, io_error. On error no item of the batch has changed. Empty items are
+  ///     skipped with their rows
   virtual status append(batch items, std::int32_t layer, const_tensor<3> k, const_tensor<3> v,
                         stream_ref stream) noexcept = 0;
 
-  /// Adds index keys of one stream; `first_key` must be the number of keys that are there.
-  /// \param[in]  keys  [count, key_bytes], contiguous rows: e4m3 bytes, then a little-endian f32 scale,
-  ///     whatever the layout the store keeps them in
-  /// \returns out_of_order, sequence_full, not_finite if a scale is NaN or Inf or a key byte is an e4m3 NaN
-  virtual status append_keys(sequence_handle sequence, std::int32_t stream_index, std::int64_t first_key,
-                             view<const std::byte, 2> keys, stream_ref stream) noexcept = 0;
+  /// Does the books of a forward pass through all layers at once, for an engine whose kernels write K and V into the
+  /// chunks themselves: new chunks get their slots, and resident() shows the longer sequences for every layer. Entries
+  /// of the pass that are not written by then read as whatever is in the slot. Until commit_pass() the sequences take
+  /// no other pass; truncate() to their length gives the pass up.
+  /// \param items   as for append() of layer 0
+  /// \param stream  may write into the new chunks once this has returned
+  /// \returns what append() returns; unsupported if the pass would bring chunks that are not resident after it. On
+  ///     error no item has changed
+  virtual status begin_pass(batch items, stream_ref stream) noexcept = 0;
+
+  /// Ends passes that begin_pass() began, all with the same items: what they completed is written through to the
+  /// backing store as it is after all work queued on `stream` before.
+  /// \param index_keys  the pass also wrote, into the pages that index_keys() names, the index keys of all lanes that its
+  ///     tokens completed
+  /// \returns out_of_order if an item is not in such a pass or, with index_keys, if its lanes' keys do not end where
+  ///     the pass began; io_error, cuda_error. On error the passes stay open and the call may be repeated
+  virtual status commit_pass(batch items, bool index_keys, stream_ref stream) noexcept = 0;
+
+  /// Adds index keys of one lane; `first_key` must be the number of keys that are there.
+  /// \param[in]  keys  [count, index_keys.bytes()], contiguous rows: the values, then the scale, whatever the layout the
+  ///     store keeps them in
+  /// \returns out_of_order, sequence_full, not_finite if a value or scale is NaN or Inf in the keys' type
+  virtual status append_index_keys(sequence_handle sequence, std::int32_t lane, std::int64_t first_key,
+                                   view<const std::byte, 2> keys, stream_ref stream) noexcept = 0;
 
   /// Makes `chunks` (ascending or in order of importance, complete chunks only, no duplicates), together with
   /// the chunks that are always resident, the sequence's resident set. The old set stays readable until the
@@ -217,23 +185,8 @@ class FLASHMEMORY_API chunk_store {
   /// need those of other sequences' recalls too, and give them up even if they fail then.
   virtual status cancel_recall(sequence_handle sequence) noexcept = 0;
 
-  /// What attention over `layer` may read now.
-  /// \returns stale_slot if a slot was found to hold another chunk (counted, never masked)
-  virtual status resident(sequence_handle sequence, std::int32_t layer, resident_set* out) const noexcept = 0;
-
-  /// The index keys that level 1 scans.
-  virtual status keys(sequence_handle sequence, std::int32_t stream_index, key_pages* out) const noexcept = 0;
-
   /// Whether the handle names an open sequence. Asking is never a fault.
   virtual bool is_open(sequence_handle sequence) const noexcept = 0;
-
-  /// Length, residency and bytes of one sequence.
-  virtual status info(sequence_handle sequence, sequence_info* out) const noexcept = 0;
-
-  /// Copies one chunk in chunk_layout to `out` [chunk_bytes], from whichever tier has it; entries that are
-  /// not there yet are zero. For sessions, transfers between hosts and summaries.
-  virtual status read_chunk(sequence_handle sequence, chunk_id chunk,
-                            view<std::byte, 1> out) const noexcept = 0;
 
   /// Appends a chunk of `tokens` tokens in chunk_layout, all layers at once, straight into the backing store.
   /// The sequence's length must be a multiple of tokens_per_chunk(). The counterpart of read_chunk(). Any
@@ -247,10 +200,6 @@ class FLASHMEMORY_API chunk_store {
 
   /// Bytes held and budgets, of both tiers.
   virtual store_usage usage() const noexcept = 0;
-
-  /// Details of the last call that did not return ok, const calls included; with several threads in const
-  /// calls, of any of them.
-  virtual fault last_fault() const noexcept = 0;
 
  protected:
   chunk_store() = default;

@@ -3,22 +3,59 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <flashmemory/attend/deepseek_v4.hpp>
 #include <flashmemory/dtype.hpp>
+#include <flashmemory/store/deepseek_v4.hpp>
 
 namespace flashmemory {
 inline namespace v0 {
 
-/// How the index keys of one chunk and key stream are laid out.
-enum class key_layout : std::int32_t {
-  interleaved,  ///< per key: key_bytes - 4 bytes of e4m3, then one little-endian f32 scale
-  planar,       ///< the e4m3 bytes of all the chunk's keys, then all their f32 scales
+/// How the index keys of one chunk and lane are laid out.
+enum class index_key_layout : std::int32_t {
+  interleaved,  ///< key after key, each its values and then its scale
+  planar,       ///< the values of all the chunk's keys, then all their scales
+};
+
+/// What an index key is made of. Scales are little-endian and lie behind the values.
+enum class index_key_type : std::int32_t {
+  e4m3,   ///< one byte a value, one f32 scale a key: DeepSeek-V3.2 and V4
+  bf16,   ///< no scale
+  f16,    ///< no scale
+  int8,   ///< one signed byte a value, one f32 scale a key
+  mxfp4,  ///< two e2m1 values a byte, one e8m0 scale byte for each 32 values (OCP MX)
+};
+
+/// The enumerator's name, e.g. "e4m3". Never null.
+FLASHMEMORY_API const char* to_string(index_key_type type) noexcept;
+
+/// The index keys of a sequence: small vectors beside K and V that level 1 scans over the whole history. A lane is one
+/// such sequence of keys, of one target layer or key encoder.
+struct index_key_geometry {
+  std::int32_t lanes = 0;  ///< kept per sequence; 0 = none
+  std::int32_t dim = 128;  ///< values of a key; mxfp4: a multiple of 32
+  index_key_type type = index_key_type::e4m3;
+  std::int32_t tokens_per_key = 4;  ///< must divide tokens_per_chunk()
+  index_key_layout layout = index_key_layout::interleaved;
+
+  /// Bytes of a key's values.
+  constexpr std::int32_t value_bytes() const noexcept {
+    return type == index_key_type::mxfp4                                 ? dim / 2
+           : type == index_key_type::bf16 || type == index_key_type::f16 ? dim * 2
+                                                                         : dim;
+  }
+  /// Bytes of its scale or scales.
+  constexpr std::int32_t scale_bytes() const noexcept {
+    return type == index_key_type::mxfp4                                 ? dim / 32
+           : type == index_key_type::bf16 || type == index_key_type::f16 ? 0
+                                                                         : 4;
+  }
+  /// Bytes of one key.
+  constexpr std::int32_t bytes() const noexcept { return value_bytes() + scale_bytes(); }
 };
 
 /// What an entry of one layer is.
 enum class kv_format : std::int32_t {
   separate,     ///< a K and a V vector per head, of the geometry's dtype
-  deepseek_v4,  ///< one quantised vector that is key and value, and the index key of the layer's own indexer
+  deepseek_v4,  ///< one quantised entry that is key and value, and the lightning key of the layer's own indexer
 };
 
 /// The shape of what a store holds. Stated by the engine, never inferred from a buffer.
@@ -32,14 +69,10 @@ struct kv_geometry {
   std::int32_t entries_per_chunk = 64;
   std::int32_t tokens_per_entry = 1;  ///< 1 in ordinary models, 4 in DeepSeek-V4 CSA
 
-  std::int32_t key_streams =
-      0;  ///< index-key sequences kept per sequence (one per target layer or key encoder); 0 = none
-  std::int32_t tokens_per_key = 4;  ///< must divide tokens_per_chunk()
-  std::int32_t key_bytes = 132;     ///< of one index key with its scale; 132 = 128 e4m3 + f32
-  key_layout keys = key_layout::interleaved;
+  index_key_geometry index_keys;
 
   /// deepseek_v4 asks for 1 KV head, key_dim 512, value_dim 128, type bf16 and a power of two of entries_per_chunk.
-  /// What is appended as K is the entry and as V its index key, neither quantised: the store does that, see
+  /// deepseek_v4::append() appends entries and lightning keys, neither quantised: the store does that, see
   /// deepseek_v4::quantise_entry() and quantise_key() with a floor of 1e-4.
   kv_format format = kv_format::separate;
 
@@ -47,8 +80,10 @@ struct kv_geometry {
   constexpr std::int64_t tokens_per_chunk() const noexcept {
     return std::int64_t{entries_per_chunk} * tokens_per_entry;
   }
-  /// Index keys of one chunk and stream.
-  constexpr std::int64_t keys_per_chunk() const noexcept { return tokens_per_chunk() / tokens_per_key; }
+  /// Index keys of one chunk and lane.
+  constexpr std::int64_t index_keys_per_chunk() const noexcept {
+    return tokens_per_chunk() / index_keys.tokens_per_key;
+  }
 
   /// Chunks that `tokens` tokens touch; the last one may be partly filled.
   constexpr std::int64_t chunks_for(std::int64_t tokens) const noexcept {
@@ -62,7 +97,7 @@ struct kv_geometry {
 /// Where things lie inside one chunk. A chunk is one block: layer after layer, each padded to 64 bytes. Per layer
 ///  - separate: K [kv_heads, entries_per_chunk, key_dim], then V [kv_heads, entries_per_chunk, value_dim];
 ///  - deepseek_v4: a page of entries_per_chunk entries, page_bytes() with its padding, then a planar page of as many
-///    index keys: [entries_per_chunk, 128] e4m3, [entries_per_chunk] f32 scales. In DeepSeek-V4-Flash, 64 entries of 4
+///    lightning keys: [entries_per_chunk, 128] e4m3, [entries_per_chunk] f32 scales. In DeepSeek-V4-Flash, 64 entries of 4
 ///    tokens each: 37,440 + 8,448 bytes. "K block" and "V block" below are these two.
 struct chunk_layout {
   kv_geometry geometry;
@@ -77,7 +112,7 @@ struct chunk_layout {
   }
   constexpr std::size_t value_block_bytes() const noexcept {  ///< V of one layer and head
     if (geometry.format == kv_format::deepseek_v4)
-      return std::size_t(geometry.entries_per_chunk) * std::size_t(deepseek_v4::index_key_bytes);
+      return std::size_t(geometry.entries_per_chunk) * std::size_t(deepseek_v4::lightning_key_bytes);
     return std::size_t(geometry.entries_per_chunk) * std::size_t(geometry.value_dim) * size_of(geometry.type);
   }
   constexpr std::size_t layer_bytes() const noexcept {  ///< one layer, padded
@@ -95,9 +130,9 @@ struct chunk_layout {
     return std::size_t(layer) * layer_bytes() + std::size_t(geometry.kv_heads) * key_block_bytes() +
            std::size_t(head) * value_block_bytes();
   }
-  /// Index keys of one chunk and stream.
-  constexpr std::size_t key_page_bytes() const noexcept {
-    return std::size_t(geometry.keys_per_chunk()) * std::size_t(geometry.key_bytes);
+  /// Bytes of the index keys of one chunk and lane.
+  constexpr std::size_t index_key_page_bytes() const noexcept {
+    return std::size_t(geometry.index_keys_per_chunk()) * std::size_t(geometry.index_keys.bytes());
   }
 };
 

@@ -40,6 +40,19 @@ struct store_options {
   memory_resource memory = default_memory();
 };
 
+/// What a store's tiers take.
+struct store_bytes {
+  std::size_t fast = 0;     ///< for store_options::fast_bytes
+  std::size_t backing = 0;  ///< for store_options::backing_bytes
+};
+
+/// The budgets with which a store of `options` can hold `sequences` sequences of `each` at a time, to the byte: slots of
+/// their quotas and of the transition pool, index keys, tables. The budgets in `options` are not looked at; max_sequences
+/// counts. On a device cuda::store_bytes_for() adds what its tier needs besides.
+/// \throws argument_error as a store and its open() would
+FLASHMEMORY_API store_bytes store_bytes_for(const store_options& options, const sequence_options& each,
+                                            std::int32_t sequences);
+
 /// The chunk_store of both backends. Built from options alone it is the CPU backend's: slots live in host memory
 /// from options.memory, the backing store in host memory or a file. cuda::make_store() builds one whose slots
 /// live in device memory. Fast tier and backing store both keep within their budgets at all times; admission is
@@ -66,8 +79,8 @@ class FLASHMEMORY_API tiered_chunk_store final : public chunk_store {
   status close(sequence_handle sequence) noexcept override;
   status append(batch items, std::int32_t layer, const_tensor<3> k, const_tensor<3> v,
                 stream_ref stream) noexcept override;
-  status append_keys(sequence_handle sequence, std::int32_t stream_index, std::int64_t first_key,
-                     view<const std::byte, 2> keys, stream_ref stream) noexcept override;
+  status append_index_keys(sequence_handle sequence, std::int32_t lane, std::int64_t first_key,
+                           view<const std::byte, 2> keys, stream_ref stream) noexcept override;
   status recall(sequence_handle sequence, view<const chunk_id, 1> chunks, recall_report* report,
                 stream_ref stream) noexcept override;
   status start_recall(sequence_handle sequence, view<const chunk_id, 1> chunks, recall_report* report,
@@ -76,41 +89,22 @@ class FLASHMEMORY_API tiered_chunk_store final : public chunk_store {
   status finish_recall(sequence_handle sequence, late_policy late, recall_report* report,
                        stream_ref stream) noexcept override;
   status cancel_recall(sequence_handle sequence) noexcept override;
-  status resident(sequence_handle sequence, std::int32_t layer, resident_set* out) const noexcept override;
-  status keys(sequence_handle sequence, std::int32_t stream_index, key_pages* out) const noexcept override;
+  status resident(sequence_handle sequence, std::int32_t layer, resident_set* out,
+                  std::uint64_t known = 0) const noexcept override;
+  status index_keys(sequence_handle sequence, std::int32_t lane,
+                    index_key_pages* out) const noexcept override;
   bool is_open(sequence_handle sequence) const noexcept override;
   status info(sequence_handle sequence, sequence_info* out) const noexcept override;
   status read_chunk(sequence_handle sequence, chunk_id chunk, view<std::byte, 1> out) const noexcept override;
   status append_chunk(sequence_handle sequence, view<const std::byte, 1> bytes,
                       std::int64_t tokens) noexcept override;
 
-  /// resident() for one who has looked before: whether the set still has the chunks that it had at `*version`, of which
-  /// only the last may have grown. Only then `*out` may be used, and only then are the slots as resident() found them.
-  /// \param[in,out] version  of the caller's last look, 0 before the first; then of the set now, if the sequence is open
-  bool unchanged_set(sequence_handle sequence, std::int32_t layer, std::uint64_t* version,
-                     resident_set* out) const noexcept;
-
-  /// Does the books of a forward pass through all layers at once, for an engine whose kernels write K and V into the
-  /// chunks themselves: new chunks get their slots, and resident() shows the longer sequences for every layer. Entries
-  /// of the pass that are not written by then read as whatever is in the slot. Until commit_pass() the sequences take
-  /// no other pass; truncate() to their length gives the pass up.
-  /// \param items   as for append() of layer 0
-  /// \param stream  may write into the new chunks once this has returned
-  /// \returns what append() returns; unsupported if the pass would bring chunks that are not resident after it. On
-  ///     error no item has changed
-  status begin_pass(batch items, stream_ref stream) noexcept;
-
-  /// Ends passes that begin_pass() began, all with the same items: what they completed is written through to the
-  /// backing store as it is after all work queued on `stream` before.
-  /// \param index_keys  the pass also wrote, into the pages that keys() names, the index keys of all streams that its
-  ///     tokens completed
-  /// \returns out_of_order if an item is not in such a pass or, with index_keys, if its streams' keys do not end where
-  ///     the pass began; io_error, cuda_error. On error the passes stay open and the call may be repeated
-  status commit_pass(batch items, bool index_keys, stream_ref stream) noexcept;
-
+  status begin_pass(batch items, stream_ref stream) noexcept override;
+  status commit_pass(batch items, bool index_keys, stream_ref stream) noexcept override;
   store_counters counters() const noexcept override;
   store_usage usage() const noexcept override;
   fault last_fault() const noexcept override;
+  void note(const fault& f) const noexcept override;
 
  private:
   friend struct detail::store_access;

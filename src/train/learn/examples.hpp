@@ -26,7 +26,7 @@ struct example {
   std::vector<document_keys> keys;
   std::vector<window_labels> labels;  // [positions]
   /// Per window and positive the key of that chunk whose tokens were paid most attention; -1 if none was
-  /// recorded. For the first key stream's strides.
+  /// recorded. For the first index-key lane's strides.
   std::vector<std::vector<std::int64_t>> best_keys;
   std::vector<std::int64_t> needing;    // windows with positives
   std::vector<std::int64_t> free_ones;  // windows that need nothing old, but have candidates

@@ -121,8 +121,8 @@ training_batch batch_of(const model_taps& taps, const example& from,
   for (const std::size_t stream : taps.stream) {
     const document_keys& keys = from.keys[stream];
     if (keys.keys >= count) continue;
-    throw format_error(status::keys_missing,
-                       formatted("document '{}': key stream {} has {} keys, {} chunks need {}", from.name,
+    throw format_error(status::index_keys_missing,
+                       formatted("document '{}': index-key lane {} has {} keys, {} chunks need {}", from.name,
                                  stream, keys.keys, batch.chunks, count));
   }
   return batch;

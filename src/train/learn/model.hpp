@@ -15,7 +15,7 @@ inline namespace v0 {
 namespace train {
 namespace detail {
 
-/// Which recorded tap and key stream every retriever of an architecture reads.
+/// Which recorded tap and index-key lane every retriever of an architecture reads.
 struct model_taps {
   model_taps() = default;
   /// \throws argument_error naming the retriever, if the recordings lack its layer or were pooled otherwise
@@ -50,7 +50,7 @@ struct dual_model {
 
 /// Some windows of one document.
 /// \param windows indices into the example's positions
-/// \throws format_error with keys_missing if a key stream ends before the windows' candidates
+/// \throws format_error with index_keys_missing if an index-key lane ends before the windows' candidates
 training_batch batch_of(const model_taps& taps, const example& from,
                         const std::vector<std::int64_t>& windows);
 

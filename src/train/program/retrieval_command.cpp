@@ -74,7 +74,7 @@ void add_export(CLI::App& app) {
   a->labels.add_to(cmd);
   cmd.add_option("--query-tap", a->options.query_tap, "Number of the recorded query vector")
       ->capture_default_str();
-  cmd.add_option("--key-stream", a->options.key_stream, "Number of the recorded key stream")
+  cmd.add_option("--key-stream", a->options.key_stream, "Number of the recorded index-key lane")
       ->capture_default_str();
   cmd.add_option("--negatives", a->options.negatives, "Per row")->capture_default_str();
   cmd.add_flag("--only-needing", a->only_needing, "Leave out windows that need nothing old");

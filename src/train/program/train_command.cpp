@@ -55,7 +55,7 @@ fm::dual_encoder_config architecture(const arguments& a, const ft::recording_geo
   c.key_scale_floor = a.key_scale_floor;
   c.model_fingerprint = g.model_fingerprint;
   for (const std::string& text : a.retrievers) c.retrievers.push_back(parse_retriever(text));
-  if (c.retrievers.empty()) {  // one per recorded query layer, on the first key stream
+  if (c.retrievers.empty()) {  // one per recorded query layer, on the first index-key lane
     for (const fm::query_tap& tap : g.queries) {
       c.retrievers.push_back(parse_retriever(fmt::format("{}:{}", tap.layer, g.keys.front().layer)));
     }

@@ -86,27 +86,28 @@ void check_attention(const checker& check, const document& doc, const recording_
 }
 
 void check_keys(const checker& check, const document& doc, const recording_geometry& g) {
-  check.require(doc.keys.size() == g.keys.size(), status::bad_shape, "{} key streams, expected {}",
+  check.require(doc.keys.size() == g.keys.size(), status::bad_shape, "{} index-key lanes, expected {}",
                 doc.keys.size(), g.keys.size());
   for (std::size_t s = 0; s < g.keys.size(); ++s) {
     const recorded_key_stream& stream = g.keys[s];
     const document_keys& keys = doc.keys[s];
     const std::int64_t expected = doc.tokens / stream.tokens_per_key;
-    check.require(keys.keys == expected, status::bad_shape, "key stream {}: {} keys, expected {}", s,
+    check.require(keys.keys == expected, status::bad_shape, "index-key lane {}: {} keys, expected {}", s,
                   keys.keys, expected);
     if (stream.native()) {
       check.require(keys.inputs.empty() &&
                         keys.native.size() ==
                             static_cast<std::size_t>(expected) * static_cast<std::size_t>(stream.key_bytes),
-                    status::bad_shape, "key stream {}: {} bytes of native keys", s, keys.native.size());
+                    status::bad_shape, "index-key lane {}: {} bytes of native keys", s, keys.native.size());
       for (std::int64_t k = 0; k < expected; ++k)
         check.require(detail::is_finite_key(keys.native.data() + k * stream.key_bytes, stream.key_bytes),
-                      status::not_finite, "key stream {}: key {} holds NaN or Inf", s, k);
+                      status::not_finite, "index-key lane {}: key {} holds NaN or Inf", s, k);
     } else {
       check.require(
           keys.native.empty() && keys.inputs.rows() == expected && keys.inputs.width() == stream.width,
-          status::bad_shape, "key stream {}: inputs of [{}, {}]", s, keys.inputs.rows(), keys.inputs.width());
-      check.finite(formatted("key stream {}", s), keys.inputs);
+          status::bad_shape, "index-key lane {}: inputs of [{}, {}]", s, keys.inputs.rows(),
+          keys.inputs.width());
+      check.finite(formatted("index-key lane {}", s), keys.inputs);
     }
   }
 }

@@ -208,7 +208,7 @@ void recorder::add_key_inputs(recording_id id, std::int32_t stream, const_tensor
   waiting_document& doc = impl_->find_open(id);
   const auto s = static_cast<std::size_t>(stream);
   if (stream < 0 || s >= doc.keys.size() || impl_->geometry.keys[s].native())
-    refuse(status::out_of_range, formatted("key stream {} takes no encoder inputs", stream));
+    refuse(status::out_of_range, formatted("index-key lane {} takes no encoder inputs", stream));
   if (doc.feeds[s] == detail::key_feed::hidden)
     refuse(status::bad_argument, formatted("the keys of stream {} come from add_hidden()", stream));
   const std::vector<float> rows = floats_of("key encoder inputs", inputs, impl_->geometry.keys[s].width);
@@ -222,7 +222,7 @@ void recorder::add_native_keys(recording_id id, std::int32_t stream, view<const 
   waiting_document& doc = impl_->find_open(id);
   const auto s = static_cast<std::size_t>(stream);
   if (stream < 0 || s >= doc.keys.size() || !impl_->geometry.keys[s].native())
-    refuse(status::out_of_range, formatted("key stream {} takes no native keys", stream));
+    refuse(status::out_of_range, formatted("index-key lane {} takes no native keys", stream));
   const std::int32_t bytes = impl_->geometry.keys[s].key_bytes;
   if (keys.shape[0] < 0 || keys.shape[1] != bytes)
     refuse(status::bad_shape,
@@ -304,8 +304,8 @@ void recorder::finish(recording_id id, std::int64_t tokens) {
   if (doc.last_attended >= tokens) beyond("attention at position", doc.last_attended);
   for (std::size_t s = 0; s < g.keys.size(); ++s)
     if (doc.key_count[s] != tokens / g.keys[s].tokens_per_key)
-      refuse(status::bad_shape, formatted("key stream {} has {} keys, {} tokens make {}", s, doc.key_count[s],
-                                          tokens, tokens / g.keys[s].tokens_per_key));
+      refuse(status::bad_shape, formatted("index-key lane {} has {} keys, {} tokens make {}", s,
+                                          doc.key_count[s], tokens, tokens / g.keys[s].tokens_per_key));
   std::vector<evidence_range> needs = doc.needs;
   std::stable_sort(needs.begin(), needs.end(), [](const evidence_range& a, const evidence_range& b) {
     return a.token_begin < b.token_begin;

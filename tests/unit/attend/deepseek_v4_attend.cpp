@@ -76,8 +76,8 @@ struct problem {
     std::normal_distribution<float> normal;
     for (float& x : q) x = normal(random);
   }
-  v4::attend_options options() {
-    v4::attend_options o;
+  flashmemory::attend_options options() {
+    flashmemory::attend_options o;
     o.lse = view<float, 2>(lse.data(), rows, heads);
     if (!sinks.empty()) o.sink_logits = view<const float, 1>(sinks.data(), heads);
     return o;

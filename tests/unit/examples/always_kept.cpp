@@ -8,7 +8,7 @@ using namespace tinylm;
 
 TEST_CASE("recent chunks leave half of a small budget to be chosen", "[tinylm]") {
   const auto recent = [](const char* policy, double budget, std::int64_t chunks, std::int32_t wanted) {
-    return fitted(make_cell(policy, budget, {64, 1, wanted}).policy, chunks).recent_chunks;
+    return flashmemory::fitted(make_cell(policy, budget, {64, 1, wanted}).policy, chunks).recent_chunks;
   };
   CHECK(recent("lsa", 0.135, 252, 4) == 4);  // 34 chunks
   CHECK(recent("lsa", 0.135, 60, 4) == 3);   // 8: 1 sink, 3 recent, 4 chosen

@@ -79,14 +79,14 @@ struct bench {
     std::vector<const float*> rows;
     for (const auto& r : q) rows.push_back(r.data());
     fm::score_request r;
-    r.store = &store;
+    r.reader = &store;
     r.sequence = s.handle;
     r.position = s.tokens - 1;
     r.chunks = chunks;
     r.queries = rows.data();
     out->assign(std::size_t(chunks), -1.0f);
-    return index.score(r, fm::view<float, 1>(out->data(), chunks), {scratch.data(), scratch.size()},
-                       fm::default_threads(), toy::host);
+    r.scratch = {scratch.data(), scratch.size()};
+    return index.score(r, fm::view<float, 1>(out->data(), chunks));
   }
   void check(const toy::sequence& s, double scale = 0.25) {
     std::vector<std::vector<float>> q(2);
@@ -181,9 +181,9 @@ TEST_CASE("quest refuses what it cannot score", "[controls]") {
   REQUIRE(b.engine->pass({&s, &t}, {50, 50}) == status::ok);
   const std::vector<std::vector<float>> q(2, std::vector<float>(64, 1.0f));
   std::vector<float> got;
-  CHECK(b.index.query_taps().shape[0] == 2);
-  CHECK(b.index.query_taps()(1).kind == fm::tap_kind::queries);
-  CHECK(b.index.query_taps()(1).width == 64);
+  CHECK(b.index.taps().queries.size() == 2);
+  CHECK(b.index.taps().queries[1].kind == fm::tap_kind::queries);
+  CHECK(b.index.taps().queries[1].width == 64);
   CHECK(b.score(s, q, 0, &got) == status::ok);
   CHECK(b.score(s, q, 7, &got) == status::out_of_range);
   CHECK(b.score(s, q, 101, &got) == status::out_of_range);

@@ -20,8 +20,7 @@ std::vector<float> score(fm::indexer& index, std::uint32_t sequence, std::int64_
   r.position = position;
   r.chunks = chunks;
   std::vector<float> out(std::size_t(chunks), -1.0f);
-  REQUIRE(index.score(r, fm::view<float, 1>(out.data(), chunks), {}, fm::serial_threads(),
-                      fm::stream_ref::host()) == status::ok);
+  REQUIRE(index.score(r, fm::view<float, 1>(out.data(), chunks)) == status::ok);
   return out;
 }
 
@@ -96,23 +95,21 @@ TEST_CASE("controls refuse what they cannot work with", "[controls]") {
   fm::random_indexer random(1);
   for (fm::indexer* index : {static_cast<fm::indexer*>(&recency), static_cast<fm::indexer*>(&random),
                              static_cast<fm::indexer*>(&oracle)}) {
-    CAPTURE(index->name());
-    CHECK(index->query_taps().shape[0] == 0);
-    CHECK(index->key_taps().shape[0] == 0);
-    CHECK(index->key_streams() == 0);
-    CHECK_FALSE(index->log_odds());
+    CAPTURE(index->taps().name);
+    CHECK(index->taps().queries.empty());
+    CHECK(index->taps().index_keys.empty());
+    CHECK(index->taps().reads.lanes == 0);
+    CHECK_FALSE(index->taps().log_odds);
     CHECK(index->workspace_bytes({}, 100, 100) == 0);
     fm::score_request r;
     float out[2] = {5, 5};
-    const auto call = [&](fm::view<float, 1> scores) {
-      return index->score(r, scores, {}, fm::serial_threads(), fm::stream_ref::host());
-    };
+    const auto call = [&](fm::view<float, 1> scores) { return index->score(r, scores); };
     r.chunks = 2;
     CHECK(call(fm::view<float, 1>(out, 1)) == status::bad_shape);
     CHECK(call(fm::view<float, 1>(nullptr, 2)) == status::null_data);
     r.chunks = -1;
     CHECK(call(fm::view<float, 1>(out, 2)) == status::bad_shape);
     CHECK(out[0] == 5);
-    CHECK(index->encode_keys(0, {}, {}, {}, fm::serial_threads()) == status::unsupported);
+    CHECK(index->encode_index_keys(0, {}, {}, {}, fm::serial_threads()) == status::unsupported);
   }
 }

@@ -30,14 +30,14 @@ std::vector<std::byte> encode(const dual_encoder_indexer& index, std::int32_t st
   std::vector<std::byte> keys(std::size_t(count) * 132);
   const view<const float, 2> all(rows.data() + first * c.tokens_per_key * c.hidden,
                                  (count - 1) * c.tokens_per_key + c.key_window, c.hidden);
-  REQUIRE(index.encode_keys(stream, all, view<std::byte, 2>(keys.data(), count, 132), {}, threads) ==
+  REQUIRE(index.encode_index_keys(stream, all, view<std::byte, 2>(keys.data(), count, 132), {}, threads) ==
           status::ok);
   return keys;
 }
 
 }  // namespace
 
-TEST_CASE("encode_keys() follows the reference on every instruction set", "[dual_encoder]") {
+TEST_CASE("encode_index_keys() follows the reference on every instruction set", "[dual_encoder]") {
   const auto seed = fresh_seed();
   CAPTURE(seed);
   std::mt19937 random(seed);
@@ -98,7 +98,7 @@ TEST_CASE("A key's bytes do not depend on what else is encoded in the call, nor 
   });
 }
 
-TEST_CASE("encode_keys() reads strided rows and writes strided keys", "[dual_encoder]") {
+TEST_CASE("encode_index_keys() reads strided rows and writes strided keys", "[dual_encoder]") {
   std::mt19937 random(4);
   const dual_encoder_indexer index(random_config(random, 20, 3, 1, 1, true));
   const auto rows = normals(random, 3 * 4 * 20);
@@ -110,7 +110,7 @@ TEST_CASE("encode_keys() reads strided rows and writes strided keys", "[dual_enc
   std::vector<std::byte> out(3 * 140, std::byte{9});
   view<std::byte, 2> keys(out.data(), 3, 132);
   keys.stride[0] = 140;
-  REQUIRE(index.encode_keys(0, strided, keys, {}, serial_threads()) == status::ok);
+  REQUIRE(index.encode_index_keys(0, strided, keys, {}, serial_threads()) == status::ok);
   for (std::size_t k = 0; k < 3; ++k) {
     CHECK(std::equal(dense.begin() + std::ptrdiff_t(k * 132), dense.begin() + std::ptrdiff_t(k * 132 + 132),
                      &out[k * 140]));
@@ -118,7 +118,7 @@ TEST_CASE("encode_keys() reads strided rows and writes strided keys", "[dual_enc
   }
 }
 
-TEST_CASE("encode_keys() refuses bad arguments", "[dual_encoder]") {
+TEST_CASE("encode_index_keys() refuses bad arguments", "[dual_encoder]") {
   std::mt19937 random(5);
   const auto config = random_config(random, 20, 3, 1, 2, true);
   const dual_encoder_indexer index(config);
@@ -127,7 +127,7 @@ TEST_CASE("encode_keys() refuses bad arguments", "[dual_encoder]") {
   const view<const float, 2> r(rows.data(), 12, 20);
   const view<std::byte, 2> k(keys.data(), 3, 132);
   const auto call = [&](std::int32_t stream, view<const float, 2> in, view<std::byte, 2> out) {
-    return index.encode_keys(stream, in, out, {}, serial_threads());
+    return index.encode_index_keys(stream, in, out, {}, serial_threads());
   };
   CHECK(call(0, r, k) == status::ok);
   CHECK(call(-1, r, k) == status::out_of_range);
@@ -145,7 +145,7 @@ TEST_CASE("encode_keys() refuses bad arguments", "[dual_encoder]") {
   CHECK(call(0, view<const float, 2>(nullptr, 0, 20), view<std::byte, 2>(nullptr, 0, 132)) == status::ok);
 
   const dual_encoder_indexer without(random_config(random, 20, 3, 1, 2, false));
-  CHECK(without.encode_keys(0, r, k, {}, serial_threads()) == status::unsupported);
+  CHECK(without.encode_index_keys(0, r, k, {}, serial_threads()) == status::unsupported);
 }
 
 TEST_CASE("A NaN in the hidden states gives keys that are marked NaN, and only those that see it",
@@ -196,11 +196,11 @@ TEST_CASE("score_keys() follows the reference on every instruction set, for any 
       CAPTURE(heads, count, page);
       on_every_target([&] {
         std::vector<float> first;
-        for (const auto layout : {key_layout::interleaved, key_layout::planar}) {
+        for (const auto layout : {index_key_layout::interleaved, index_key_layout::planar}) {
           kv_geometry geometry = reference::key_geometry(1, std::int32_t(page), layout);
           const reference::key_store store(geometry, {keys});
-          key_pages pages;
-          REQUIRE(store.keys({}, 0, &pages) == status::ok);
+          index_key_pages pages;
+          REQUIRE(store.index_keys({}, 0, &pages) == status::ok);
           std::vector<float> logits(std::size_t(count), 99.0f);
           REQUIRE(index.score_keys(1, queries.data(), gates.data(), pages.data, count, page, layout,
                                    logits.data(), serial_threads()) == status::ok);
@@ -229,7 +229,7 @@ TEST_CASE("A key's logit has the same bits wherever it stands and whoever comput
   const auto score = [&](std::int64_t first, std::int64_t n, thread_hook threads) {
     std::vector<float> logits(static_cast<std::size_t>(n));
     REQUIRE(index.score_keys(0, queries.data(), gates.data(), keys.data() + first * 132, n, 16,
-                             key_layout::interleaved, logits.data(), threads) == status::ok);
+                             index_key_layout::interleaved, logits.data(), threads) == status::ok);
     return logits;
   };
   const auto all = score(0, count, serial_threads());
@@ -268,7 +268,7 @@ TEST_CASE("relu(q . (k s)) holds for negative, zero, tiny and huge scales", "[du
   on_every_target([&] {
     float logits[std::size(scales)];
     REQUIRE(index.score_keys(0, queries.data(), gates.data(), keys.data(), std::int64_t(std::size(scales)), 4,
-                             key_layout::interleaved, logits, serial_threads()) == status::ok);
+                             index_key_layout::interleaved, logits, serial_threads()) == status::ok);
     for (std::size_t k = 0; k < std::size(scales); ++k) {
       CAPTURE(scales[k]);
       const double want =
@@ -299,7 +299,8 @@ TEST_CASE("Keys with a NaN byte or a scale that is not finite score NaN, their n
         if (how == 4) set_scale(keys, bad, -inf);
         std::vector<float> logits(count);
         REQUIRE(index.score_keys(0, queries.data(), gates.data(), keys.data(), count, 16,
-                                 key_layout::interleaved, logits.data(), serial_threads()) == status::ok);
+                                 index_key_layout::interleaved, logits.data(),
+                                 serial_threads()) == status::ok);
         for (std::int64_t k = 0; k < count; ++k) CHECK(std::isnan(logits[std::size_t(k)]) == (k == bad));
       }
     }
@@ -314,8 +315,8 @@ TEST_CASE("A NaN in a query makes every logit NaN", "[dual_encoder]") {
   const auto keys = random_keys(random, 40);
   on_every_target([&] {
     std::vector<float> logits(40);
-    REQUIRE(index.score_keys(0, queries.data(), gates.data(), keys.data(), 40, 16, key_layout::interleaved,
-                             logits.data(), serial_threads()) == status::ok);
+    REQUIRE(index.score_keys(0, queries.data(), gates.data(), keys.data(), 40, 16,
+                             index_key_layout::interleaved, logits.data(), serial_threads()) == status::ok);
     for (const float z : logits) CHECK(std::isnan(z));
   });
 }
@@ -327,10 +328,10 @@ TEST_CASE("score_keys() refuses bad arguments", "[dual_encoder]") {
   const auto keys = random_keys(random, 2);
   float logits[2] = {5, 5};
   const auto call = [&](std::int32_t r, const float* q, const float* g, const std::byte* k, std::int64_t n,
-                        std::int64_t page, key_layout layout, float* out) {
+                        std::int64_t page, index_key_layout layout, float* out) {
     return index.score_keys(r, q, g, k, n, page, layout, out, serial_threads());
   };
-  const auto inter = key_layout::interleaved;
+  const auto inter = index_key_layout::interleaved;
   CHECK(call(2, queries.data(), gates.data(), keys.data(), 2, 1, inter, logits) == status::out_of_range);
   CHECK(call(-1, queries.data(), gates.data(), keys.data(), 2, 1, inter, logits) == status::out_of_range);
   CHECK(call(0, nullptr, gates.data(), keys.data(), 2, 1, inter, logits) == status::null_data);
@@ -339,7 +340,7 @@ TEST_CASE("score_keys() refuses bad arguments", "[dual_encoder]") {
   CHECK(call(0, queries.data(), gates.data(), keys.data(), 2, 1, inter, nullptr) == status::null_data);
   CHECK(call(0, queries.data(), gates.data(), keys.data(), -1, 1, inter, logits) == status::bad_argument);
   CHECK(call(0, queries.data(), gates.data(), keys.data(), 2, 0, inter, logits) == status::bad_argument);
-  CHECK(call(0, queries.data(), gates.data(), keys.data(), 2, 1, static_cast<key_layout>(7), logits) ==
+  CHECK(call(0, queries.data(), gates.data(), keys.data(), 2, 1, static_cast<index_key_layout>(7), logits) ==
         status::bad_argument);
   CHECK(logits[0] == 5);
   CHECK(call(0, nullptr, nullptr, nullptr, 0, 1, inter, nullptr) == status::ok);

@@ -140,8 +140,8 @@ TEST_CASE("A query equal to its key in one of 128 heads scores 1/128", "[dual_en
   for (std::size_t d = 0; d < 128; ++d) key[d] = std::byte(to_e4m3(1.0f));  // the transform of a unit vector
   set_scale(key, 0, 0.0883883476f);
   float logit;
-  REQUIRE(index.score_keys(0, queries.data(), gates.data(), key.data(), 1, 1, key_layout::interleaved, &logit,
-                           serial_threads()) == status::ok);
+  REQUIRE(index.score_keys(0, queries.data(), gates.data(), key.data(), 1, 1, index_key_layout::interleaved,
+                           &logit, serial_threads()) == status::ok);
   CHECK(logit == Approx(1.0f / 128).epsilon(1e-6));
 }
 

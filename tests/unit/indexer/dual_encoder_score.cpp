@@ -105,8 +105,8 @@ std::vector<float> scores_of(const std::vector<std::vector<float>>& z, ensemble 
   }
   dual_encoder_indexer index(config);
   const float hidden = 1;
-  scoring s(reference::key_geometry(std::int32_t(z.size()), keys_per_chunk, key_layout::interleaved), streams,
-            {&hidden}, std::int64_t(z[0].size()) / keys_per_chunk);
+  scoring s(reference::key_geometry(std::int32_t(z.size()), keys_per_chunk, index_key_layout::interleaved),
+            streams, {&hidden}, std::int64_t(z[0].size()) / keys_per_chunk);
   std::vector<float> scores;
   REQUIRE(s.run(index, scores) == status::ok);
   return scores;
@@ -122,7 +122,7 @@ TEST_CASE("score() combines retrievers per key, then keys per chunk, as the refe
     for (const auto reduce : {key_reduction::max, key_reduction::count_positive, key_reduction::sum}) {
       for (const std::int32_t retrievers : {1, 3, 5}) {
         for (const std::int32_t keys : {1, 3, 16}) {
-          const auto layout = random() % 2 ? key_layout::planar : key_layout::interleaved;
+          const auto layout = random() % 2 ? index_key_layout::planar : index_key_layout::interleaved;
           CAPTURE(int(combine), int(reduce), retrievers, keys, int(layout));
           auto config = random_config(random, 24, 10, 3, retrievers, false);
           config.rope.dim = 64;
@@ -207,7 +207,8 @@ TEST_CASE("Scores do not depend on threads, order of tasks or how many chunks ar
   const std::int64_t chunks = keys == 3000 ? 3 : 4500 / keys;
   std::vector<std::vector<std::byte>> streams;
   for (int r = 0; r < 3; ++r) streams.push_back(random_keys(random, chunks * keys));
-  scoring s(reference::key_geometry(3, keys, key_layout::planar), streams, {a.data(), b.data()}, chunks);
+  scoring s(reference::key_geometry(3, keys, index_key_layout::planar), streams, {a.data(), b.data()},
+            chunks);
   std::vector<float> serial, parallel, reversed, fewer;
   REQUIRE(s.run(index, serial) == status::ok);
   REQUIRE(s.run(index, parallel, default_threads()) == status::ok);
@@ -223,14 +224,15 @@ TEST_CASE("score() writes through a strided view", "[dual_encoder]") {
   std::mt19937 random(11);
   dual_encoder_indexer index(random_config(random, 8, 4, 2, 1, false));
   const auto h = normals(random, 8);
-  scoring s(reference::key_geometry(1, 2, key_layout::interleaved), {random_keys(random, 10)}, {h.data()}, 5);
+  scoring s(reference::key_geometry(1, 2, index_key_layout::interleaved), {random_keys(random, 10)},
+            {h.data()}, 5);
   std::vector<float> dense, wide(15, 9.0f);
   REQUIRE(s.run(index, dense) == status::ok);
   view<float, 1> strided(wide.data(), 5);
   strided.stride[0] = 3;
   const scratch_memory memory(index);
-  REQUIRE(index.score(s.request, strided, memory.scratch, serial_threads(), stream_ref::host()) ==
-          status::ok);
+  s.request.scratch = memory.scratch;
+  REQUIRE(index.score(s.request, strided) == status::ok);
   for (std::size_t c = 0; c < 5; ++c) {
     CHECK(wide[c * 3] == dense[c]);
     CHECK(wide[c * 3 + 1] == 9.0f);
@@ -251,7 +253,7 @@ TEST_CASE("A NaN key gives a NaN score for exactly its chunk, with every ensembl
       std::vector<std::vector<std::byte>> streams = {random_keys(random, 40), random_keys(random, 40)};
       streams[1][13 * 132 + 50] = std::byte{0xff};  // chunk 3
       set_scale(streams[0], 39, not_a_number);      // chunk 9
-      scoring s(reference::key_geometry(2, 4, key_layout::planar), streams, {h.data()}, 10);
+      scoring s(reference::key_geometry(2, 4, index_key_layout::planar), streams, {h.data()}, 10);
       std::vector<float> scores;
       REQUIRE(s.run(index, scores) == status::ok);
       for (std::size_t c = 0; c < 10; ++c) CHECK(std::isnan(scores[c]) == (c == 3 || c == 9));
@@ -264,7 +266,7 @@ TEST_CASE("A NaN hidden state gives NaN scores", "[dual_encoder]") {
   dual_encoder_indexer index(random_config(random, 8, 4, 2, 2, false));
   auto h = normals(random, 8);
   h[3] = not_a_number;
-  scoring s(reference::key_geometry(2, 4, key_layout::interleaved),
+  scoring s(reference::key_geometry(2, 4, index_key_layout::interleaved),
             {random_keys(random, 8), random_keys(random, 8)}, {h.data()}, 2);
   std::vector<float> scores;
   REQUIRE(s.run(index, scores) == status::ok);
@@ -275,7 +277,7 @@ TEST_CASE("score() refuses what it cannot score and leaves the scores alone", "[
   std::mt19937 random(14);
   dual_encoder_indexer index(random_config(random, 8, 4, 2, 2, false));
   const auto h = normals(random, 8);
-  const auto geometry = reference::key_geometry(2, 4, key_layout::interleaved);
+  const auto geometry = reference::key_geometry(2, 4, index_key_layout::interleaved);
   const auto keys = random_keys(random, 8);
   scoring s(geometry, {keys, random_keys(random, 7)}, {h.data()}, 1);
   std::vector<float> scores;
@@ -284,7 +286,7 @@ TEST_CASE("score() refuses what it cannot score and leaves the scores alone", "[
     return std::all_of(scores.begin(), scores.end(), [](float v) { return v == -77.0f; });
   };
   s.request.chunks = 2;  // the second stream has 7 of 8 keys
-  CHECK(s.run(index, scores) == status::keys_missing);
+  CHECK(s.run(index, scores) == status::index_keys_missing);
   CHECK(untouched());
   s.request.chunks = 0;
   CHECK(s.run(index, scores) == status::ok);
@@ -297,9 +299,9 @@ TEST_CASE("score() refuses what it cannot score and leaves the scores alone", "[
   s.request.position = -1;
   CHECK(s.run(index, scores) == status::bad_argument);
   s.request.position = 0;
-  s.request.store = nullptr;
+  s.request.reader = nullptr;
   CHECK(s.run(index, scores) == status::null_data);
-  s.request.store = &s.store;
+  s.request.reader = &s.store;
   s.request.queries = nullptr;
   CHECK(s.run(index, scores) == status::null_data);
   s.queries[0] = nullptr;
@@ -309,27 +311,25 @@ TEST_CASE("score() refuses what it cannot score and leaves the scores alone", "[
   CHECK(untouched());
 
   const scratch_memory memory(index);
-  const auto call = [&](std::int64_t n, workspace w, stream_ref stream) {
-    return index.score(s.request, view<float, 1>(scores.data(), n), w, serial_threads(), stream);
+  const auto call = [&](std::int64_t n, workspace w) {
+    s.request.scratch = w;
+    return index.score(s.request, view<float, 1>(scores.data(), n));
   };
-  CHECK(call(2, memory.scratch, stream_ref::host()) == status::bad_shape);
-  CHECK(call(1, {memory.scratch.data, memory.scratch.bytes - 1}, stream_ref::host()) ==
-        status::workspace_small);
-  CHECK(call(1, {}, stream_ref::host()) == status::workspace_small);
-  CHECK(call(1, {nullptr, memory.scratch.bytes}, stream_ref::host()) == status::null_data);
-  int fake = 0;
-  CHECK(call(1, memory.scratch, stream_ref(reinterpret_cast<CUstream_st*>(&fake))) == status::unsupported);
+  CHECK(call(2, memory.scratch) == status::bad_shape);
+  CHECK(call(1, {memory.scratch.data, memory.scratch.bytes - 1}) == status::workspace_small);
+  CHECK(call(1, {}) == status::workspace_small);
+  CHECK(call(1, {nullptr, memory.scratch.bytes}) == status::null_data);
   CHECK(untouched());
-  CHECK(call(1, memory.scratch, stream_ref::host()) == status::ok);
+  CHECK(call(1, memory.scratch) == status::ok);
 
   auto other = geometry;
-  other.key_streams = 1;
+  other.index_keys.lanes = 1;
   CHECK(scoring(other, {keys}, {h.data()}, 1).run(index, scores) == status::bad_shape);
   other = geometry;
-  other.tokens_per_key = 2;
+  other.index_keys.tokens_per_key = 2;
   CHECK(scoring(other, {keys, keys}, {h.data()}, 1).run(index, scores) == status::bad_shape);
   other = geometry;
-  other.key_bytes = 66;
+  other.index_keys.dim = 64;
   CHECK(scoring(other, {keys, keys}, {h.data()}, 1).run(index, scores) == status::bad_shape);
 }
 
@@ -341,25 +341,25 @@ TEST_CASE("Taps name each query layer once and each retriever's keys", "[dual_en
   config.retrievers[2].query_layer = 6;
   config.key_window = 16;
   const dual_encoder_indexer index(config);
-  REQUIRE(index.query_taps().shape[0] == 2);
-  CHECK(index.query_taps()(0).layer == 6);
-  CHECK(index.query_taps()(1).layer == 7);
-  CHECK(index.query_taps()(1).kind == tap_kind::hidden);
-  CHECK(index.query_taps()(1).width == 8);
-  REQUIRE(index.key_taps().shape[0] == 3);
-  CHECK(index.key_taps()(2).layer == 2);
-  CHECK(index.key_taps()(2).width == 8);
-  CHECK(index.key_taps()(2).tokens_per_key == 4);
-  CHECK(index.key_taps()(2).window == 16);
-  CHECK(index.key_streams() == 3);
-  CHECK(std::string(index.name()) == "dual_encoder");
-  CHECK(index.log_odds());
+  REQUIRE(index.taps().queries.size() == 2);
+  CHECK(index.taps().queries[0].layer == 6);
+  CHECK(index.taps().queries[1].layer == 7);
+  CHECK(index.taps().queries[1].kind == tap_kind::hidden);
+  CHECK(index.taps().queries[1].width == 8);
+  REQUIRE(index.taps().index_keys.size() == 3);
+  CHECK(index.taps().index_keys[2].layer == 2);
+  CHECK(index.taps().index_keys[2].width == 8);
+  CHECK(index.taps().index_keys[2].tokens_per_key == 4);
+  CHECK(index.taps().index_keys[2].window == 16);
+  CHECK(index.taps().reads.lanes == 3);
+  CHECK(std::string(index.taps().name) == "dual_encoder");
+  CHECK(index.taps().log_odds);
   for (auto& r : config.retrievers) r.wk.clear();
   config.reduce = key_reduction::sum;
   const dual_encoder_indexer without(config);
-  CHECK(without.key_taps().shape[0] == 0);
-  CHECK(without.key_streams() == 3);
-  CHECK_FALSE(without.log_odds());
+  CHECK(without.taps().index_keys.size() == 0);
+  CHECK(without.taps().reads.lanes == 3);
+  CHECK_FALSE(without.taps().log_odds);
 }
 
 TEST_CASE("Each retriever reads the vector of its own query layer", "[dual_encoder]") {
@@ -373,7 +373,7 @@ TEST_CASE("Each retriever reads the vector of its own query layer", "[dual_encod
   hidden[6] = normals(random, 8);
   hidden[7] = normals(random, 8);
   const std::vector<std::vector<std::byte>> streams = {random_keys(random, 6), random_keys(random, 6)};
-  scoring s(reference::key_geometry(2, 1, key_layout::interleaved), streams,
+  scoring s(reference::key_geometry(2, 1, index_key_layout::interleaved), streams,
             {hidden[7].data(), hidden[6].data()}, 6);
   std::vector<float> scores;
   REQUIRE(s.run(index, scores) == status::ok);
@@ -386,16 +386,17 @@ TEST_CASE("check_compatible() names the first difference between indexer and sto
   using Catch::Matchers::Contains;
   std::mt19937 random(17);
   const dual_encoder_indexer index(random_config(random, 8, 4, 2, 3, true));
-  const auto good = reference::key_geometry(3, 4, key_layout::planar);
-  CHECK_NOTHROW(check_compatible(index, good));
+  const auto good = reference::key_geometry(3, 4, index_key_layout::planar);
+  CHECK_NOTHROW(check_compatible(index.taps(), good));
   const auto refuse = [&](auto&& change, const char* says) {
     auto g = good;
     change(g);
-    CHECK_THROWS_AS(check_compatible(index, g), argument_error);
-    CHECK_THROWS_WITH(check_compatible(index, g), Contains(says) && Contains("dual_encoder"));
+    CHECK_THROWS_AS(check_compatible(index.taps(), g), argument_error);
+    CHECK_THROWS_WITH(check_compatible(index.taps(), g), Contains(says) && Contains("dual_encoder"));
   };
-  refuse([](auto& g) { g.key_streams = 2; }, "3 key streams");
-  refuse([](auto& g) { g.key_bytes = 66; }, "132 bytes");
-  refuse([](auto& g) { g.tokens_per_key = 8; }, "4 tokens a key");
+  refuse([](auto& g) { g.index_keys.lanes = 2; }, "3 lanes");
+  refuse([](auto& g) { g.index_keys.dim = 64; }, "128 x e4m3");
+  refuse([](auto& g) { g.index_keys.type = index_key_type::int8; }, "128 x int8");
+  refuse([](auto& g) { g.index_keys.tokens_per_key = 8; }, "4 tokens a key");
   refuse([](auto& g) { g.layers = 2; }, "layer 2 of 2");
 }

@@ -90,7 +90,7 @@ struct scoring {
   scoring(const fm::kv_geometry& geometry, const std::vector<std::vector<std::byte>>& streams,
           std::vector<const float*> by_tap, std::int64_t chunks, std::int64_t position = 12345)
       : store(geometry, streams), queries(std::move(by_tap)) {
-    request.store = &store;
+    request.reader = &store;
     request.position = position;
     request.chunks = chunks;
     request.queries = queries.data();
@@ -101,8 +101,9 @@ struct scoring {
                  fm::thread_hook threads = fm::serial_threads()) {
     const scratch_memory memory(index);
     scores.assign(static_cast<std::size_t>(request.chunks), -77.0f);
-    return index.score(request, fm::view<float, 1>(scores.data(), scores.size()), memory.scratch, threads,
-                       fm::stream_ref::host());
+    request.scratch = memory.scratch;
+    request.threads = threads;
+    return index.score(request, fm::view<float, 1>(scores.data(), scores.size()));
   }
 };
 

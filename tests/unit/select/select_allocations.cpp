@@ -38,7 +38,6 @@ TEST_CASE("step calls allocate nothing, whether a refresh is due or not", "[sele
   p.hysteresis = 0.25f;
   p.fallback.max_dropped = 0.5f;
   fm::selector_options o;
-  o.max_tokens = 800;
   o.threads = fm::serial_threads();
   fm::selector select(store, *index, p, o);
   std::vector<fm::sequence_handle> handles;

@@ -23,7 +23,6 @@ struct bench {
     policy.budget_fraction = 0.25;
     fm::selector_options o;
     o.max_sequences = 80;
-    o.max_tokens = 4096;
     o.stagger = stagger;
     select = std::make_unique<fm::selector>(store, index, policy, o);
     engine = std::make_unique<toy::engine>(store, *select);

@@ -43,7 +43,7 @@ TEST_CASE("a selector that cannot work is refused", "[selector]") {
   SECTION("max_tokens") { b.options.max_tokens = 0, refuses(); }
   SECTION("max_rollback_tokens") { b.options.max_rollback_tokens = -1, refuses(); }
   SECTION("memory") { b.options.memory = {}, refuses(); }
-  SECTION("key streams") { b.index.keys.push_back({0, toy::width, 4, 4}), refuses(); }
+  SECTION("index-key lanes") { b.index.keys.push_back({0, toy::width, 4, 4}), refuses(); }
   SECTION("tokens per key") { b.index.keys[0].tokens_per_key = 2, refuses(); }
   SECTION("window") { b.index.keys[0].window = 3, refuses(); }
   SECTION("key layer") { b.index.keys[0].layer = 2, refuses(); }
@@ -149,8 +149,8 @@ TEST_CASE("bad items are found before anything is done", "[selector]") {
   for (const auto& i : items) rows += i.num_tokens;
   CHECK(b.select->observe(batch, 0, fm::view<const float, 2>(hidden.data(), rows, toy::width), toy::host) ==
         expected);
-  fm::key_pages pages;
-  REQUIRE(b.store.keys(x.handle, 0, &pages) == status::ok);
+  fm::index_key_pages pages;
+  REQUIRE(b.store.index_keys(x.handle, 0, &pages) == status::ok);
   CHECK(pages.keys == 5);
   CHECK(fm::select_chunks(*b.select, fm::batch(nullptr, 2), toy::host) == status::null_data);
   CHECK(fm::select_chunks(*b.select, fm::batch(nullptr, 0), toy::host) == status::ok);
@@ -170,8 +170,8 @@ TEST_CASE("hidden states of the wrong shape or type are refused and change nothi
   SECTION("null") { rows.data = nullptr, expected = status::null_data; }
   CHECK(b.select->observe(batch, 1, rows, toy::host) == expected);
   CHECK(b.select->last_fault().layer == 1);
-  fm::key_pages pages;
-  REQUIRE(b.store.keys(s.handle, 1, &pages) == status::ok);
+  fm::index_key_pages pages;
+  REQUIRE(b.store.index_keys(s.handle, 1, &pages) == status::ok);
   CHECK(pages.keys == 0);
 }
 
@@ -201,26 +201,25 @@ TEST_CASE("a refresh without the newest token's hidden state reports hidden_miss
   CHECK(b.select->counters().refreshes_failed == 1);
 }
 
-TEST_CASE("a refresh whose keys are missing reports keys_missing", "[selector]") {
+TEST_CASE("a refresh whose keys are missing reports index_keys_missing", "[selector]") {
   bench b;
   b.index.keys.clear();
   toy::scripted_indexer wants;
   wants.keys = {{0, toy::width, 4, 4}};
   // An indexer that reads keys which the engine should have appended.
   struct reader final : toy::scripted_indexer {
-    fm::status score(const fm::score_request& r, fm::view<float, 1> s, fm::workspace w, fm::thread_hook t,
-                     fm::stream_ref h) noexcept override {
-      fm::key_pages pages;
-      if (r.store->keys(r.sequence, 0, &pages) != status::ok || pages.keys < r.chunks * 2)
-        return status::keys_missing;
-      return toy::scripted_indexer::score(r, s, w, t, h);
+    fm::status score(const fm::score_request& r, fm::view<float, 1> s) noexcept override {
+      fm::index_key_pages pages;
+      if (r.reader->index_keys(r.sequence, 0, &pages) != status::ok || pages.keys < r.chunks * 2)
+        return status::index_keys_missing;
+      return toy::scripted_indexer::score(r, s);
     }
   } index;
   index.keys.clear();
   fm::selector select(b.store, index, b.policy, b.options);
   toy::engine engine(b.store, select);
   auto s = engine.open(fm::sequence_options_for(b.policy, b.geometry, 800), 2);
-  CHECK(engine.step(s, 40) == status::keys_missing);
+  CHECK(engine.step(s, 40) == status::index_keys_missing);
   CHECK(select.last_fault().sequence == s.handle.index);
 }
 
@@ -239,10 +238,9 @@ TEST_CASE("after speculative tokens were rejected the newest kept token's hidden
   bench b;
   struct seeing final : toy::scripted_indexer {
     std::vector<float> seen;
-    fm::status score(const fm::score_request& r, fm::view<float, 1> s, fm::workspace w, fm::thread_hook t,
-                     fm::stream_ref h) noexcept override {
+    fm::status score(const fm::score_request& r, fm::view<float, 1> s) noexcept override {
       seen.assign(r.queries[0], r.queries[0] + toy::width);
-      return toy::scripted_indexer::score(r, s, w, t, h);
+      return toy::scripted_indexer::score(r, s);
     }
   } index;
   fm::selector select(b.store, index, b.policy, b.options);

@@ -32,7 +32,7 @@ struct bench {
 
   /// The keys of these hidden states, encoded in one call per stream.
   std::vector<std::byte> expected(const toy::sequence& s, std::int32_t stream) const {
-    const fm::key_tap& tap = index.keys[std::size_t(stream)];
+    const fm::index_key_tap& tap = index.keys[std::size_t(stream)];
     const std::int64_t keys = s.tokens / tap.tokens_per_key;
     if (keys == 0) return {};
     const std::int64_t rows = (keys - 1) * tap.tokens_per_key + tap.window;
@@ -41,14 +41,14 @@ struct bench {
       for (std::int64_t i = 0; i < tap.width; ++i)
         if (const std::int64_t token = r + tap.tokens_per_key - tap.window; token >= 0)
           hidden[std::size_t(r * tap.width + i)] = toy::hidden_value(s, tap.layer, token, i);
-    std::vector<std::byte> out(std::size_t(keys * geometry.key_bytes));
-    REQUIRE(index.encode_keys(stream, fm::view<const float, 2>(hidden.data(), rows, tap.width),
-                              fm::view<std::byte, 2>(out.data(), keys, geometry.key_bytes), {},
-                              {}) == status::ok);
+    std::vector<std::byte> out(std::size_t(keys * geometry.index_keys.bytes()));
+    REQUIRE(index.encode_index_keys(stream, fm::view<const float, 2>(hidden.data(), rows, tap.width),
+                                    fm::view<std::byte, 2>(out.data(), keys, geometry.index_keys.bytes()), {},
+                                    {}) == status::ok);
     return out;
   }
   void check_keys(const toy::sequence& s) const {
-    for (std::int32_t stream = 0; stream < geometry.key_streams; ++stream) {
+    for (std::int32_t stream = 0; stream < geometry.index_keys.lanes; ++stream) {
       CAPTURE(stream, s.tokens);
       REQUIRE(toy::key_bytes(store, s.handle, stream) == expected(s, stream));
     }
@@ -135,8 +135,8 @@ TEST_CASE("a rollback beyond max_rollback_tokens is out of order, one to the sta
     CHECK(f.expected == 100);
     CHECK(f.actual == back);
     for (std::int32_t stream = 0; stream < 3; ++stream) {
-      fm::key_pages pages;
-      REQUIRE(b.store.keys(s.handle, stream, &pages) == status::ok);
+      fm::index_key_pages pages;
+      REQUIRE(b.store.index_keys(s.handle, stream, &pages) == status::ok);
       CHECK(pages.keys == back / 4);
     }
   }

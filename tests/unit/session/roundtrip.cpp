@@ -7,10 +7,10 @@ using fm::status;
 
 TEST_CASE("a loaded sequence goes on exactly as the saved one does", "[session]") {
   fm::kv_geometry g = toy::geometry();
-  g.keys = GENERATE(fm::key_layout::interleaved, fm::key_layout::planar);
+  g.index_keys.layout = GENERATE(fm::index_key_layout::interleaved, fm::index_key_layout::planar);
   const std::int64_t prompt = GENERATE(1, 7, 8, 131, 400);
   const int steps = GENERATE(0, 3, 20);
-  CAPTURE(int(g.keys), prompt, steps);
+  CAPTURE(int(g.index_keys.layout), prompt, steps);
   temporary_folder folder;
   const std::string path = folder.file("s");
   host a(g), b(g);
@@ -44,7 +44,8 @@ TEST_CASE("a loaded sequence goes on exactly as the saved one does", "[session]"
   CHECK(x.position == y.position);
 }
 
-TEST_CASE("sessions keep every geometry: dtypes, entries of several tokens, no key streams", "[session]") {
+TEST_CASE("sessions keep every geometry: dtypes, entries of several tokens, no index-key lanes",
+          "[session]") {
   fm::kv_geometry g = toy::geometry(0);
   g.type = GENERATE(fm::dtype::f32, fm::dtype::bf16, fm::dtype::f16);
   g.tokens_per_entry = GENERATE(1, 4);
@@ -165,7 +166,6 @@ TEST_CASE("what cannot be saved or loaded is a typed error and leaves nothing op
     auto p = b.policy;
     p.sink_chunks = 3;
     fm::selector_options o;
-    o.max_tokens = 800;
     o.max_rollback_tokens = 8;
     fm::selector other(*b.store, b.index, p, o);
     CHECK_THROWS_AS(fm::load_session(*b.store, path, &other), fm::format_error);

@@ -38,7 +38,6 @@ struct host {
     policy.interval = 8;
     policy.hysteresis = 0.25f;
     fm::selector_options o;
-    o.max_tokens = 800;
     o.max_rollback_tokens = 8;
     o.max_sequences = max_sequences;
     select = std::make_unique<fm::selector>(*store, index, policy, o);
@@ -67,7 +66,7 @@ inline bool same_contents(const host& a, fm::sequence_handle x, const host& b, f
   fm::sequence_info i, j;
   if (a.store->info(x, &i) != fm::status::ok || b.store->info(y, &j) != fm::status::ok) return false;
   if (i.tokens != j.tokens || i.complete_chunks != j.complete_chunks) return false;
-  for (std::int32_t s = 0; s < a.geometry.key_streams; ++s)
+  for (std::int32_t s = 0; s < a.geometry.index_keys.lanes; ++s)
     if (toy::key_bytes(*a.store, x, s) != toy::key_bytes(*b.store, y, s)) return false;
   return a.chunks(x) == b.chunks(y) && toy::resident_ids(*a.store, x) == toy::resident_ids(*b.store, y);
 }

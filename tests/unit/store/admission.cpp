@@ -270,19 +270,19 @@ TEST_CASE("handles of closed sequences are stale and invented ones unknown, in e
     const made_rows rows = make_rows(store.geometry(), {1}, 0);
     const fm::batch_item item{handle, 9, 1};
     fm::resident_set set;
-    fm::key_pages pages;
+    fm::index_key_pages pages;
     fm::sequence_info i;
     std::vector<std::byte> chunk(fm::chunk_layout(store.geometry()).chunk_bytes());
     const auto keys = make_keys(store.geometry(), 1, 1);
     CHECK(store.append(fm::batch(&item, 1), 0, rows.k_view, rows.v_view, host) == expected);
     CHECK(store.last_fault().sequence == handle.index);
     CHECK(store.last_fault().code == expected);
-    CHECK(store.append_keys(handle, 0, 0, key_view(store.geometry(), keys, 1), host) == expected);
+    CHECK(store.append_index_keys(handle, 0, 0, key_view(store.geometry(), keys, 1), host) == expected);
     CHECK(store.recall(handle, {}, nullptr, host) == expected);
     CHECK(store.truncate(handle, 0) == expected);
     CHECK(store.close(handle) == expected);
     CHECK(store.resident(handle, 0, &set) == expected);
-    CHECK(store.keys(handle, 0, &pages) == expected);
+    CHECK(store.index_keys(handle, 0, &pages) == expected);
     CHECK(store.info(handle, &i) == expected);
     CHECK(store.read_chunk(handle, 0, fm::view<std::byte, 1>(chunk.data(), chunk.size())) == expected);
     CHECK(store.append_chunk(handle, fm::view<const std::byte, 1>(chunk.data(), chunk.size()), 4) ==

@@ -7,7 +7,8 @@
 using namespace store_testing;
 using fm::status;
 
-TEST_CASE("append, append_keys, recall, resident, truncate and close allocate nothing, also when they fail") {
+TEST_CASE(
+    "append, append_index_keys, recall, resident, truncate and close allocate nothing, also when they fail") {
   const bool in_file = GENERATE(false, true);
   CAPTURE(in_file);
   fm::kv_geometry g = small_geometry();
@@ -35,7 +36,7 @@ TEST_CASE("append, append_keys, recall, resident, truncate and close allocate no
                          status::ok;
   };
   pass(0, 101, prompt);
-  good = good && store.append_keys(s.handle, 0, 0, key_view(g, keys, 60), host) == status::ok;
+  good = good && store.append_index_keys(s.handle, 0, 0, key_view(g, keys, 60), host) == status::ok;
   for (std::int64_t n = 0; n < 60; ++n) {
     fm::recall_report r;
     fm::resident_set set;

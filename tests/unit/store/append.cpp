@@ -12,7 +12,7 @@ TEST_CASE("what was appended is read back byte for byte, whether one token at a 
   g.tokens_per_entry = GENERATE(1, 4);
   const int step = GENERATE(1, 3, 4, 7, 16, 61);
   CAPTURE(int(g.type), g.tokens_per_entry, step);
-  g.tokens_per_key = 4;
+  g.index_keys.tokens_per_key = 4;
   fm::tiered_chunk_store store(small_options(g));
   engine_sequence s = open(store, tokens(61));
   while (s.tokens < 61) {

@@ -18,7 +18,7 @@ namespace reference = flashmemory_test::reference;
 
 namespace {
 
-constexpr std::int64_t dim = v4::entry_dim, index_dim = v4::index_dim;
+constexpr std::int64_t dim = v4::entry_dim, lightning_dim = v4::lightning_dim;
 
 fm::store_options v4_options(std::int32_t entries_per_chunk) {
   fm::store_options o = small_options(small_v4_geometry(entries_per_chunk));
@@ -64,7 +64,7 @@ void grow_v4(fm::chunk_store& store, remembered& s, std::int32_t tokens, std::mt
     std::vector<float> k, v;
     std::vector<std::uint16_t> k_half, v_half;
     const auto k_view = make(dim, s.entries[std::size_t(layer)], k, k_half);
-    const auto v_view = make(index_dim, s.keys[std::size_t(layer)], v, v_half);
+    const auto v_view = make(lightning_dim, s.keys[std::size_t(layer)], v, v_half);
     REQUIRE(store.append(fm::batch(&item, 1), layer, k_view, v_view, host) == status::ok);
   }
   s.tokens += tokens;
@@ -86,11 +86,11 @@ std::vector<std::byte> reference_chunk(const fm::kv_geometry& g, const remembere
       const reference::v4_entry stored = reference::v4_quantise(entry_of(s, layer, chunk * each + e));
       std::memcpy(at + 576 * e, stored.row.data(), 576);
       std::memcpy(at + 576 * each + 8 * e, stored.scales.data(), 8);
-      const float* const key = s.keys[std::size_t(layer)].data() + (chunk * each + e) * index_dim;
+      const float* const key = s.keys[std::size_t(layer)].data() + (chunk * each + e) * lightning_dim;
       float largest = 1e-4f;
-      for (int i = 0; i < index_dim; ++i) largest = std::max(largest, std::fabs(key[i]));
+      for (int i = 0; i < lightning_dim; ++i) largest = std::max(largest, std::fabs(key[i]));
       const float scale = largest / 448.0f;
-      for (int i = 0; i < index_dim; ++i)
+      for (int i = 0; i < lightning_dim; ++i)
         at[page + 128 * e + i] = std::byte(reference::e4m3_code(double(key[i] / scale)));
       std::memcpy(at + page + 128 * each + 4 * e, &scale, 4);
     }
@@ -124,7 +124,7 @@ TEST_CASE("a chunk of DeepSeek-V4-Flash is its planar pages, one after another")
   CHECK(layout.chunk_bytes() == 963648);
   CHECK(layout.key_offset(20, 0) == 20 * 45888);
   CHECK(layout.value_offset(20, 0) == 20 * 45888 + 37440);
-  CHECK(layout.key_page_bytes() == 8448);
+  CHECK(layout.index_key_page_bytes() == 8448);
 }
 
 TEST_CASE("entries and index keys are stored as the double-precision quantiser makes them") {

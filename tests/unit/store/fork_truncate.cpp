@@ -115,21 +115,21 @@ TEST_CASE("fork refuses what cannot work and leaves no trace") {
 
 TEST_CASE("a fork copies its parent's index keys and continues them alone") {
   fm::kv_geometry g = small_geometry();
-  g.keys = GENERATE(fm::key_layout::interleaved, fm::key_layout::planar);
+  g.index_keys.layout = GENERATE(fm::index_key_layout::interleaved, fm::index_key_layout::planar);
   fm::tiered_chunk_store store(small_options(g));
   engine_sequence parent = open(store, tokens(80));
   REQUIRE(grow(store, parent, 30, 1) == status::ok);
   const auto keys = make_keys(g, 13, 5), more = make_keys(g, 2, 6);
-  REQUIRE(store.append_keys(parent.handle, 0, 0, key_view(g, keys, 13), host) == status::ok);
+  REQUIRE(store.append_index_keys(parent.handle, 0, 0, key_view(g, keys, 13), host) == status::ok);
   engine_sequence child = fork(store, parent, tokens(60));
-  fm::key_pages a, b;
-  REQUIRE(store.append_keys(child.handle, 0, 13, key_view(g, more, 2), host) == status::ok);
-  REQUIRE(store.keys(parent.handle, 0, &a) == status::ok);
-  REQUIRE(store.keys(child.handle, 0, &b) == status::ok);
+  fm::index_key_pages a, b;
+  REQUIRE(store.append_index_keys(child.handle, 0, 13, key_view(g, more, 2), host) == status::ok);
+  REQUIRE(store.index_keys(parent.handle, 0, &a) == status::ok);
+  REQUIRE(store.index_keys(child.handle, 0, &b) == status::ok);
   CHECK(a.keys == 13);
   CHECK(b.keys == 15);
   CHECK(a.data != b.data);
-  CHECK(std::memcmp(a.data, b.data, 6 * fm::chunk_layout(g).key_page_bytes()) == 0);
+  CHECK(std::memcmp(a.data, b.data, 6 * fm::chunk_layout(g).index_key_page_bytes()) == 0);
 }
 
 TEST_CASE("truncate drops tokens anywhere, and what is appended next takes their place") {
@@ -194,12 +194,12 @@ TEST_CASE("truncate drops index keys of dropped tokens, and only those") {
   engine_sequence s = open(store, tokens(80));
   REQUIRE(grow(store, s, 31, 1) == status::ok);
   const auto keys = make_keys(g, 15, 5);
-  REQUIRE(store.append_keys(s.handle, 0, 0, key_view(g, keys, 15), host) == status::ok);
-  fm::key_pages pages;
+  REQUIRE(store.append_index_keys(s.handle, 0, 0, key_view(g, keys, 15), host) == status::ok);
+  fm::index_key_pages pages;
   for (const auto& [to, left] :
        std::vector<std::pair<int, int>>{{31, 15}, {30, 15}, {29, 14}, {28, 14}, {3, 1}, {0, 0}}) {
     REQUIRE(truncate(store, s, to) == status::ok);
-    REQUIRE(store.keys(s.handle, 0, &pages) == status::ok);
+    REQUIRE(store.index_keys(s.handle, 0, &pages) == status::ok);
     CHECK(pages.keys == left);
   }
 }

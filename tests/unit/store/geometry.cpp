@@ -30,13 +30,18 @@ TEST_CASE("validate names the field of a geometry that cannot work") {
     refused("value_dim", [&](auto& g) { g.value_dim = bad; });
     refused("entries_per_chunk", [&](auto& g) { g.entries_per_chunk = bad; });
     refused("tokens_per_entry", [&](auto& g) { g.tokens_per_entry = bad; });
-    refused("tokens_per_key", [&](auto& g) { g.tokens_per_key = bad; });
+    refused("tokens_per_key", [&](auto& g) { g.index_keys.tokens_per_key = bad; });
   }
   refused("type", [](auto& g) { g.type = static_cast<fm::dtype>(7); });
-  refused("keys", [](auto& g) { g.keys = static_cast<fm::key_layout>(-3); });
-  refused("key_streams", [](auto& g) { g.key_streams = -1; });
-  refused("key_bytes", [](auto& g) { g.key_bytes = 4; });
-  refused("tokens_per_key", [](auto& g) { g.tokens_per_key = 3; });
+  refused("index_keys.layout", [](auto& g) { g.index_keys.layout = static_cast<fm::index_key_layout>(-3); });
+  refused("index_keys.lanes", [](auto& g) { g.index_keys.lanes = -1; });
+  refused("index_keys.dim", [](auto& g) { g.index_keys.dim = 0; });
+  refused("index_keys.dim", [](auto& g) {
+    g.index_keys.dim = 80;
+    g.index_keys.type = fm::index_key_type::mxfp4;
+  });
+  refused("index_keys.type", [](auto& g) { g.index_keys.type = fm::index_key_type(9); });
+  refused("tokens_per_key", [](auto& g) { g.index_keys.tokens_per_key = 3; });
 }
 
 TEST_CASE("validate names what kv_format::deepseek_v4 does not have") {
@@ -64,18 +69,18 @@ TEST_CASE("validate refuses sizes that overflow instead of wrapping them around"
   refused("value_dim", [](auto& g) { g.value_dim = most; });
   refused("entries_per_chunk", [](auto& g) {
     g.entries_per_chunk = most - 1;
-    g.key_streams = 0;
+    g.index_keys.lanes = 0;
   });
   refused("tokens_per_entry", [](auto& g) { g.tokens_per_entry = most; });
-  refused("key_bytes", [](auto& g) { g.key_bytes = most; });
+  refused("index_keys.dim", [](auto& g) { g.index_keys.dim = most; });
   refused("layers", [](auto& g) {
     g.layers = g.kv_heads = g.key_dim = g.value_dim = g.entries_per_chunk = most;
-    g.key_streams = 0;
+    g.index_keys.lanes = 0;
   });
   // 2^16 in five factors: the product is 2^80 and wraps to 0 in 64 bits.
   refused("layers", [](auto& g) {
     g.layers = g.kv_heads = g.key_dim = g.value_dim = g.entries_per_chunk = 1 << 16;
-    g.key_streams = 0;
+    g.index_keys.lanes = 0;
   });
 }
 
@@ -97,8 +102,8 @@ TEST_CASE("validate accepts chunks of up to 2^31 bytes and refuses the next larg
 
 TEST_CASE("validate does not ask anything of index keys that are not kept") {
   fm::kv_geometry g = small_geometry();
-  g.key_streams = 0;
-  g.tokens_per_key = 3;
-  g.key_bytes = 0;
+  g.index_keys.lanes = 0;
+  g.index_keys.tokens_per_key = 3;
+  g.index_keys.dim = 0;
   CHECK_NOTHROW(fm::validate(g));
 }

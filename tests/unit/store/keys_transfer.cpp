@@ -16,11 +16,11 @@ fm::view<const std::byte, 1> as_bytes(const std::vector<std::byte>& bytes) {
 TEST_CASE("index keys lie in pages of the geometry's layout, whatever pieces they arrive in") {
   fm::kv_geometry g = small_geometry();
   g.entries_per_chunk = 12;
-  g.tokens_per_key = 2;  // 6 keys a page
-  g.key_streams = 3;
-  g.keys = GENERATE(fm::key_layout::interleaved, fm::key_layout::planar);
+  g.index_keys.tokens_per_key = 2;  // 6 keys a page
+  g.index_keys.lanes = 3;
+  g.index_keys.layout = GENERATE(fm::index_key_layout::interleaved, fm::index_key_layout::planar);
   const int piece = GENERATE(1, 4, 6, 20);
-  CAPTURE(int(g.keys), piece);
+  CAPTURE(int(g.index_keys.layout), piece);
   fm::tiered_chunk_store store(small_options(g));
   engine_sequence s = open(store, tokens(41));
   for (std::int32_t stream = 0; stream < 3; ++stream) {
@@ -28,36 +28,36 @@ TEST_CASE("index keys lie in pages of the geometry's layout, whatever pieces the
     for (std::int64_t first = 0; first < 20; first += piece) {
       const std::int64_t count = std::min<std::int64_t>(piece, 20 - first);
       // every other row of a wider array
-      std::vector<std::byte> wide(std::size_t(count * 2 * g.key_bytes + 1), std::byte{0x7f});
+      std::vector<std::byte> wide(std::size_t(count * 2 * g.index_keys.bytes() + 1), std::byte{0x7f});
       for (std::int64_t i = 0; i < count; ++i)
-        std::memcpy(wide.data() + i * 2 * g.key_bytes, all.data() + (first + i) * g.key_bytes,
-                    std::size_t(g.key_bytes));
-      fm::view<const std::byte, 2> rows(wide.data(), count, g.key_bytes);
-      rows.stride[0] = 2 * g.key_bytes;
-      REQUIRE(store.append_keys(s.handle, stream, first, rows, host) == status::ok);
+        std::memcpy(wide.data() + i * 2 * g.index_keys.bytes(),
+                    all.data() + (first + i) * g.index_keys.bytes(), std::size_t(g.index_keys.bytes()));
+      fm::view<const std::byte, 2> rows(wide.data(), count, g.index_keys.bytes());
+      rows.stride[0] = 2 * g.index_keys.bytes();
+      REQUIRE(store.append_index_keys(s.handle, stream, first, rows, host) == status::ok);
     }
-    fm::key_pages pages;
-    REQUIRE(store.keys(s.handle, stream, &pages) == status::ok);
+    fm::index_key_pages pages;
+    REQUIRE(store.index_keys(s.handle, stream, &pages) == status::ok);
     REQUIRE(pages.keys == 20);
     for (int i = 0; i < 20; ++i) {
       const std::byte* const page = pages.data + i / 6 * 6 * 12;
       const std::byte* const row = all.data() + i * 12;
-      const bool planar = g.keys == fm::key_layout::planar;
+      const bool planar = g.index_keys.layout == fm::index_key_layout::planar;
       CHECK(std::memcmp(planar ? page + i % 6 * 8 : page + i % 6 * 12, row, 8) == 0);
       CHECK(std::memcmp(planar ? page + 48 + i % 6 * 4 : page + i % 6 * 12 + 8, row + 8, 4) == 0);
     }
   }
 }
 
-TEST_CASE("append_keys refuses gaps, overflow, wrong shapes and numbers that are not finite") {
+TEST_CASE("append_index_keys refuses gaps, overflow, wrong shapes and numbers that are not finite") {
   fm::kv_geometry g = small_geometry();
   fm::tiered_chunk_store store(small_options(g));
   engine_sequence s = open(store, tokens(21));
   const auto keys = make_keys(g, 11, 4);
-  REQUIRE(store.append_keys(s.handle, 0, 0, key_view(g, keys, 3), host) == status::ok);
+  REQUIRE(store.append_index_keys(s.handle, 0, 0, key_view(g, keys, 3), host) == status::ok);
   const snapshot before(store, s);
   const auto attempt = [&](std::int32_t stream, std::int64_t first, fm::view<const std::byte, 2> rows) {
-    const status code = store.append_keys(s.handle, stream, first, rows, host);
+    const status code = store.append_index_keys(s.handle, stream, first, rows, host);
     CHECK(snapshot(store, s) == before);
     CHECK(store.last_fault().stream == stream);
     CHECK(store.last_fault().sequence == s.handle.index);
@@ -97,17 +97,17 @@ TEST_CASE("append_keys refuses gaps, overflow, wrong shapes and numbers that are
     CHECK(store.last_fault().actual == 4);
   }
   int not_a_stream = 0;
-  CHECK(store.append_keys(s.handle, 0, 3, key_view(g, keys, 1),
-                          fm::stream_ref(reinterpret_cast<CUstream_st*>(&not_a_stream))) ==
+  CHECK(store.append_index_keys(s.handle, 0, 3, key_view(g, keys, 1),
+                                fm::stream_ref(reinterpret_cast<CUstream_st*>(&not_a_stream))) ==
         status::unsupported);
-  CHECK(store.append_keys(s.handle, 0, 3, key_view(g, keys, 7), host) == status::ok);
-  CHECK(store.append_keys(s.handle, 0, 10, key_view(g, keys, 0), host) == status::ok);
+  CHECK(store.append_index_keys(s.handle, 0, 3, key_view(g, keys, 7), host) == status::ok);
+  CHECK(store.append_index_keys(s.handle, 0, 10, key_view(g, keys, 0), host) == status::ok);
 }
 
 TEST_CASE("chunks carried over with read_chunk and append_chunk make the same sequence") {
   fm::kv_geometry g = small_geometry();
   g.tokens_per_entry = GENERATE(1, 2);
-  g.tokens_per_key = 2;
+  g.index_keys.tokens_per_key = 2;
   const std::int64_t length = GENERATE(0, 1, 3, 8, 64, 66, 81);
   const std::int64_t quota = GENERATE(0, 5);
   CAPTURE(g.tokens_per_entry, length, quota);

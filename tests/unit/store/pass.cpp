@@ -257,7 +257,7 @@ TEST_CASE("a pass that is begun shuts out others, and one that is not cannot be 
   CHECK(t.written.commit_pass(both, false, toy::host) == status::out_of_order);
   items[1].position = 0;
   CHECK(t.written.commit_pass(both, true, toy::host) == status::ok);
-  fm::key_pages pages;
+  fm::index_key_pages pages;
   REQUIRE(t.written.keys(t.b[0], 1, &pages) == status::ok);
   CHECK(pages.keys == 1);  // of 5 tokens, 4 a key
   CHECK(t.written.commit_pass(both, false, toy::host) == status::out_of_order);

@@ -190,15 +190,15 @@ TEST_CASE("a recall in the middle of a forward pass keeps what the pass is writi
 TEST_CASE("resident, keys, info and read_chunk refuse what does not exist and are counted") {
   long_sequence t(9);
   fm::resident_set set;
-  fm::key_pages pages;
+  fm::index_key_pages pages;
   CHECK(t.store.resident(t.s.handle, -1, &set) == status::out_of_range);
   CHECK(t.store.resident(t.s.handle, 2, &set) == status::out_of_range);
   CHECK(t.store.last_fault().layer == 2);
   CHECK(t.store.resident(t.s.handle, 0, nullptr) == status::null_data);
-  CHECK(t.store.keys(t.s.handle, -1, &pages) == status::out_of_range);
-  CHECK(t.store.keys(t.s.handle, 1, &pages) == status::out_of_range);
+  CHECK(t.store.index_keys(t.s.handle, -1, &pages) == status::out_of_range);
+  CHECK(t.store.index_keys(t.s.handle, 1, &pages) == status::out_of_range);
   CHECK(t.store.last_fault().stream == 1);
-  CHECK(t.store.keys(t.s.handle, 0, nullptr) == status::null_data);
+  CHECK(t.store.index_keys(t.s.handle, 0, nullptr) == status::null_data);
   CHECK(t.store.info(t.s.handle, nullptr) == status::null_data);
   std::vector<std::byte> out(fm::chunk_layout(t.store.geometry()).chunk_bytes() + 1);
   using bytes = fm::view<std::byte, 1>;

@@ -65,7 +65,7 @@ std::vector<window_scores> by_the_library(const ft::document_source& source,
       encoded.emplace_back(std::size_t(keys) * 132);
       fm::view<const float, 2> from(rows.data(), keys * planted::tokens_per_key, planted::width);
       fm::view<std::byte, 2> to(encoded.back().data(), keys, 132);
-      REQUIRE(index.encode_keys(std::int32_t(r), from, to, {}, fm::serial_threads()) == fm::status::ok);
+      REQUIRE(index.encode_index_keys(std::int32_t(r), from, to, {}, fm::serial_threads()) == fm::status::ok);
     }
     for (std::size_t w = 0; w < doc.positions.size(); ++w) {
       window_scores one;
@@ -85,7 +85,7 @@ std::vector<window_scores> by_the_library(const ft::document_source& source,
                                    gates.data(),
                                    {scratch.data(), scratch.size() * sizeof(float)}) == fm::status::ok);
         REQUIRE(index.score_keys(std::int32_t(r), queries.data(), gates.data(), encoded[r].data(), keys, keys,
-                                 fm::key_layout::interleaved, logits.data(),
+                                 fm::index_key_layout::interleaved, logits.data(),
                                  fm::serial_threads()) == fm::status::ok);
         for (std::int64_t k = 0; k < one.labels.complete_chunks * per_chunk; ++k) {
           float& score = one.scores[std::size_t(k / per_chunk)];

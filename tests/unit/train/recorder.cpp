@@ -245,7 +245,7 @@ TEST_CASE("a recorder refuses what does not fit, and takes nothing of it", "[tra
 
   CHECK_THROWS_AS(recorder.add_evidence(id, {3, 3, 0, 1}), fm::argument_error);
   CHECK_THROWS_WITH(recorder.finish(id, 5), Catch::Contains("query position 5"));
-  CHECK_THROWS_WITH(recorder.finish(id, 6), Catch::Contains("key stream 1 has 0 keys"));
+  CHECK_THROWS_WITH(recorder.finish(id, 6), Catch::Contains("index-key lane 1 has 0 keys"));
   CHECK_THROWS_AS(recorder.begin("\xff", train::dataset_split::train), fm::argument_error);
   recorder.drop(id);
   CHECK_THROWS_AS(recorder.finish(id, 6), fm::argument_error);

@@ -64,7 +64,7 @@ struct training_batch {
 struct backend_setup {
   encoder_shape shape;
   std::vector<std::size_t> query;   ///< [retrievers], the recorded tap that each one reads
-  std::vector<std::size_t> stream;  ///< [retrievers], the recorded key stream
+  std::vector<std::size_t> stream;  ///< [retrievers], the recorded index-key lane
   std::int64_t keys_per_chunk = 0;
   thread_hook threads;  ///< of the host, for what is done there
 

@@ -141,7 +141,7 @@ struct document {
   std::int64_t tokens = 0;                     ///< length of the sequence, prompt and answer
   std::vector<std::int64_t> positions;         ///< query positions, ascending, without repetition
   std::vector<row_matrix> queries;             ///< per query tap [positions, width]
-  std::vector<document_keys> keys;             ///< per key stream
+  std::vector<document_keys> keys;             ///< per index-key lane
   attention_table attention;                   ///< [tokens recorded]
   std::vector<evidence_range> evidence;        ///< ordered by token_begin; empty if needs are not known
 

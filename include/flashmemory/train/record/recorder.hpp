@@ -93,7 +93,7 @@ class FLASHMEMORY_API recorder {
   void add_evidence(recording_id id, const evidence_range& need);
 
   /// Ends a document of `tokens` tokens, after which it belongs to the data set as soon as it is written.
-  /// \throws argument_error if a position, entry or key lies beyond `tokens`, or a key stream is shorter than
+  /// \throws argument_error if a position, entry or key lies beyond `tokens`, or an index-key lane is shorter than
   ///     tokens / tokens_per_key
   void finish(recording_id id, std::int64_t tokens);
 

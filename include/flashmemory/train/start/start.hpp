@@ -26,7 +26,7 @@ enum class start_kind : std::int32_t {
   /// The model's own query and key maps of some heads.
   attention,
   /// Directions of the largest variance of the model's embeddings, and ridge regressions onto them: of key
-  /// inputs onto those of the lowest recorded key stream, of hidden states onto the keys that they needed.
+  /// inputs onto those of the lowest recorded index-key lane, of hidden states onto the keys that they needed.
   embeddings,
 };
 
