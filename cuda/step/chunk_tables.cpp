@@ -113,16 +113,23 @@ status chunk_tables::set_rows(const chunk_reader& reader, batch items, std::int3
 
 status chunk_tables::update(const chunk_reader& reader, batch items, std::int32_t layer, stream_ref stream,
                             fault* error) noexcept {
-  if (stream.is_host())
-    return detail::refuse(status::unsupported, "the host stream on the CUDA backend", -1, -1, error);
-  if (items.shape[0] < 0 || items.shape[0] > options_.rows)
-    return detail::refuse(status::bad_shape, "items", options_.rows, items.shape[0], error);
-  if (items.shape[0] > 0 && items.data == nullptr)
-    return detail::refuse(status::null_data, "items", -1, -1, error);
-  const detail::device_guard guard(device_.ordinal);
-  status code = words_->begin(error);
-  if (code == status::ok) code = set_rows(reader, items, layer, error);
-  if (code == status::ok) code = words_->send(stream.cuda(), error);
+  fault why;
+  const status code = [&] {
+    if (stream.is_host())
+      return detail::refuse(status::unsupported, "the host stream on the CUDA backend", -1, -1, &why);
+    if (items.shape[0] < 0 || items.shape[0] > options_.rows)
+      return detail::refuse(status::bad_shape, "items", options_.rows, items.shape[0], &why);
+    if (items.shape[0] > 0 && items.data == nullptr)
+      return detail::refuse(status::null_data, "items", -1, -1, &why);
+    const detail::device_guard guard(device_.ordinal);
+    status found = words_->begin(&why);
+    if (found == status::ok) found = set_rows(reader, items, layer, &why);
+    if (found == status::ok) found = words_->send(stream.cuda(), &why);
+    return found;
+  }();
+  if (code == status::ok) return code;
+  reader.note(why);
+  if (error != nullptr) *error = why;
   return code;
 }
 

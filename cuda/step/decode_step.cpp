@@ -222,6 +222,7 @@ status decode_step::impl::check_items(batch items) noexcept {
 
 status decode_step::prepare(batch items, stream_ref stream) noexcept {
   impl& im = *impl_;
+  const impl::noted told(im);
   const detail::device_guard guard(im.device.ordinal);
   if (stream.is_host())
     return detail::refuse(status::unsupported, "the host stream on the CUDA backend", -1, -1, &im.last_fault);
@@ -255,6 +256,7 @@ status decode_step::prepare(batch items, stream_ref stream) noexcept {
 
 status decode_step::finish(stream_ref stream) noexcept {
   impl& im = *impl_;
+  const impl::noted told(im);
   if (!im.open) return detail::refuse(status::out_of_order, "no step is open", -1, -1, &im.last_fault);
   const detail::device_guard guard(im.device.ordinal);
   const batch live(im.live.data(), im.live.size());

@@ -75,6 +75,25 @@ struct decode_step::impl {
   void set_key_targets(std::int64_t row, const batch_item* item) noexcept;
   void advance(flashmemory::detail::served_sequence& s, const batch_item& item) const noexcept;
   status check_layer(std::int32_t layer, stream_ref stream) noexcept;
+
+  /// Of one call: what it finds wrong is told to the store, the one place to look; a call that finds nothing leaves
+  /// last_fault as it was.
+  class noted {
+   public:
+    explicit noted(impl& im) noexcept : im_(im), before_(im.last_fault) { im.last_fault = fault{}; }
+    noted(const noted&) = delete;
+    noted& operator=(const noted&) = delete;
+    ~noted() {
+      if (im_.last_fault.code == status::ok)
+        im_.last_fault = before_;
+      else
+        im_.store.note(im_.last_fault);
+    }
+
+   private:
+    impl& im_;
+    fault before_;
+  };
 };
 
 }  // namespace cuda

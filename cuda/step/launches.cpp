@@ -39,6 +39,7 @@ status decode_step::impl::check_layer(std::int32_t layer, stream_ref stream) noe
 status decode_step::append(std::int32_t layer, const_tensor<3> k, const_tensor<3> v,
                            stream_ref stream) noexcept {
   impl& im = *impl_;
+  const impl::noted told(im);
   const kv_geometry& g = im.geometry;
   const detail::device_guard guard(im.device.ordinal);
   if (const status code = im.check_layer(layer, stream); code != status::ok) return code;
@@ -75,6 +76,7 @@ status decode_step::append(std::int32_t layer, const_tensor<3> k, const_tensor<3
 status decode_step::append_index_keys(std::int32_t lane, view<const std::byte, 2> keys,
                                       stream_ref stream) noexcept {
   impl& im = *impl_;
+  const impl::noted told(im);
   const kv_geometry& g = im.geometry;
   const auto no = [&](status code, const char* what, std::int64_t expected, std::int64_t actual) {
     const status refused = detail::refuse(code, what, expected, actual, &im.last_fault);
@@ -105,6 +107,7 @@ status decode_step::append_index_keys(std::int32_t lane, view<const std::byte, 2
 
 status decode_step::observe(std::int32_t layer, const_tensor<2> hidden, stream_ref stream) noexcept {
   impl& im = *impl_;
+  const impl::noted told(im);
   const detail::device_guard guard(im.device.ordinal);
   if (const status code = im.check_layer(layer, stream); code != status::ok) return code;
   if (im.level1 == nullptr) return status::ok;
@@ -136,6 +139,7 @@ status decode_step::observe(std::int32_t layer, const_tensor<2> hidden, stream_r
 status decode_step::attend(std::int32_t layer, const_tensor<3> q, tensor<3> out,
                            const attend_options& options, stream_ref stream) noexcept {
   impl& im = *impl_;
+  const impl::noted told(im);
   const detail::device_guard guard(im.device.ordinal);
   if (im.options.query_heads == 0)
     return detail::refuse(status::unsupported, "query_heads is 0", -1, -1, &im.last_fault);
