@@ -16,7 +16,7 @@ std::string indexer_of(const std::string& policy) {
   return policy == "lsa-threshold" ? std::string("lsa") : policy;
 }
 
-fm::selector_options selector_options_for(const memory_options& options, engine& model) {
+fm::selector_options selector_options_for(engine& model) {
   fm::selector_options o;
   o.max_sequences = 4;
   o.stagger = false;  // one sequence at a time: keep to the interval
@@ -66,7 +66,7 @@ memory::memory(engine& model, const std::vector<policy_cell>& cells, const memor
   store.max_sequences = 4;
   store_ = std::make_unique<fm::tiered_chunk_store>(store);
 
-  const auto selector_settings = selector_options_for(options, model);
+  const auto selector_settings = selector_options_for(model);
   for (const auto& cell : cells) {
     const std::string name = indexer_of(cell.name);
     if (cell.full()) continue;
