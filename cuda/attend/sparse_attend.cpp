@@ -3,7 +3,6 @@
 
 #include <cmath>
 
-#include "cuda/attend/heuristics.hpp"
 #include "cuda/attend/kernel.hpp"
 #include "cuda/core/error.hpp"
 
@@ -59,7 +58,8 @@ status sparse_attend(const attend_plan& plan, view<const chunk_row, 1> rows, std
   if (out.stride[2] != 1 || out.stride[1] != g.value_dim ||
       out.stride[0] != std::int64_t{shape.query_heads} * g.value_dim)
     return refuse(status::bad_shape, "out strides", g.value_dim, out.stride[1]);
-  const auto layout = detail::layout_of(plan);
+  const attend::plan cut = detail::plan_of(plan);
+  const attend::partial_layout layout = attend::layout_of(cut);
   if (options.scratch.bytes < layout.bytes)
     return refuse(status::workspace_small, "scratch", std::int64_t(layout.bytes),
                   std::int64_t(options.scratch.bytes));
@@ -74,7 +74,7 @@ status sparse_attend(const attend_plan& plan, view<const chunk_row, 1> rows, std
   if (stream.is_host()) return refuse(status::unsupported, "the host stream on the CUDA backend", -1, -1);
 
   const chunk_layout chunk(g);
-  detail::attend_call call;
+  detail::attend_arguments call;
   call.rows = rows.data;
   call.q = q.data;
   call.out = out.data;
@@ -83,8 +83,6 @@ status sparse_attend(const attend_plan& plan, view<const chunk_row, 1> rows, std
   call.lse_head_stride = options.lse.stride[1];
   call.sinks = options.sink_logits.data;
   call.sink_stride = options.sink_logits.stride[0];
-  call.partials = static_cast<float*>(options.scratch.data);
-  call.counters = options.counters;
   call.row_stride = rows.stride[0];
   call.q_row_stride = q.stride[0];
   call.q_head_stride = q.stride[1];
@@ -92,26 +90,14 @@ status sparse_attend(const attend_plan& plan, view<const chunk_row, 1> rows, std
   call.value_offset = std::int64_t(chunk.value_offset(layer, 0));
   call.key_block_bytes = std::int64_t(chunk.key_block_bytes());
   call.value_block_bytes = std::int64_t(chunk.value_block_bytes());
-  call.num_rows = static_cast<std::int32_t>(num_rows);
-  call.query_tokens = shape.query_tokens;
-  call.query_heads = shape.query_heads;
-  call.group = shape.query_heads / g.kv_heads;
-  call.key_dim = g.key_dim;
-  call.value_dim = g.value_dim;
-  call.entries_per_chunk = g.entries_per_chunk;
-  call.chunks_per_split = plan.chunks_per_split;
-  call.splits = plan.splits;
-  call.head_tiles = plan.head_tiles;
-  call.num_sms = plan.num_sms;
-  call.cluster = plan.tensor_cores && plan.splits <= detail::max_cluster ? plan.splits : 1;
   call.type = g.type;
   call.out_type = out.type;
-  const float scale =
+  call.softmax_scale =
       options.softmax_scale > 0 ? options.softmax_scale : 1 / std::sqrt(static_cast<float>(g.key_dim));
   call.soft_cap = options.logit_soft_cap;
-  call.scale = call.soft_cap > 0 ? scale : scale * 1.44269504f;
-  const cudaError_t code = plan.tensor_cores ? detail::launch_tensor_core(call, layout, stream.cuda())
-                                             : detail::launch_portable(call, layout, stream.cuda());
+  call.work = attend::work_of(cut, num_rows, options.scratch.data, options.counters);
+  const cudaError_t code = plan.tensor_cores ? detail::launch_tensor_core(call, stream.cuda())
+                                             : detail::launch_portable(call, stream.cuda());
   return detail::check(code, "sparse_attend", options.error);
 }
 

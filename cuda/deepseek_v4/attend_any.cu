@@ -2,7 +2,8 @@
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
-#include "cuda/core/ptx.cuh"
+#include <flashmemory/cuda/core/ptx.cuh>
+
 #include "cuda/deepseek_v4/pool.cuh"
 
 namespace flashmemory {

@@ -20,7 +20,7 @@ __global__ void __launch_bounds__(attend_threads, 1)
   using smem = attend_smem<kStages, kRaw>;
   using fetcher = attend_fetcher<kStages, kRaw>;
   extern __shared__ unsigned char memory[];
-  const std::uint32_t base = (ptx::shared_address(memory) + 1023) & ~1023u;
+  const std::uint32_t base = (ptx::shared_address(memory).value + 1023) & ~1023u;
   const int rank = blockIdx.x % splits, first_head = blockIdx.y * 64;
   const std::int64_t row = blockIdx.x / splits;
   const int group = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);

@@ -18,8 +18,8 @@
 // decided once, by the lane that issues its copy; a tile row without an entry is all zeros and its weight is zero.
 
 #include <cstdint>
+#include <flashmemory/cuda/core/ptx.cuh>
 
-#include "cuda/core/ptx.cuh"
 #include "cuda/deepseek_v4/pool.cuh"
 #include "cuda/deepseek_v4/wgmma.cuh"
 

@@ -2,9 +2,9 @@
 #pragma once
 
 #include <cstdint>
+#include <flashmemory/cuda/core/ordered.cuh>
 #include <flashmemory/cuda/score.hpp>
 
-#include "cuda/core/ordered.cuh"
 #include "cuda/score/job_cursor.cuh"
 
 namespace flashmemory {

@@ -12,9 +12,9 @@
 // pieces, and the queries are stored permuted to match. 132 bytes are read per key and up to 4.25 are
 // written.
 #include <cstdint>
+#include <flashmemory/cuda/core/launch.cuh>
+#include <flashmemory/cuda/core/ptx.cuh>
 
-#include "cuda/core/launch.hpp"
-#include "cuda/core/ptx.cuh"
 #include "cuda/score/job_cursor.cuh"
 #include "cuda/score/kernels.hpp"
 #include "cuda/score/outputs.cuh"
@@ -77,7 +77,7 @@ __device__ __forceinline__ void arrive_barrier(std::uint32_t barrier) {
 /// An address that is not worked out again at each use.
 __device__ __forceinline__ std::uint32_t kept_address(const void* shared) {
   std::uint32_t address;
-  asm volatile("mov.u32 %0, %1;" : "=r"(address) : "r"(ptx::shared_address(shared)));
+  asm volatile("mov.u32 %0, %1;" : "=r"(address) : "r"(ptx::shared_address(shared).value));
   return address;
 }
 __device__ __forceinline__ uint4 load_shared(std::uint32_t address) {
@@ -335,8 +335,8 @@ template <int kHeads>
 __global__ void __launch_bounds__(threads, 1) score_kernel(const __grid_constant__ score_arguments in) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ std::uint8_t shared_bytes[];
-  auto& shared =
-      *reinterpret_cast<shared_layout<kHeads>*>(shared_bytes + (-ptx::shared_address(shared_bytes) & 1023));
+  auto& shared = *reinterpret_cast<shared_layout<kHeads>*>(shared_bytes +
+                                                           (-ptx::shared_address(shared_bytes).value & 1023));
   constexpr int stages = stages_for<kHeads>;
   if (threadIdx.x < stages) {
     ptx::barrier_init(&shared.full[threadIdx.x], 1);

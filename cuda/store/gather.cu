@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include <algorithm>
+#include <flashmemory/cuda/core/ptx.cuh>
 
-#include "cuda/core/ptx.cuh"
 #include "cuda/store/gather.hpp"
 
 namespace flashmemory {
@@ -27,7 +27,7 @@ struct span_table {
 __device__ __forceinline__ void bulk_store(void* global, const void* shared, std::uint32_t bytes) {
   asm volatile(
       "cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(__cvta_generic_to_global(global)),
-      "r"(ptx::shared_address(shared)), "r"(bytes)
+      "r"(ptx::shared_address(shared).value), "r"(bytes)
       : "memory");
   asm volatile("cp.async.bulk.commit_group;" ::: "memory");
 }

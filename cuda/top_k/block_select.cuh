@@ -7,9 +7,8 @@
 // fetching instructions is a good part of its time.
 
 #include <cstdint>
+#include <flashmemory/cuda/core/ordered.cuh>
 #include <flashmemory/cuda/score.hpp>
-
-#include "cuda/core/ordered.cuh"
 
 namespace flashmemory {
 inline namespace v0 {

@@ -10,8 +10,8 @@
 // multiprocessor has issue slots for four warps.
 
 #include <cstdint>
+#include <flashmemory/cuda/core/ptx.cuh>
 
-#include "cuda/core/ptx.cuh"
 #include "cuda/top_k/block_select.cuh"
 
 namespace flashmemory {
@@ -120,7 +120,7 @@ struct block_cluster {
   }
   template <class T>
   __device__ static void store(T* at, int block, T value) {
-    ptx::cluster_store(ptx::cluster_address(at, static_cast<std::uint32_t>(block)),
+    ptx::cluster_store(ptx::in_block(at, static_cast<std::uint32_t>(block)),
                        static_cast<std::uint32_t>(value));
   }
 #endif

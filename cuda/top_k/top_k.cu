@@ -11,10 +11,10 @@
 //
 // The scorer writes the maxima; for scores from elsewhere group_max_kernel does.
 #include <algorithm>
+#include <flashmemory/cuda/core/launch.cuh>
 #include <flashmemory/cuda/top_k.hpp>
 
 #include "cuda/core/error.hpp"
-#include "cuda/core/launch.hpp"
 #include "cuda/top_k/block_select.cuh"
 #include "cuda/top_k/shortlist.cuh"
 

@@ -1,5 +1,4 @@
 // SPDX-License-Identifier: MIT
-#include "cuda/attend/heuristics.hpp"
 #include "tests/cuda/attend_problem.hpp"
 #include "tests/support/fresh_seed.hpp"
 
@@ -192,21 +191,4 @@ TEST_CASE("two splits are joined on the chip as three are in memory, over many t
 TEST_CASE("a single pair of blocks joins the splits of many tiles in turn", "[gpu][attend]") {
   REQUIRE_GPU();
   join_pairs(GENERATE(64, 128, 256), 1, 11, 1);
-}
-
-TEST_CASE("splits fill the device in whole waves and never leave a chunk out", "[attend]") {
-  for (const std::int64_t tiles : {1, 7, 8, 64, 256, 512, 5000})
-    for (const std::int64_t chunks : {1, 2, 63, 64, 65, 500, 4096}) {
-      CAPTURE(tiles, chunks);
-      const std::int64_t per_split = cu::detail::chunks_per_split(tiles, chunks, 64, 132, 2);
-      REQUIRE(per_split >= 1);
-      REQUIRE(per_split <= chunks);
-      const std::int64_t splits = (chunks + per_split - 1) / per_split;
-      REQUIRE(splits <= cu::detail::max_splits);
-      const std::int64_t per_sm = (tiles * splits + 131) / 132;
-      // No worse than twice a perfectly even distribution, unless there are not enough chunks to hand out.
-      if (tiles * chunks >= 132 * 4 && tiles * cu::detail::max_splits >= 132)
-        REQUIRE(double(per_sm * per_split) <= 2.0 * double(tiles * chunks) / 132 + 1);
-      if (tiles >= 132 * 8) REQUIRE(splits <= 2);
-    }
 }

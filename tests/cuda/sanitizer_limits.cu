@@ -13,8 +13,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-
-#include "cuda/core/ptx.cuh"
+#include <flashmemory/cuda/core/ptx.cuh>
 
 namespace {
 
@@ -81,7 +80,7 @@ __global__ void __cluster_dims__(2, 1, 1) exchange(float* out) {
     ptx::barrier_init_fence();
   }
   ptx::cluster_sync();
-  const std::uint32_t there = ptx::cluster_address(&ready, other);
+  const std::uint32_t there = ptx::in_block(&ready, other).value;
   values[t] = static_cast<float>(t);
   __syncwarp();
   float value = 0;
@@ -90,12 +89,12 @@ __global__ void __cluster_dims__(2, 1, 1) exchange(float* out) {
     ptx::cluster_wait(&ready, 0);
     asm volatile("ld.shared::cluster.f32 %0, [%1];"
                  : "=f"(value)
-                 : "r"(ptx::cluster_address(values + 31 - t, other))
+                 : "r"(ptx::in_block(values + 31 - t, other).value)
                  : "memory");
   } else {
     if (t == 0) ptx::barrier_arrive_expect(&ready, sizeof landed);
     asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(
-                     ptx::cluster_address(landed + t, other)),
+                     ptx::in_block(landed + t, other).value),
                  "r"(__float_as_uint(values[t])), "r"(there)
                  : "memory");
     if (kWay == way::send) ptx::cluster_wait(&ready, 0);
@@ -115,7 +114,7 @@ __global__ void store_in_bulk(float* to) {
         "cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], 128;\n"
         "cp.async.bulk.commit_group;\n"
         "cp.async.bulk.wait_group 0;" ::"l"(__cvta_generic_to_global(to)),
-        "r"(ptx::shared_address(values))
+        "r"(ptx::shared_address(values).value)
         : "memory");
 }
 

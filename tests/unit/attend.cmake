@@ -14,3 +14,5 @@ flashmemory_test(flashmemory_attend_targets LABELS unit LIBRARIES hwy::hwy SOURC
 flashmemory_test(flashmemory_deepseek_v4_unit LABELS unit SOURCES
   ${CMAKE_CURRENT_LIST_DIR}/attend/deepseek_v4_attend.cpp
   ${CMAKE_CURRENT_LIST_DIR}/attend/deepseek_v4_format.cpp)
+flashmemory_test(flashmemory_attend_cuda_plan LABELS unit SERIAL SOURCES
+  ${CMAKE_CURRENT_LIST_DIR}/attend/cuda_plan.cpp)

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include "cuda/attend/combine.cuh"
+#include <flashmemory/cuda/attend/finish.cuh>
 
 namespace flashmemory {
 inline namespace v0 {
 namespace cuda {
+namespace attend {
 namespace detail {
 
 static_assert(max_cluster == 2, "the blocks of a cluster are a pair");
@@ -40,15 +41,15 @@ class pair_turn {
   /// Writes this block's half of the output: the elements whose splits it has joined, in the order of the splits. The
   /// block of rank s has split s; `state` is complete and visible to these threads, and stays until all of them have
   /// met again.
-  template <int kDim>
-  __device__ void join(const attend_call& call, pair_mail<kDim>& mail, const tile_rows_of_call& tile,
+  template <int kDim, class Call>
+  __device__ void join(const Call& call, pair_mail<kDim>& mail, const tile_rows_of_call& tile,
                        const tile_state& state) {
     const std::int32_t rank = std::int32_t(blockIdx.x) % 2, thread = std::int32_t(threadIdx.x);
     const std::int32_t place = std::int32_t(turns_ % 2), half = tile.count * kDim / 2;
     const auto other = std::uint32_t(1 - rank);
-    const std::uint32_t ready = ptx::cluster_address(mail.ready + place, other);
+    const ptx::cluster_address ready = ptx::in_block(mail.ready + place, other);
     const auto send = [&](float* to, const float* from) {
-      ptx::cluster_send(ptx::cluster_address(to, other), *reinterpret_cast<const float4*>(from), ready);
+      ptx::cluster_send(ptx::in_block(to, other), *reinterpret_cast<const float4*>(from), ready);
     };
     if (thread == 0) ptx::barrier_arrive_expect(mail.ready + place, std::uint32_t(half + 2 * tile_rows) * 4);
     for (std::int32_t i = 4 * thread; i < half; i += 4 * tile_threads)
@@ -86,6 +87,7 @@ class pair_turn {
 #endif
 
 }  // namespace detail
+}  // namespace attend
 }  // namespace cuda
 }  // namespace v0
 }  // namespace flashmemory

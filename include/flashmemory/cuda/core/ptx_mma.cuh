@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+// The tensor cores of sm_80, one warp's work an instruction; section numbers as in ptx.cuh.
+
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
@@ -9,7 +11,7 @@
 namespace flashmemory {
 inline namespace v0 {
 namespace cuda {
-namespace detail {
+namespace ptx {
 
 /// c += a b for one 16 x 8 x 16 tile (PTX ISA 9.7.14.5.8). With g = lane / 4 and t = lane % 4 a thread holds
 /// of a (16 x 16): row g, columns 2t, 2t + 1 (a0) and 2t + 8, 2t + 9 (a2); row g + 8 likewise (a1, a3);
@@ -41,6 +43,7 @@ __device__ __forceinline__ void mma<__half>(float (&c)[4], std::uint32_t a0, std
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
+/// Two floats rounded to T, the first one in the lower half.
 template <class T>
 __device__ __forceinline__ std::uint32_t pack(float low, float high);
 
@@ -56,7 +59,7 @@ __device__ __forceinline__ std::uint32_t pack<__half>(float low, float high) {
   return reinterpret_cast<const std::uint32_t&>(pair);
 }
 
-}  // namespace detail
+}  // namespace ptx
 }  // namespace cuda
 }  // namespace v0
 }  // namespace flashmemory

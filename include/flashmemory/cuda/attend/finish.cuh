@@ -1,18 +1,13 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
 #include <cmath>
-
-#include "cuda/attend/heuristics.hpp"
-#include "cuda/attend/kernel.hpp"
-#include "cuda/core/ptx.cuh"
+#include <flashmemory/cuda/attend/call.cuh>
 
 namespace flashmemory {
 inline namespace v0 {
 namespace cuda {
+namespace attend {
 namespace detail {
 
 /// What a block has accumulated, in shared memory: per row the maximum of its logits in units of log2, the sum
@@ -31,44 +26,33 @@ struct tile_rows_of_call {
   std::int32_t first_head;  // query head 0 of the KV head
 };
 
-__device__ __forceinline__ void store_output(void* out, dtype type, std::int64_t at, float value) {
-  if (type == dtype::f32)
-    static_cast<float*>(out)[at] = value;
-  else if (type == dtype::bf16)
-    static_cast<__nv_bfloat16*>(out)[at] = __float2bfloat16_rn(value);
-  else
-    static_cast<__half*>(out)[at] = __float2half_rn(value);
-}
-
 /// Divides by the denominator, the sink included, and writes one element of one row.
-__device__ __forceinline__ void write_element(const attend_call& call, const tile_rows_of_call& tile,
-                                              std::int32_t r, std::int32_t d, float maximum, float sum,
-                                              float value) {
-  const std::int32_t token = (tile.first + r) / call.group;
-  const std::int32_t head = tile.first_head + (tile.first + r) % call.group;
-  const std::int64_t row = std::int64_t(tile.row) * call.query_tokens + token;
-  constexpr float log2e = 1.44269504f, ln2 = 0.693147181f;
+template <class Call>
+__device__ __forceinline__ void write_element(const Call& call, const tile_rows_of_call& tile, std::int32_t r,
+                                              std::int32_t d, float maximum, float sum, float value) {
+  const std::int32_t token = (tile.first + r) / call.work.group;
+  const std::int32_t head = tile.first_head + (tile.first + r) % call.work.group;
+  const std::int64_t row = std::int64_t(tile.row) * call.work.query_tokens + token;
   float top = maximum, denominator = sum;
   float weight = 1;
-  if (call.sinks != nullptr) {
-    const float sink = call.sinks[head * call.sink_stride] * log2e;
+  if (call.logits.has_sink()) {
+    const float sink = call.logits.sink(head);
     top = fmaxf(maximum, sink);
     weight = top == -INFINITY ? 0.0f : ptx::exp2(maximum - top);
     denominator = top == -INFINITY ? 0.0f : sum * weight + ptx::exp2(sink - top);
   }
   // NaN must get through: only an exact zero means that there was nothing.
   const float result = denominator == 0.0f ? 0.0f : value * weight / denominator;
-  store_output(call.out, call.out_type, (row * call.query_heads + head) * call.value_dim + d, result);
-  if (d == 0 && call.lse != nullptr)
-    call.lse[row * call.lse_row_stride + head * call.lse_head_stride] =
-        denominator == 0.0f ? -INFINITY : ln2 * (top + log2f(denominator));
+  call.output.store(row, head, d, result);
+  if (d == 0 && call.output.has_lse())
+    call.output.store_lse(row, head, denominator == 0.0f ? -INFINITY : ln2 * (top + log2f(denominator)));
 }
 
 /// Threads that work on a tile: all of the portable kernel's block, the consumers of the tensor-core kernel's.
 inline constexpr int tile_threads = 128;
 
-/// Of those threads (PTX ISA 9.7.13.1; barrier 0 belongs to the whole block).
-__device__ __forceinline__ void tile_barrier() { asm volatile("bar.sync 1, 128;" ::: "memory"); }
+/// Of those threads.
+__device__ __forceinline__ void tile_barrier() { ptx::sync_threads<tile_threads>(1); }
 
 /// How the splits of a tile are weighted when they are joined.
 struct join_memory {
@@ -80,10 +64,12 @@ struct join_memory {
 /// Ends a tile: writes the result if it has one split, else the partial one; the block that comes last joins all
 /// of them, in the order of the splits, so that the result does not depend on which one that is.
 /// The first tile_threads threads of a block; `state` is complete and visible to them.
-__device__ inline void finish_tile(const attend_call& call, const partial_layout& layout,
-                                   std::int64_t tile_index, const tile_rows_of_call& tile, std::int32_t split,
-                                   std::int32_t splits, const tile_state& state, join_memory& join) {
-  const std::int32_t count = tile.count, dim = call.value_dim;
+template <class Call>
+__device__ inline void finish_tile(const Call& call, std::int64_t tile_index, const tile_rows_of_call& tile,
+                                   std::int32_t split, std::int32_t splits, const tile_state& state,
+                                   join_memory& join) {
+  const partial_layout& layout = call.work.layout;
+  const std::int32_t count = tile.count, dim = call.work.value_dim;
   if (splits == 1) {
     for (std::int32_t i = threadIdx.x; i < count * dim; i += tile_threads)
       write_element(call, tile, i / dim, i % dim, state.maximum[i / dim], state.sum[i / dim],
@@ -91,7 +77,7 @@ __device__ inline void finish_tile(const attend_call& call, const partial_layout
     return;
   }
   const std::size_t stride = std::size_t(layout.floats_per_split);
-  float* const parts = call.partials + std::size_t(tile_index) * layout.splits * stride;
+  float* const parts = call.work.partials + std::size_t(tile_index) * call.work.splits * stride;
   float* const mine = parts + split * stride;
   const std::int32_t head = layout.head_floats;
   if (threadIdx.x < count) {
@@ -102,8 +88,8 @@ __device__ inline void finish_tile(const attend_call& call, const partial_layout
   // The barrier orders the others' stores before the release of thread 0, and its acquire before their loads.
   tile_barrier();
   if (threadIdx.x == 0) {
-    join.last = ptx::add_acq_rel(&call.counters[tile_index], 1u) == unsigned(splits - 1);
-    if (join.last) call.counters[tile_index] = 0;  // for the next call
+    join.last = ptx::add_acq_rel(&call.work.counters[tile_index], 1u) == unsigned(splits - 1);
+    if (join.last) call.work.counters[tile_index] = 0;  // for the next call
   }
   tile_barrier();
   if (!join.last) return;
@@ -184,32 +170,8 @@ __device__ inline void finish_tile(const attend_call& call, const partial_layout
   }
 }
 
-/// The first and last chunk of a split, and how many splits a row has.
-struct split_range {
-  std::int32_t begin, end, splits;
-};
-
-__device__ __forceinline__ split_range range_of(const attend_call& call, std::int32_t entries,
-                                                std::int32_t split) {
-  // A row longer than its plan ends there: a tile whose last split never comes would leave its counter behind.
-  const std::int32_t chunks = min((entries + call.entries_per_chunk - 1) / call.entries_per_chunk,
-                                  call.splits * call.chunks_per_split);
-  split_range range;
-  range.splits = chunks == 0 ? 1 : (chunks + call.chunks_per_split - 1) / call.chunks_per_split;
-  range.begin = split * call.chunks_per_split;
-  range.end = min(range.begin + call.chunks_per_split, chunks);
-  return range;
-}
-
-/// A scaled logit in units of log2.
-__device__ __forceinline__ float logit_of(const attend_call& call, float dot) {
-  if (call.soft_cap == 0) return dot * call.scale;
-  // tanh(x) = 1 - 2 / (1 + e^2x): off by 1e-7 of the cap at most, infinities included.
-  const float e = ptx::exp2(2 * 1.44269504f * (dot * call.scale / call.soft_cap));
-  return 1.44269504f * call.soft_cap * (1 - 2 / (1 + e));
-}
-
 }  // namespace detail
+}  // namespace attend
 }  // namespace cuda
 }  // namespace v0
 }  // namespace flashmemory

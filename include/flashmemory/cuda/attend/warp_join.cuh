@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include "cuda/attend/combine.cuh"
+#include <flashmemory/cuda/attend/finish.cuh>
 
 namespace flashmemory {
 inline namespace v0 {
 namespace cuda {
+namespace attend {
 namespace detail {
 
 /// Warps of a block of the tensor-core kernel that compute.
@@ -124,6 +125,7 @@ __device__ __forceinline__ void join_warps(accumulator<kDim, kHalves>& acc, std:
 #endif
 
 }  // namespace detail
+}  // namespace attend
 }  // namespace cuda
 }  // namespace v0
 }  // namespace flashmemory
