@@ -5,23 +5,16 @@
 #include <cstddef>
 #include <cstdint>
 #include <flashmemory/attend/sparse_attend.hpp>
+#include <flashmemory/cpu/attend/blocks.hpp>
 
 namespace flashmemory {
 inline namespace v0 {
 namespace detail {
 
-/// Entries whose logits are computed before their values are read; keys and values of a block fit in L1.
-inline constexpr std::int32_t attend_block = 64;
-
-/// Query rows that a task serves, so that its packed queries fit on any stack.
-inline constexpr std::int32_t attend_task_rows = 32;
-
 /// Splits of one sequence, and the fewest entries of one. Splits depend on the resident list alone, so that
 /// results do not depend on threads.
 inline constexpr std::int64_t attend_max_splits = 64;
 inline constexpr std::int64_t attend_split_entries = 256;
-
-inline constexpr std::int32_t attend_max_dim = 256;
 
 /// Query tokens that read the same entries: an item, or one row of it when every row has a list of its own.
 /// Per KV head it has tokens x group rows, row = token * group + head within the group.
@@ -41,20 +34,6 @@ struct attend_unit {
   std::int64_t first_task = 0;
 };
 
-/// What one task serves: all rows of some KV heads, or some rows of one.
-struct attend_part {
-  std::int64_t head = 0;
-  std::int32_t heads = 1;
-  std::int64_t row = 0;   ///< first row within each head
-  std::int32_t rows = 0;  ///< of each head
-};
-
-/// Largest softmax logit seen, and the sum of exp(logit - max).
-struct softmax_state {
-  float max;
-  float sum;
-};
-
 /// Everything the tasks of one call need. Task order: unit, part, split.
 struct attend_call {
   kv_geometry geometry;
@@ -72,29 +51,29 @@ struct attend_call {
   std::int64_t unit_count = 0;
   std::int64_t max_splits = 1;
 
-  softmax_state* states = nullptr;  ///< per unit, split, head and row
-  float* sums = nullptr;            ///< [value_dim] weighted values likewise, in the kernel's own lane order
+  cpu::attend::softmax_state* states = nullptr;  ///< per unit, split, head and row
+  float* sums = nullptr;  ///< [value_dim] weighted values likewise, in the kernel's own lane order
 
   /// Neighbouring heads lie side by side in a chunk: a task takes as many as it can, to read memory in runs.
   std::int64_t parts(const attend_unit& unit) const noexcept {
     const std::int64_t rows = std::int64_t{unit.tokens} * group;
-    if (rows > attend_task_rows) {
-      return geometry.kv_heads * ((rows + attend_task_rows - 1) / attend_task_rows);
+    if (rows > cpu::attend::most_rows) {
+      return geometry.kv_heads * ((rows + cpu::attend::most_rows - 1) / cpu::attend::most_rows);
     }
-    const std::int64_t heads = attend_task_rows / rows;
+    const std::int64_t heads = cpu::attend::most_rows / rows;
     return (geometry.kv_heads + heads - 1) / heads;
   }
 
-  attend_part part(const attend_unit& unit, std::int64_t index) const noexcept {
+  cpu::attend::query_part part(const attend_unit& unit, std::int64_t index) const noexcept {
     const std::int64_t rows = std::int64_t{unit.tokens} * group;
-    attend_part p;
-    if (rows > attend_task_rows) {
-      const std::int64_t per_head = (rows + attend_task_rows - 1) / attend_task_rows;
+    cpu::attend::query_part p;
+    if (rows > cpu::attend::most_rows) {
+      const std::int64_t per_head = (rows + cpu::attend::most_rows - 1) / cpu::attend::most_rows;
       p.head = index / per_head;
-      p.row = index % per_head * attend_task_rows;
-      p.rows = static_cast<std::int32_t>(std::min<std::int64_t>(attend_task_rows, rows - p.row));
+      p.row = index % per_head * cpu::attend::most_rows;
+      p.rows = static_cast<std::int32_t>(std::min<std::int64_t>(cpu::attend::most_rows, rows - p.row));
     } else {
-      const std::int64_t heads = attend_task_rows / rows;
+      const std::int64_t heads = cpu::attend::most_rows / rows;
       p.head = index * heads;
       p.heads = static_cast<std::int32_t>(std::min(heads, geometry.kv_heads - p.head));
       p.rows = static_cast<std::int32_t>(rows);

@@ -1,4 +1,8 @@
 // SPDX-License-Identifier: MIT
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
 #include "src/attend/call.hpp"
 
 // The kernels keep arrays of vectors, which vectors of unknown length cannot form; such machines use NEON.
@@ -8,13 +12,51 @@
 #define HWY_TARGET_INCLUDE "src/attend/kernel.cpp"
 #include <hwy/foreach_target.h>
 //
-#include "src/attend/task-inl.hpp"
+#include <flashmemory/cpu/attend/attend-inl.hpp>
+
+#include "src/attend/entry_walk.hpp"
 
 HWY_BEFORE_NAMESPACE();
 namespace flashmemory {
 inline namespace v0 {
 namespace detail {
 namespace HWY_NAMESPACE {
+
+namespace fma = cpu::attend;
+namespace hna = cpu::attend::HWY_NAMESPACE;
+namespace hn = hwy::HWY_NAMESPACE;
+
+/// The policies of the library's own instances: elements as stored, scale, soft cap and sinks.
+template <class T>
+using chunk_call = hna::call<hna::plain<T>, hna::plain<T>, hna::capped_logits, hna::dense_output>;
+
+template <class T>
+chunk_call<T> call_of(const attend_call& in) noexcept {
+  const chunk_layout layout(in.geometry);
+  chunk_call<T> call;
+  call.logits.softmax_scale = in.scale;
+  call.logits.soft_cap = in.soft_cap;
+  call.logits.sinks = in.sinks;
+  call.output.out = in.out;
+  call.output.lse = in.lse;
+  call.q = in.q;
+  call.group = in.group;
+  call.key_dim = in.geometry.key_dim;
+  call.value_dim = in.geometry.value_dim;
+  call.key_head_bytes = std::int64_t(layout.key_block_bytes());
+  call.value_head_bytes = std::int64_t(layout.value_block_bytes());
+  return call;
+}
+
+fma::query_tokens tokens_of(const attend_call& call, const attend_unit& unit) noexcept {
+  fma::query_tokens tokens;
+  tokens.first_token = unit.first_token;
+  tokens.position = unit.position;
+  tokens.tokens = unit.tokens;
+  tokens.tokens_per_entry = call.geometry.tokens_per_entry;
+  tokens.ascending = unit.list == nullptr;
+  return tokens;
+}
 
 template <class T, class D>
 void run_typed(D d, const attend_call& call, std::int64_t index) noexcept {
@@ -23,31 +65,42 @@ void run_typed(D d, const attend_call& call, std::int64_t index) noexcept {
                        [](std::int64_t task, const attend_unit& unit) { return task < unit.first_task; });
   const attend_unit& unit = *(after - 1);
   const std::int64_t local = index - unit.first_task, split = local % unit.splits;
-  const attend_part part = call.part(unit, local / unit.splits);
+  const fma::query_part part = call.part(unit, local / unit.splits);
   const std::int64_t length = unit.list != nullptr ? unit.list_count : unit.chunk_count;
   const std::int64_t begin = std::min(length, split * unit.split_length);
   const std::int64_t end = std::min(length, begin + unit.split_length);
   const std::int64_t last_token = (part.row + part.rows - 1) / call.group;
-  attend_split<T>(d, call, unit, part, split,
-                  entry_walk(call, unit, begin, end, visible_entries(call, unit, last_token)));
+  const fma::query_tokens tokens = tokens_of(call, unit);
+  // The rows of a part follow each other: it has all rows of its heads, or one head.
+  const std::int64_t base = call.partial(unit, split, part.head, part.row);
+  hna::attend_part(d, call_of<T>(call), tokens, part,
+                   entry_walk(call, unit, begin, end, tokens.visible(last_token)), call.states + base,
+                   call.sums + base * call.geometry.value_dim);
 }
 
 template <class T, class D>
 void join_typed(D d, const attend_call& call, const attend_unit& unit, std::int64_t head) noexcept {
+  const chunk_call<T> of_type = call_of<T>(call);
   const std::int64_t rows = std::int64_t{unit.tokens} * call.group;
-  for (std::int64_t row = 0; row < rows; ++row) join_row<T>(d, call, unit, head, row);
+  for (std::int64_t row = 0; row < rows; ++row) {
+    const std::int64_t at = call.partial(unit, 0, head, row);
+    hna::join_row(d, of_type, unit.first_token + row / call.group, head * call.group + row % call.group,
+                  unit.splits, call.geometry.kv_heads * rows, call.states + at,
+                  call.sums + at * call.geometry.value_dim);
+  }
 }
 
-/// Softmax weight that row `row` of a part gives to a block, given the row's lse.
+/// Softmax weight that a query row gives to a block, given the row's lse.
 template <class T, class D>
-float block_mass(D d, const attend_call& call, const float* q, const rows_view<T>& keys, int count,
-                 float lse) noexcept {
-  HWY_ALIGN float logits[attend_block];
-  dot_rows<T>(d, 1, q, keys, count, {}, logits);
-  finish_logits(d, logits, count, call.soft_cap);
+float block_mass(D d, const chunk_call<T>& call, const float* q, const fma::entry_block& block,
+                 std::int64_t head, const fma::query_place& place, float lse) noexcept {
+  HWY_ALIGN float logits[fma::block_entries];
+  const auto keys = hna::keys_of(call, block, head);
+  hna::dot_rows(d, 1, q, keys, block.count, decltype(keys){}, logits);
+  hna::finish_logits(d, call, block, head, block.count, place, logits);
   auto sum = hn::Zero(d);
-  for (int i = 0; i < count; i += lanes<D>) {
-    sum = hn::Add(sum, exp_or_nan(d, hn::Sub(hn::LoadU(d, logits + i), hn::Set(d, lse))));
+  for (int i = 0; i < block.count; i += hna::lanes<D>) {
+    sum = hn::Add(sum, hna::exp_or_nan(d, hn::Sub(hn::LoadU(d, logits + i), hn::Set(d, lse))));
   }
   return hn::GetLane(hn::SumOfLanes(d, sum));
 }
@@ -55,19 +108,23 @@ float block_mass(D d, const attend_call& call, const float* q, const rows_view<T
 template <class T, class D>
 float chunk_mass_typed(D d, const attend_call& call, view<const float, 2> lse, std::int64_t index) noexcept {
   const attend_unit& unit = call.units[0];
-  HWY_ALIGN float q[attend_max_dim];
-  entry_block block;
+  const chunk_call<T> of_type = call_of<T>(call);
+  const fma::query_tokens tokens = tokens_of(call, unit);
+  HWY_ALIGN float q[fma::max_dim];
+  fma::entry_block block;
   float best = 0;
   for (std::int64_t head = 0; head < call.geometry.kv_heads; ++head) {
     for (std::int64_t row = 0; row < std::int64_t{unit.tokens} * call.group; ++row) {
       const std::int64_t token = row / call.group;
-      const float base = lse(token, head * call.group + row % call.group);
+      const fma::query_place place = {token, std::int32_t(head * call.group + row % call.group),
+                                      tokens.visible(token) - 1};
+      const float base = lse(token, place.head);
       if (base == -std::numeric_limits<float>::infinity()) continue;  // attended to nothing
-      pack_queries<T>(d, call, unit, head, row, 1, q);
-      entry_walk walk(call, unit, index, index + 1, visible_entries(call, unit, token));
+      hna::pack_queries(d, of_type, tokens, head, row, 1, q);
+      entry_walk walk(call, unit, index, index + 1, tokens.visible(token));
       float sum = 0;
       for (walk.fill(block); block.count > 0; walk.fill(block)) {
-        sum += block_mass<T>(d, call, q, keys_of<T>(call, block, head), block.count, base);
+        sum += block_mass<T>(d, of_type, q, block, head, place, base);
       }
       if (std::isnan(sum)) return sum;
       best = std::max(best, sum);
@@ -76,20 +133,10 @@ float chunk_mass_typed(D d, const attend_call& call, view<const float, 2> lse, s
   return best;
 }
 
-/// Full vectors where both dims are whole pairs of them, else pairs of 16 elements, which every dim is.
-template <class F>
-auto with_lanes(const kv_geometry& geometry, const F& f) noexcept {
-  using wide = hn::CappedTag<float, 16>;
-  using narrow = hn::CappedTag<float, 8>;
-  constexpr int pair = 2 * lanes<wide>;
-  if (geometry.key_dim % pair == 0 && geometry.value_dim % pair == 0) return f(wide());
-  return f(narrow());
-}
-
 /// Calls f(T{}, D{}) for the store's element type.
 template <class F>
 auto with_types(const kv_geometry& geometry, const F& f) noexcept {
-  return with_lanes(geometry, [&](auto d) HWY_ATTR {
+  return hna::with_lanes(geometry.key_dim, geometry.value_dim, [&](auto d) HWY_ATTR {
     switch (geometry.type) {
       case dtype::f16:
         return f(float16{}, d);

@@ -14,7 +14,9 @@ constexpr std::size_t aligned(std::size_t bytes) noexcept { return (bytes + 63) 
 
 bool known(dtype type) noexcept { return type == dtype::f32 || type == dtype::bf16 || type == dtype::f16; }
 
-bool dim_supported(std::int32_t dim) noexcept { return dim > 0 && dim <= attend_max_dim && dim % 16 == 0; }
+bool dim_supported(std::int32_t dim) noexcept {
+  return dim > 0 && dim <= cpu::attend::max_dim && dim % 16 == 0;
+}
 
 /// Resident chunks of each split.
 std::int64_t split_length(const kv_geometry& geometry, std::int64_t chunks) noexcept {
@@ -28,7 +30,7 @@ attend_layout::attend_layout(const kv_geometry& geometry, std::int32_t query_hea
                              std::int64_t max_splits) noexcept {
   const std::size_t partials = std::size_t(rows) * std::size_t(query_heads) * std::size_t(max_splits);
   states = aligned(std::size_t(rows) * sizeof(attend_unit));
-  sums = states + aligned(partials * sizeof(softmax_state));
+  sums = states + aligned(partials * sizeof(cpu::attend::softmax_state));
   bytes = sums + partials * std::size_t(geometry.value_dim) * sizeof(float) + 63;  // to align the scratch
 }
 
@@ -53,10 +55,10 @@ status check_call(const chunk_reader& reader, std::int32_t layer, const const_te
                   static_cast<std::int64_t>(kv_format::separate), static_cast<std::int64_t>(g.format));
   }
   if (!dim_supported(g.key_dim)) {
-    return refuse(options, status::unsupported, "key_dim", attend_max_dim, g.key_dim);
+    return refuse(options, status::unsupported, "key_dim", cpu::attend::max_dim, g.key_dim);
   }
   if (!dim_supported(g.value_dim)) {
-    return refuse(options, status::unsupported, "value_dim", attend_max_dim, g.value_dim);
+    return refuse(options, status::unsupported, "value_dim", cpu::attend::max_dim, g.value_dim);
   }
   if (!known(g.type)) return refuse(options, status::unsupported, "dtype of the store");
   if (q.type != dtype::f32 && q.type != g.type) return refuse(options, status::bad_dtype, "q");

@@ -164,7 +164,7 @@ status attend(const chunk_reader& reader, batch items, std::int32_t layer, const
   call.out = out;
   call.sinks = options.sink_logits;
   call.lse = options.lse;
-  call.states = reinterpret_cast<softmax_state*>(base + layout.states);
+  call.states = reinterpret_cast<cpu::attend::softmax_state*>(base + layout.states);
   call.sums = reinterpret_cast<float*>(base + layout.sums);
   run(call, options.threads);
   return status::ok;

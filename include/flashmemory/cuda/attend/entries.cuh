@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <flashmemory/attend/page_strides.hpp>
 #include <flashmemory/cuda/attend.hpp>
 
 namespace flashmemory {
@@ -55,23 +56,6 @@ struct chunk_entries {
   /// Chunk rows do not say which chunks of the sequence they list, so this counts in the list.
   __device__ __forceinline__ std::int64_t position(const list&, std::int32_t e) const { return e; }
 };
-
-/// Bytes from one page, head and entry of a pool to the next.
-struct page_strides {
-  std::int64_t page = 0, head = 0, entry = 0;
-};
-
-/// Strides of pages [entries, heads, bytes of an entry].
-constexpr page_strides nhd_strides(std::int32_t entries_per_page, std::int32_t kv_heads,
-                                   std::int64_t entry_bytes) noexcept {
-  return {entries_per_page * kv_heads * entry_bytes, entry_bytes, kv_heads * entry_bytes};
-}
-
-/// Strides of pages [heads, entries, bytes of an entry].
-constexpr page_strides hnd_strides(std::int32_t entries_per_page, std::int32_t kv_heads,
-                                   std::int64_t entry_bytes) noexcept {
-  return {entries_per_page * kv_heads * entry_bytes, entries_per_page * entry_bytes, entry_bytes};
-}
 
 /// An engine's own page table: numbers of pages in a pool of K and one of V (or one pool of both: their strides).
 /// \tparam kPacked  the entries of a head follow each other, page_strides::entry being their size: HND, or one KV head.
