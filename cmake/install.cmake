@@ -5,6 +5,7 @@ include(CMakePackageConfigHelpers)
 
 set(_package_dir ${CMAKE_INSTALL_LIBDIR}/cmake/flashmemory)
 install(TARGETS flashmemory EXPORT flashmemory-targets FILE_SET HEADERS FILE_SET interop_headers)
+install(TARGETS flashmemory_headers EXPORT flashmemory-targets FILE_SET HEADERS FILE_SET kernels)
 install(EXPORT flashmemory-targets NAMESPACE flashmemory:: DESTINATION ${_package_dir})
 if(FLASHMEMORY_CUDA)  # an export set of its own, so that a CPU consumer of a full install needs no CUDA Toolkit
   install(TARGETS flashmemory_cuda EXPORT flashmemory-cuda-targets FILE_SET HEADERS)

@@ -38,12 +38,14 @@ diff <(awk "$step" tests/cuda/step_example.cpp | sed 's/^  //') <(awk "$step" do
   complain "docs/cuda.md: differs from tests/cuda/step_example.cpp"
 
 # doxygen sees stale and misspelt names itself. Undocumented functions and types are ours to find: fields may speak for
-# themselves, and what overrides or inherits a documented function is documented there.
+# themselves, and what overrides or inherits a documented function is documented there. So are the members of a kernel's
+# policies: their file says what each kind has.
 mkdir -p build
 doxygen docs/Doxyfile || failed=1
 undocumented=$({ cat docs/Doxyfile; echo 'WARN_IF_UNDOCUMENTED=YES'; echo 'WARN_AS_ERROR=NO'; echo 'GENERATE_HTML=NO'
   echo 'GENERATE_XML=YES'; } | doxygen - 2>&1 | grep 'is not documented' |
   grep -vE '\((variable|macro definition|friend)\)|enumvalue|(override|final)? ?\(function\).*override' |
-  grep -vE 'operator=|&&\) noexcept' | sed "s#$PWD/##" | sort -u)
+  grep -vE 'operator=|&&\) noexcept' |
+  grep -vE '(cuh|-inl\.hpp):.*\((function|typedef)\) of struct' | sed "s#$PWD/##" | sort -u)
 [ -z "$undocumented" ] || complain "$undocumented"
 exit $failed

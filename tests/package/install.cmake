@@ -15,6 +15,7 @@ file(RENAME ${WORK}/installed_${KIND} ${WORK}/${KIND}/prefix)
 
 set(prefix ${WORK}/${KIND}/prefix)
 foreach(file include/flashmemory/flashmemory.hpp include/flashmemory/config.hpp include/flashmemory/interop/dlpack.hpp
+    include/flashmemory/cpu/attend/attend-inl.hpp include/flashmemory/cuda/attend/tensor_core.cuh
     lib/cmake/flashmemory/flashmemory-config.cmake lib/pkgconfig/flashmemory.pc share/doc/flashmemory/LICENSE)
   if(NOT EXISTS ${prefix}/${file})
     message(FATAL_ERROR "${file} was not installed")
@@ -25,7 +26,7 @@ file(GLOB programs RELATIVE ${prefix} ${prefix}/bin/*)
 if(NOT top STREQUAL "bin;include;lib;share" OR NOT programs STREQUAL "bin/flashmemory_train_indexer")
   message(FATAL_ERROR "unexpected things beside the trainer's program, include, lib and share: ${top}, ${programs}")
 endif()
-file(GLOB_RECURSE texts ${prefix}/*.cmake ${prefix}/*.pc ${prefix}/*.hpp)
+file(GLOB_RECURSE texts ${prefix}/*.cmake ${prefix}/*.pc ${prefix}/*.hpp ${prefix}/*.cuh)
 foreach(file IN LISTS texts)
   file(READ ${file} text)
   if(text MATCHES "${SOURCE}|${WORK}")
@@ -34,7 +35,7 @@ foreach(file IN LISTS texts)
   # CMake notes what a shared library was linked with, as a hint for linkers that ask; nobody has to find it.
   string(REGEX REPLACE "IMPORTED_LINK_DEPENDENT_LIBRARIES[^\n]*" "" text "${text}")
   if(text MATCHES "fmt::|nlohmann|xxHash"
-      OR (KIND STREQUAL "shared" AND NOT file MATCHES "hpp$" AND text MATCHES "hwy|OpenMP"))
+      OR (KIND STREQUAL "shared" AND NOT file MATCHES "(hpp|cuh)$" AND text MATCHES "hwy|OpenMP"))
     message(FATAL_ERROR "${file} asks consumers for a private dependency: ${CMAKE_MATCH_0}")
   endif()
 endforeach()

@@ -28,10 +28,15 @@ struct entry_place {
   std::int32_t entry;  ///< of the page
 };
 
+/// The number.
 __device__ __forceinline__ float to_float(float x) { return x; }
+/// The number.
 __device__ __forceinline__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
+/// The number.
 __device__ __forceinline__ float to_float(__half x) { return __half2float(x); }
+/// The number.
 __device__ __forceinline__ float to_float(__nv_fp8_e4m3 x) { return static_cast<float>(x); }
+/// The number.
 __device__ __forceinline__ float to_float(signed char x) { return x; }
 
 /// Elements as they are: float, __nv_bfloat16 or __half.

@@ -21,6 +21,7 @@ template <class T>
 __device__ __forceinline__ void mma(float (&c)[4], std::uint32_t a0, std::uint32_t a1, std::uint32_t a2,
                                     std::uint32_t a3, std::uint32_t b0, std::uint32_t b1);
 
+/// Of bf16.
 template <>
 __device__ __forceinline__ void mma<__nv_bfloat16>(float (&c)[4], std::uint32_t a0, std::uint32_t a1,
                                                    std::uint32_t a2, std::uint32_t a3, std::uint32_t b0,
@@ -32,6 +33,7 @@ __device__ __forceinline__ void mma<__nv_bfloat16>(float (&c)[4], std::uint32_t 
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
+/// Of f16.
 template <>
 __device__ __forceinline__ void mma<__half>(float (&c)[4], std::uint32_t a0, std::uint32_t a1,
                                             std::uint32_t a2, std::uint32_t a3, std::uint32_t b0,
@@ -47,12 +49,14 @@ __device__ __forceinline__ void mma<__half>(float (&c)[4], std::uint32_t a0, std
 template <class T>
 __device__ __forceinline__ std::uint32_t pack(float low, float high);
 
+/// To bf16.
 template <>
 __device__ __forceinline__ std::uint32_t pack<__nv_bfloat16>(float low, float high) {
   const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
   return reinterpret_cast<const std::uint32_t&>(pair);
 }
 
+/// To f16.
 template <>
 __device__ __forceinline__ std::uint32_t pack<__half>(float low, float high) {
   const __half2 pair = __floats2half2_rn(low, high);
