@@ -145,7 +145,7 @@ void gather_alone(benchmark::State& state) {
     std::iota(order.begin(), order.end(), 0);
     std::shuffle(order.begin(), order.end(), std::mt19937(3));
     const bool bulk = cuda::detail::has_bulk_gather();
-    std::vector<cuda::detail::copy_span> spans(static_cast<std::size_t>(count));
+    std::vector<cuda::copy_span> spans(static_cast<std::size_t>(count));
     const double seconds = seconds_per_call(
         static_cast<int>(std::clamp<std::int64_t>(places / count, 4, 64)), [&](int i, stream_ref stream) {
           for (std::int64_t c = 0; c < count; ++c) {

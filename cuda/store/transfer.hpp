@@ -7,17 +7,13 @@
 #include <cstdint>
 #include <flashmemory/config.hpp>
 #include <flashmemory/cuda/store.hpp>
+#include <flashmemory/cuda/store/copy_span.hpp>
 #include <memory>
 
 namespace flashmemory {
 inline namespace v0 {
 namespace cuda {
 namespace detail {
-
-struct copy_span {
-  std::byte* to;
-  const std::byte* from;
-};
 
 /// Most spans of one copy_group.
 inline constexpr std::int64_t max_group_spans = 1024;
