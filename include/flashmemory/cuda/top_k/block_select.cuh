@@ -8,12 +8,17 @@
 
 #include <cstdint>
 #include <flashmemory/cuda/core/ordered.cuh>
+#include <flashmemory/cuda/core/ptx.cuh>
 #include <flashmemory/cuda/score.hpp>
 
 namespace flashmemory {
 inline namespace v0 {
 namespace cuda {
+namespace top_k {
 namespace detail {
+
+using cuda::detail::ordered_key;
+using cuda::detail::ordered_score;
 
 inline constexpr int select_threads = 512;
 inline constexpr int select_warps = select_threads / 32;
@@ -66,25 +71,25 @@ __device__ __forceinline__ std::uint32_t scan_exclusive(std::uint32_t value, sel
 }
 
 /// Brings the keys of `4 * quads` elements from `begin` on to `to`, a quad every select_threads places.
-__device__ __noinline__ void load_keys(const element_list list, std::int32_t begin, int quads, uint4* to) {
+inline __device__ __noinline__ void load_keys(const element_list list, std::int32_t begin, int quads,
+                                              uint4* to) {
   const bool whole = reinterpret_cast<std::uintptr_t>(list.scores) % 16 == 0;
 #pragma unroll 1
   for (int q = 0; q < quads; ++q) {  // raw scores by way of the copy unit, all under way at once
     const std::int32_t e = begin + 4 * q;
     if (e >= list.count) break;
     const std::int32_t id = list.id(e);
-    const auto at = static_cast<std::uint32_t>(__cvta_generic_to_shared(to + q * select_threads));
+    const ptx::shared_address at(to + q * select_threads);
     if (whole && id + 3 < list.limit) {
-      asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(at), "l"(list.scores + id) : "memory");
+      ptx::copy_async_16(at, list.scores + id);
     } else {
 #pragma unroll 1
       for (int i = 0; i < 4 && id + i < list.limit; ++i) {
-        asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(at + 4 * i), "l"(list.scores + id + i)
-                     : "memory");
+        ptx::copy_async_4(at + 4 * i, list.scores + id + i);
       }
     }
   }
-  asm volatile("cp.async.wait_all;" ::: "memory");
+  ptx::wait_for_copies();
 #pragma unroll 1
   for (int q = 0; q < quads; ++q) {
     const std::int32_t e = begin + 4 * q;
@@ -205,14 +210,6 @@ __device__ __forceinline__ std::uint32_t emit(const Elements& elements, const cu
   return larger_before + (equal_before > cut.skipped ? equal_before - cut.skipped : 0);
 }
 
-/// Adds one to a counter in shared memory, without a branch.
-__device__ __forceinline__ void count_if(bool condition, std::uint32_t counter) {
-  asm volatile("{\n.reg .pred p;\nsetp.ne.u32 p, %0, 0;\n@p red.shared.add.u32 [%1], 1;\n}\n" ::"r"(
-                   static_cast<std::uint32_t>(condition)),
-               "r"(counter)
-               : "memory");
-}
-
 /// Of a complete histogram: the bin in which the `need`-th largest is, how many are above and how many in it.
 /// Leaves the histogram zero. Returns how many there are; if fewer than `need`, the rest says nothing.
 __device__ __forceinline__ std::uint32_t find_bin(std::uint32_t need, select_state& state) {
@@ -282,14 +279,15 @@ __device__ __forceinline__ cutoff find_cutoff(const Elements& elements, std::uin
     find_range(low, high, state);
   }
 
-  const auto histogram = static_cast<std::uint32_t>(__cvta_generic_to_shared(state.histogram));
+  const ptx::shared_address histogram(state.histogram);
   std::uint32_t span = high - low;  // of the interval, less one
   std::uint32_t need = k;           // of the keys in it
   for (;;) {
     const int shift = max(32 - __clz(static_cast<int>(span)) - radix_bits, 0);
     // What is below `low` wraps around to more than `span`, as no key is that close to 2^32.
-    elements.for_each(
-        [&](std::uint32_t key) { count_if(key - low <= span, histogram + ((key - low) >> shift) * 4); });
+    elements.for_each([&](std::uint32_t key) {
+      ptx::count_shared_if(key - low <= span, histogram + ((key - low) >> shift) * 4);
+    });
     __syncthreads();
     find_bin(need, state);
     low += state.bin << shift;
@@ -323,6 +321,7 @@ __device__ __forceinline__ cutoff find_cutoff(const Elements& elements, std::uin
 }
 
 }  // namespace detail
+}  // namespace top_k
 }  // namespace cuda
 }  // namespace v0
 }  // namespace flashmemory

@@ -11,12 +11,12 @@
 
 #include <cstdint>
 #include <flashmemory/cuda/core/ptx.cuh>
-
-#include "cuda/top_k/block_select.cuh"
+#include <flashmemory/cuda/top_k/block_select.cuh>
 
 namespace flashmemory {
 inline namespace v0 {
 namespace cuda {
+namespace top_k {
 namespace detail {
 
 /// Parts of a row, dealt out to the blocks of a cluster: as many as blocks where there are clusters.
@@ -295,10 +295,10 @@ __device__ __forceinline__ std::int32_t shortlist(const float* scores, const flo
   if (high == 0) return 0;
   ++low;
   const int shift = max(32 - __clz(static_cast<int>(high - low)) - radix_bits, 0);
-  const auto histogram = static_cast<std::uint32_t>(__cvta_generic_to_shared(state.histogram));
+  const ptx::shared_address histogram(state.histogram);
 #pragma unroll
   for (const std::uint32_t key : tops)  // what is below `low`, 0 included, wraps around
-    count_if(key - low <= high - low, histogram + ((key - low) >> shift) * 4);
+    ptx::count_shared_if(key - low <= high - low, histogram + ((key - low) >> shift) * 4);
   __syncthreads();
   if (find_bin(k, state) < k) return 0;
   range = {low + (state.bin << shift), high};
@@ -345,6 +345,7 @@ __device__ __forceinline__ std::int32_t shortlist(const float* scores, const flo
 }
 
 }  // namespace detail
+}  // namespace top_k
 }  // namespace cuda
 }  // namespace v0
 }  // namespace flashmemory
