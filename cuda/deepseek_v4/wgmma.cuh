@@ -4,6 +4,7 @@
 // Warpgroup matrix multiplication (PTX ISA 9.7.15) as this kernel uses it: bf16 operands, fp32 accumulators.
 
 #include <cstdint>
+#include <flashmemory/cuda/core/ptx.cuh>
 
 namespace flashmemory {
 inline namespace v0 {
@@ -45,16 +46,6 @@ template <int kCount>
 __device__ __forceinline__ void mma_hold(float (&d)[kCount]) {
 #pragma unroll
   for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(d[i])::"memory");
-}
-
-/// Gives registers of this warpgroup to the pool or takes them from it, to `kRegisters` a thread.
-template <int kRegisters>
-__device__ __forceinline__ void give_registers() {
-  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
-}
-template <int kRegisters>
-__device__ __forceinline__ void take_registers() {
-  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
 }
 
 /// d = a * b^T (+ d), both operands in shared memory with their rows along the contraction.

@@ -264,6 +264,20 @@ __device__ __forceinline__ void fence_async_proxy() {
 }
 
 #endif
+#if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+/// Brings the registers of a warpgroup's threads down to a number (9.7.19.5 setmaxnreg), sm_90a.
+template <int kRegisters>
+__device__ __forceinline__ void give_registers() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+/// Brings them up, to what others have given.
+template <int kRegisters>
+__device__ __forceinline__ void take_registers() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+
+#endif
 
 }  // namespace ptx
 }  // namespace cuda

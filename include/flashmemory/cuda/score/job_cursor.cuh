@@ -2,11 +2,13 @@
 #pragma once
 
 #include <cstdint>
+#include <flashmemory/cuda/core/ptx.cuh>
 #include <flashmemory/cuda/score.hpp>
 
 namespace flashmemory {
 inline namespace v0 {
 namespace cuda {
+namespace scoring {
 namespace detail {
 
 /// Keys of one unit of work.
@@ -73,7 +75,7 @@ class job_cursor {
     const auto probable = static_cast<std::int64_t>(blockIdx.x) * num_jobs_ / gridDim.x;
     constexpr int sectors = sizeof(score_job) / 32;
     const char* const at = reinterpret_cast<const char*>(jobs_ + probable) + lane_ * 32;
-    if (lane_ < sectors) asm volatile("{\n.reg .b32 unused;\nld.global.ca.u32 unused, [%0];\n}\n" ::"l"(at));
+    if (lane_ < sectors) ptx::load_unused(at);
   }
 
   __device__ void load() {
@@ -95,6 +97,7 @@ class job_cursor {
 };
 
 }  // namespace detail
+}  // namespace scoring
 }  // namespace cuda
 }  // namespace v0
 }  // namespace flashmemory

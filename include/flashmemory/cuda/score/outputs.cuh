@@ -4,13 +4,16 @@
 #include <cstdint>
 #include <flashmemory/cuda/core/ordered.cuh>
 #include <flashmemory/cuda/score.hpp>
-
-#include "cuda/score/job_cursor.cuh"
+#include <flashmemory/cuda/score/job_cursor.cuh>
 
 namespace flashmemory {
 inline namespace v0 {
 namespace cuda {
+namespace scoring {
 namespace detail {
+
+using cuda::detail::ordered_key;
+using cuda::detail::ordered_score;
 
 /// Tiles whose survivors a block remembers in shared memory; of more it does in the workspace.
 inline constexpr std::int32_t shared_tiles = 1024;
@@ -128,7 +131,7 @@ struct survivor_board {
   __device__ void publish(std::int32_t block, std::uint32_t tag, std::int32_t survivors) const {
     const unsigned long long word =
         static_cast<unsigned long long>(tag) << 32 | static_cast<std::uint32_t>(survivors);
-    asm volatile("st.relaxed.gpu.global.b64 [%0], %1;" ::"l"(words + 1 + block), "l"(word) : "memory");
+    ptx::store_relaxed(words + 1 + block, word);
   }
 
   /// Sum of what blocks first .. last - 1 publish; by a warp. Asks for many at once: each answer takes a
@@ -145,12 +148,7 @@ struct survivor_board {
         for (int i = 0; i < unroll; ++i) {
           const std::int32_t block = base + 32 * i + static_cast<std::int32_t>(threadIdx.x % 32);
           seen[i] = static_cast<unsigned long long>(tag) << 32;
-          if (block < last) {
-            asm volatile("ld.relaxed.gpu.global.b64 %0, [%1];"
-                         : "=l"(seen[i])
-                         : "l"(words + 1 + block)
-                         : "memory");
-          }
+          if (block < last) seen[i] = ptx::load_relaxed(words + 1 + block);
         }
 #pragma unroll
         for (int i = 0; i < unroll; ++i) all = all && static_cast<std::uint32_t>(seen[i] >> 32) == tag;
@@ -247,6 +245,7 @@ __device__ __forceinline__ void write_survivors(const score_job* jobs, std::int3
 }
 
 }  // namespace detail
+}  // namespace scoring
 }  // namespace cuda
 }  // namespace v0
 }  // namespace flashmemory

@@ -5,14 +5,18 @@
 // memory.
 
 #include <cstdint>
+#include <flashmemory/cuda/core/ptx.cuh>
 
 namespace flashmemory {
 inline namespace v0 {
 namespace cuda {
+/// The tensor cores of sm_90a, a warpgroup's work an instruction.
 namespace wgmma {
 
 /// Before the first multiply() that reads registers written by other instructions.
 __device__ __forceinline__ void fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+
+/// Ends a group of multiplications.
 __device__ __forceinline__ void commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 
 /// Until all that was committed is done.
@@ -27,9 +31,9 @@ __device__ __forceinline__ void hold(float (&d)[kCount]) {
 
 /// Rows of 128 bytes in the 128-byte swizzle, eight rows 1024 bytes apart from the next eight, at a shared
 /// address that is a multiple of 1024. Add 2 for each k-step of 32 bytes.
-__device__ __forceinline__ std::uint64_t descriptor(std::uint32_t shared_address) {
-  return std::uint64_t{(shared_address & 0x3ffffu) >> 4} | std::uint64_t{1} << 16 |
-         std::uint64_t{1024 >> 4} << 32 | std::uint64_t{1} << 62;
+__device__ __forceinline__ std::uint64_t descriptor(ptx::shared_address at) {
+  return std::uint64_t{(at.value & 0x3ffffu) >> 4} | std::uint64_t{1} << 16 | std::uint64_t{1024 >> 4} << 32 |
+         std::uint64_t{1} << 62;
 }
 
 /// d (+)= a * b for 64 keys and 64 heads, one k-step of 32.
