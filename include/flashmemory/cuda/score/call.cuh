@@ -23,7 +23,7 @@ namespace scoring {
 //
 // The tensor-core kernel takes e4m3_keys alone, and those planar.
 
-/// e4m3 elements, and an f32 scale behind each key's or behind all of a page's: see key_layout.
+/// e4m3 elements, and an f32 scale behind each key's or behind all of a page's: see index_key_layout.
 struct e4m3_keys {
   bool interleaved = false;
 
