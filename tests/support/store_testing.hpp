@@ -138,7 +138,7 @@ inline fm::kv_geometry small_geometry() {
   g.entries_per_chunk = 4;
   g.index_keys.lanes = 1;
   g.index_keys.tokens_per_key = 2;
-  g.key_bytes = 12;
+  g.index_keys.dim = 8;
   return g;
 }
 

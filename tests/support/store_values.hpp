@@ -26,7 +26,6 @@ inline fm::kv_geometry small_v4_geometry(std::int32_t entries_per_chunk = 4) {
   g.tokens_per_entry = 4;
   g.index_keys.lanes = 1;
   g.index_keys.tokens_per_key = 4;
-  g.key_bytes = 132;
   g.index_keys.layout = fm::index_key_layout::planar;
   return g;
 }

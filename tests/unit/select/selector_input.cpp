@@ -22,7 +22,6 @@ struct bench {
   bench() {
     policy.interval = 8;
     options.max_sequences = 4;
-    options.max_tokens = 800;
     select = std::make_unique<fm::selector>(store, index, policy, options);
     engine = std::make_unique<toy::engine>(store, *select);
   }
@@ -40,7 +39,6 @@ TEST_CASE("a selector that cannot work is refused", "[selector]") {
   };
   SECTION("policy") { b.policy.interval = 0, refuses(); }
   SECTION("max_sequences") { b.options.max_sequences = 0, refuses(); }
-  SECTION("max_tokens") { b.options.max_tokens = 0, refuses(); }
   SECTION("max_rollback_tokens") { b.options.max_rollback_tokens = -1, refuses(); }
   SECTION("memory") { b.options.memory = {}, refuses(); }
   SECTION("index-key lanes") { b.index.keys.push_back({0, toy::width, 4, 4}), refuses(); }

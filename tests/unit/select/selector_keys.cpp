@@ -161,7 +161,7 @@ TEST_CASE("observing a layer twice is out of order once a key was complete, and 
   const fm::batch_item again{s.handle, 11, 1};
   CHECK(b.select->observe(fm::batch(&again, 1), 0, fm::view<const float, 2>(hidden.data(), 1, toy::width),
                           toy::host) == status::out_of_order);
-  CHECK(b.select->last_fault().stream == 0);
+  CHECK(b.select->last_fault().lane == 0);
   CHECK(b.select->last_fault().expected == 2);
   CHECK(b.select->last_fault().actual == 3);
   REQUIRE(b.engine->step(s, 9) == status::ok);

@@ -30,7 +30,6 @@ struct bench {
     policy.budget_fraction = 0;
     policy.max_chunks = 5;
     options.max_sequences = 80;
-    options.max_tokens = 4096;
     options.apply = apply;
     options.max_staleness = max_staleness;
     options.late = late;

@@ -21,7 +21,6 @@ struct bench {
     policy.interval = 8;
     policy.hysteresis = 0.5f;
     policy.fallback.max_dropped = 0.25f;
-    options.max_tokens = 800;
     options.max_rollback_tokens = 12;
   }
   fm::sequence_options sequence() const { return fm::sequence_options_for(policy, geometry, 800); }

@@ -59,7 +59,7 @@ TEST_CASE("append_index_keys refuses gaps, overflow, wrong shapes and numbers th
   const auto attempt = [&](std::int32_t stream, std::int64_t first, fm::view<const std::byte, 2> rows) {
     const status code = store.append_index_keys(s.handle, stream, first, rows, host);
     CHECK(snapshot(store, s) == before);
-    CHECK(store.last_fault().stream == stream);
+    CHECK(store.last_fault().lane == stream);
     CHECK(store.last_fault().sequence == s.handle.index);
     return code;
   };

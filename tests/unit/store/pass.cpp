@@ -280,7 +280,7 @@ TEST_CASE("index keys of a pass are committed only where those before them are t
   CHECK(t.written.commit_pass(one, true, toy::host) == status::out_of_order);
   CHECK(t.written.last_fault().expected == 1);
   CHECK(t.written.last_fault().actual == 0);
-  CHECK(t.written.last_fault().stream == 0);
+  CHECK(t.written.last_fault().lane == 0);
   CHECK(t.written.commit_pass(one, false, toy::host) == status::ok);
 }
 

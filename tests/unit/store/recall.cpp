@@ -197,7 +197,7 @@ TEST_CASE("resident, keys, info and read_chunk refuse what does not exist and ar
   CHECK(t.store.resident(t.s.handle, 0, nullptr) == status::null_data);
   CHECK(t.store.index_keys(t.s.handle, -1, &pages) == status::out_of_range);
   CHECK(t.store.index_keys(t.s.handle, 1, &pages) == status::out_of_range);
-  CHECK(t.store.last_fault().stream == 1);
+  CHECK(t.store.last_fault().lane == 1);
   CHECK(t.store.index_keys(t.s.handle, 0, nullptr) == status::null_data);
   CHECK(t.store.info(t.s.handle, nullptr) == status::null_data);
   std::vector<std::byte> out(fm::chunk_layout(t.store.geometry()).chunk_bytes() + 1);
