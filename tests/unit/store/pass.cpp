@@ -185,12 +185,15 @@ TEST_CASE("a set that is said to be unchanged has the chunks it had, and a chang
     REQUIRE(t.written.begin_pass(fm::batch(&item, 1), toy::host) == status::ok);
     const auto check = [&](look& before) {
       fm::resident_set peeked, set;
-      const bool unchanged = store.unchanged_set(handle, 0, &before.version, &peeked);
+      REQUIRE(store.resident(handle, 0, &peeked, before.version) == status::ok);
       REQUIRE(store.resident(handle, 0, &set) == status::ok);
+      REQUIRE(peeked.version == set.version);
+      REQUIRE(set.version != 0);
+      const bool unchanged = peeked.version == before.version;
       REQUIRE(peeked.count == set.count);
       REQUIRE(peeked.tokens == set.tokens);
       look now;
-      now.version = before.version;
+      now.version = set.version;
       for (std::int64_t c = 0; c < set.count; ++c) {
         REQUIRE(peeked.chunks[c].id == set.chunks[c].id);
         REQUIRE(peeked.chunks[c].entries ==
@@ -230,10 +233,9 @@ TEST_CASE("a set that is said to be unchanged has the chunks it had, and a chang
   }
   CHECK(same > 50);
   CHECK(other > 50);
-  std::uint64_t version = 0;
   fm::resident_set none;
   REQUIRE(t.written.close(handle) == status::ok);
-  CHECK(!store.unchanged_set(handle, 0, &version, &none));
+  CHECK(store.resident(handle, 0, &none, looks[0].version) == status::stale_sequence);
 }
 
 TEST_CASE("a pass that is begun shuts out others, and one that is not cannot be committed", "[store][pass]") {
@@ -258,7 +260,7 @@ TEST_CASE("a pass that is begun shuts out others, and one that is not cannot be 
   items[1].position = 0;
   CHECK(t.written.commit_pass(both, true, toy::host) == status::ok);
   fm::index_key_pages pages;
-  REQUIRE(t.written.keys(t.b[0], 1, &pages) == status::ok);
+  REQUIRE(t.written.index_keys(t.b[0], 1, &pages) == status::ok);
   CHECK(pages.keys == 1);  // of 5 tokens, 4 a key
   CHECK(t.written.commit_pass(both, false, toy::host) == status::out_of_order);
   items[0] = items[1] = {t.b[0], 5, 1};
