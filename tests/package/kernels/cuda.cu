@@ -1,44 +1,16 @@
 // SPDX-License-Identifier: MIT
 // An engine's own attention on the device: ALiBi over int8 keys in pages of its own, and more of its variants.
-#include <cuda_runtime_api.h>
-
 #include <flashmemory/cuda/attend/portable.cuh>
 #include <flashmemory/cuda/attend/tensor_core.cuh>
 
+#include "on_device.hpp"
 #include "problem.hpp"
+#include "selection.hpp"
 
 namespace {
 
 namespace fa = flashmemory::cuda::attend;
 using namespace engine;
-
-void ok(cudaError_t code) {
-  if (code != cudaSuccess) throw std::runtime_error(cudaGetErrorString(code));
-}
-
-/// A copy of a vector in device memory; null of an empty one.
-template <class T>
-class on_device {
- public:
-  explicit on_device(const std::vector<T>& from) : count_(from.size()) {
-    if (count_ == 0) return;
-    ok(cudaMalloc(&data_, count_ * sizeof(T)));
-    ok(cudaMemcpy(data_, from.data(), count_ * sizeof(T), cudaMemcpyHostToDevice));
-  }
-  on_device(const on_device&) = delete;
-  on_device& operator=(const on_device&) = delete;
-  ~on_device() { cudaFree(data_); }
-  T* get() const { return static_cast<T*>(data_); }
-  std::vector<T> back() const {
-    std::vector<T> to(count_);
-    ok(cudaMemcpy(to.data(), data_, count_ * sizeof(T), cudaMemcpyDeviceToHost));
-    return to;
-  }
-
- private:
-  std::size_t count_;
-  void* data_ = nullptr;
-};
 
 /// What of a problem the device reads.
 struct inputs {
@@ -193,6 +165,9 @@ int main() try {
   with_fresh_seeds(40, alibi_over_int8_keys);
   with_fresh_seeds(40, mask_over_e4m3_keys_and_q8_0_values);
   if (major == 9) with_fresh_seeds(40, alibi_cap_and_sinks_over_bf16);
+  with_fresh_seeds(20, pages_of_the_best_scores);
+  with_fresh_seeds(20, copies_between_page_pools);
+  with_fresh_seeds(20, scores_with_a_bias);
   std::cout << "kernels of an engine's own agree with double arithmetic\n";
   return 0;
 } catch (const std::exception& e) {
