@@ -36,8 +36,8 @@ void run(const problem& p, const Keys& keys, const Values& values, const Logits&
   call.value_dim = p.value_dim;
   call.key_head_bytes = p.key_strides.head;
   call.value_head_bytes = p.value_strides.head;
-  const fa::page_pool pool = {p.key_pool.data(), p.value_pool.data(), p.key_strides, p.value_strides,
-                              p.entries_per_page};
+  const fa::kv_pages pool = {p.key_pool.data(), p.value_pool.data(), p.key_strides, p.value_strides,
+                             p.entries_per_page};
   for (int r = 0; r < p.rows; ++r) {
     const std::size_t at = std::size_t(r) * p.max_pages;
     const int last = p.lengths[r] - 1;

@@ -78,7 +78,7 @@ struct query_place {
 };
 
 /// An engine's own pages: a pool of K and one of V (or one pool of both: their strides).
-struct page_pool {
+struct kv_pages {
   const std::byte* keys = nullptr;
   const std::byte* values = nullptr;
   page_strides key_strides, value_strides;
@@ -94,7 +94,7 @@ class page_walk {
   /// \param firsts   as many: the position in the sequence of each page's first entry, ascending; null = pages are listed
   ///     from the sequence's start on, without a gap
   /// \param entries  in all; every page but the last is full
-  page_walk(const page_pool& pool, const std::int32_t* pages, const std::int32_t* firsts,
+  page_walk(const kv_pages& pool, const std::int32_t* pages, const std::int32_t* firsts,
             std::int64_t entries) noexcept
       : pool_(&pool), pages_(pages), firsts_(firsts), left_(entries) {}
 
@@ -117,7 +117,7 @@ class page_walk {
   }
 
  private:
-  const page_pool* pool_;
+  const kv_pages* pool_;
   const std::int32_t* pages_;
   const std::int32_t* firsts_;
   std::int64_t left_, page_ = 0, in_page_ = 0;

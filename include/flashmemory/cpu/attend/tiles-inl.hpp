@@ -63,7 +63,7 @@ HWY_INLINE void store_pair(D d, hn::Vec<D> a, hn::Vec<D> b, float* to) {
 #if HWY_TARGET != HWY_SCALAR
 /// Adds the 128-bit blocks of a vector.
 template <class D>
-HWY_INLINE auto add_blocks(D d, hn::Vec<D> v) {
+HWY_INLINE auto add_blocks([[maybe_unused]] D d, hn::Vec<D> v) {
   if constexpr (lanes<D> <= 4) {
     return v;
   } else {
