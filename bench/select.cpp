@@ -96,7 +96,6 @@ class served_store {
   static selector_options selector(std::int32_t sequences, std::int64_t tokens) {
     selector_options o;
     o.max_sequences = sequences;
-    o.max_tokens = tokens;
     return o;
   }
   void append(batch batch_items, const std::vector<float>& k, const std::vector<float>& hidden) {

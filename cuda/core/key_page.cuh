@@ -13,7 +13,7 @@ namespace cuda {
 namespace detail {
 
 __device__ __forceinline__ std::byte* key_values(std::byte* base, std::int32_t key, const key_page& page) {
-  return base + std::int64_t{key} * (page.planar ? page.value_bytes : page.value_bytes + page.scale_bytes);
+  return base + std::int64_t{key} * (page.planar ? page.value_bytes : page.key_bytes());
 }
 __device__ __forceinline__ std::byte* key_scales(std::byte* base, std::int32_t key, const key_page& page) {
   return page.planar
@@ -46,7 +46,7 @@ __device__ __forceinline__ void clear_new_page(const append_target* targets, int
     clear(key_values(mine.chunk, written, page), rest * page.value_bytes);
     clear(key_scales(mine.chunk, written, page), rest * page.scale_bytes);
   } else {
-    clear(key_values(mine.chunk, written, page), rest * (page.value_bytes + page.scale_bytes));
+    clear(key_values(mine.chunk, written, page), rest * page.key_bytes());
   }
 }
 

@@ -16,7 +16,13 @@ struct key_page {
   index_key_type type = index_key_type::e4m3;
   bool planar = true;
 
-  constexpr std::int32_t key_bytes() const noexcept { return value_bytes + scale_bytes; }
+#ifdef __CUDACC__
+  __host__ __device__
+#endif
+      constexpr std::int32_t
+      key_bytes() const noexcept {
+    return value_bytes + scale_bytes;
+  }
 };
 
 inline key_page key_page_of(const kv_geometry& g) noexcept {

@@ -273,7 +273,7 @@ TEST_CASE("slots of one block lie at base + stride * number, and every byte is c
     }
     // 12 + 12 slots of the quotas and 12 to exchange through: the block had them all.
     const auto i = info(*store, a);
-    CHECK(store->usage().fast_bytes - empty <= 2 * (i.table_bytes + i.key_bytes) + 32768);
+    CHECK(store->usage().fast_bytes - empty <= 2 * (i.table_bytes + i.index_key_bytes) + 32768);
     CHECK(all_device_chunks_right(*store, a));
     CHECK(all_device_chunks_right(*store, b));
   }

@@ -123,7 +123,7 @@ class checker {
     const fm::reference::key_store pages(fm::reference::key_geometry(1, page_keys, layout),
                                          {data_.rows_of(row)});
     fm::index_key_pages keys;
-    require_ok(pages.keys({}, 0, &keys), "keys");
+    require_ok(pages.index_keys({}, 0, &keys), "keys");
     std::vector<float> out(static_cast<std::size_t>(data_.keys));
     require_ok(index.score_keys(retriever, queries.data(), gates.data(), keys.data, keys.keys, page_keys,
                                 layout, out.data(), fm::default_threads()),

@@ -71,6 +71,7 @@ class FLASHMEMORY_API device_indexer {
   virtual status fill_table(const device_scoring& call, fault* error) noexcept;
 
  protected:
+  /// With what it says it reads.
   explicit device_indexer(indexer_taps taps) : taps_(std::move(taps)) {}
 
  private:

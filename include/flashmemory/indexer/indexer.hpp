@@ -90,6 +90,7 @@ class FLASHMEMORY_API indexer {
                                    workspace scratch, thread_hook threads) const noexcept;
 
  protected:
+  /// With what it says it reads.
   explicit indexer(indexer_taps taps) : taps_(std::move(taps)) {}
 
   indexer_taps taps_;  ///< complete when the constructor has ended
