@@ -55,7 +55,7 @@ class served_store {
       : index_(three_retrievers()),
         options_(options(sequences, prompt + steps, backing_path)),
         store_(options_),
-        select_(store_, index_, policy_, selector(sequences, prompt + steps)) {
+        select_(store_, index_, policy_, selector(sequences)) {
     const auto& g = options_.geometry;
     const auto k = noise(prompt * g.kv_heads * g.key_dim), hidden = noise(prompt * hidden_size);
     for (std::int32_t s = 0; s < sequences; ++s) {
@@ -93,7 +93,7 @@ class served_store {
     o.backing_path = backing_path;
     return o;
   }
-  static selector_options selector(std::int32_t sequences, std::int64_t tokens) {
+  static selector_options selector(std::int32_t sequences) {
     selector_options o;
     o.max_sequences = sequences;
     return o;
