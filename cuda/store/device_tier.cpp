@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <cstring>
 #include <flashmemory/error.hpp>
 
 #include "cuda/core/device_guard.hpp"
@@ -158,7 +159,7 @@ void device_tier::open_backing(const store_options& options, std::int64_t record
   if (own)
     backing_ = std::move(own);
   else if (!options.backing_path.empty())
-    backing_ = make_file_backing(options.backing_path, records, chunk_bytes_);
+    backing_ = make_file_backing(options.backing_path, records, chunk_bytes_, options.reserve_backing);
   else if (options.verify_ram)
     backing_ = make_ram_backing(records, chunk_bytes_, options.memory);
   verify_ = backing_ && (options.verify_ram || backing_->needs_verification());
@@ -193,7 +194,14 @@ void device_tier::tear_down(fast_memory& memory) noexcept {
 }
 
 bool device_tier::reserve_records(std::int64_t records) noexcept {
-  if (staged()) return true;
+  if (staged()) {
+    int os_error = 0;
+    const status code = backing_->reserve(records, &os_error);
+    if (code == status::ok) return true;
+    std::snprintf(failure_, sizeof failure_, " (backing store: %s)",
+                  os_error != 0 ? std::strerror(os_error) : to_string(code));
+    return false;
+  }
   const device_guard guard(context_.ordinal);
   if (pinned_.reserve(records)) return true;
   std::snprintf(failure_, sizeof failure_, " (no pinned memory for %lld chunks)",

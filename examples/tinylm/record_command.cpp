@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: MIT
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <chrono>
-#include <filesystem>
 #include <flashmemory/flashmemory.hpp>
 #include <flashmemory/train/record/recorder.hpp>
 #include <fstream>
+#include <map>
 #include <memory>
 #include <set>
 #include <stdexcept>
@@ -26,7 +27,7 @@ using steady = std::chrono::steady_clock;
 
 namespace {
 
-/// FNV-1a of the model's file: recordings of one model are never mixed with another's.
+/// FNV-1a of a file: recordings of one model or text are never mixed with another's.
 std::string fingerprint_of(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
   std::uint64_t hash = 14695981039346656037u;
@@ -34,7 +35,7 @@ std::string fingerprint_of(const std::string& path) {
   while (file.read(piece.data(), static_cast<std::streamsize>(piece.size())) || file.gcount() > 0)
     for (std::streamsize i = 0; i < file.gcount(); ++i)
       hash = (hash ^ static_cast<unsigned char>(piece[static_cast<std::size_t>(i)])) * 1099511628211u;
-  return fmt::format("tinylm-{:016x}", hash);
+  return fmt::format("{:016x}", hash);
 }
 
 fm::train::recording_geometry geometry_of(const record_options& options, const model_config& c) {
@@ -42,7 +43,7 @@ fm::train::recording_geometry geometry_of(const record_options& options, const m
   g.layers = c.layers;
   g.heads = c.heads;
   g.entries_per_chunk = 64;
-  g.model_fingerprint = fingerprint_of(options.data + "/model.safetensors");
+  g.model_fingerprint = "tinylm-" + fingerprint_of(options.data + "/model.safetensors");
   for (std::int32_t l = 0; l < c.layers; ++l)
     if (options.query_layers.empty() ||
         std::find(options.query_layers.begin(), options.query_layers.end(), l) != options.query_layers.end())
@@ -70,8 +71,33 @@ std::vector<record_job> jobs_of(const record_options& options) {
   return mine;
 }
 
+/// What the documents depend on besides the geometry, by the options' names: a run that goes on in a folder must have been
+/// started with the same.
+std::map<std::string, std::string> settings_of(const record_options& o, const std::string& text_path) {
+  const auto list = [](const auto& values) { return fmt::format("{}", fmt::join(values, ",")); };
+  return {{"lengths", list(o.lengths)},
+          {"kinds", list(o.kinds)},
+          {"per-kind", list(o.per_kind)},
+          {"asks", list(o.sessions.asks)},
+          {"multivalue", fmt::format("{}", o.sessions.multivalue)},
+          {"session-queries", fmt::format("{}", o.session_queries)},
+          {"skip-sink", fmt::format("{}", o.skip_sink)},
+          {"skip-recent", fmt::format("{}", o.skip_recent)},
+          {"seed", fmt::format("{}", o.seed)},
+          {"text", fingerprint_of(text_path)},
+          {"text-part", o.part},
+          {"odd", fmt::format("{}", o.odd)},
+          {"greedy", fmt::format("{}", o.greedy)},
+          {"tau", fmt::format("{}", o.tau)},
+          {"background", fmt::format("{}", o.background)},
+          {"validation", fmt::format("{}", o.validation)},
+          {"max-entries", fmt::format("{}", o.max_entries)},
+          {"min-mass", fmt::format("{}", o.min_mass)},
+          {"share", fmt::format("{}", o.share)},
+          {"shares", fmt::format("{}", o.shares)}};
+}
+
 void run_record(const record_options& options) {
-  if (options.fresh) std::filesystem::remove_all(options.out);
   if (options.share < 0 || options.share >= options.shares)
     throw std::invalid_argument(fmt::format("share {} of {}", options.share, options.shares));
   if (options.per_kind.size() != 1 && options.per_kind.size() != options.lengths.size())
@@ -89,6 +115,8 @@ void run_record(const record_options& options) {
   settings.writer = options.writer;
   settings.memory_budget = options.memory_mib << 20;
   settings.shard_bytes = std::min(settings.shard_bytes, settings.memory_budget);
+  settings.settings = settings_of(options, text_path);
+  settings.fresh = options.fresh;
   fm::train::recorder to(options.out, geometry_of(options, weights.config), settings);
   document_maker maker(options, words, runs, to, tasks, text);
 
@@ -131,7 +159,8 @@ void add_record_command(CLI::App& app) {
     return command->add_option(name, value, what)->check(CLI::NonNegativeNumber)->capture_default_str();
   };
   command->add_option("--out", options->out, "Folder of shards; a stopped run goes on there")->required();
-  command->add_flag("--fresh", options->fresh, "Delete that folder first");
+  command->add_flag("--fresh", options->fresh,
+                    "Start anew: this writer's recordings there go first, and nothing else");
   list("--lengths", options->lengths, "Context lengths")
       ->check(CLI::Range(std::int64_t{512}, std::int64_t{32768}));
   list("--kinds", options->kinds, "Kinds of task, or \"session\": many needles, then question after question")

@@ -8,6 +8,7 @@
 #include "src/core/parallel.hpp"
 #include "src/indexer/dual_encoder_impl.hpp"
 #include "src/indexer/kernels.hpp"
+#include "src/indexer/key_fingerprint.hpp"
 
 namespace flashmemory {
 inline namespace v0 {
@@ -137,6 +138,7 @@ std::int32_t query_tap_of(const indexer_taps& taps, const retriever_weights& ret
 indexer_taps taps_of(const dual_encoder_config& config) {
   indexer_taps taps;
   taps.name = "dual_encoder";
+  taps.index_key_fingerprint = detail::key_fingerprint(config);
   taps.log_odds = config.reduce == key_reduction::max;
   taps.reads.lanes = static_cast<std::int32_t>(config.retrievers.size());
   taps.reads.dim = index_key_dim;

@@ -63,8 +63,8 @@ void quantise_key(const float* key, std::byte* out, float floor) noexcept {
 }
 
 void repack_keys(const std::byte* from, std::byte* to, std::int64_t count, std::int64_t page_keys,
-                 std::int32_t key_bytes, bool to_planar) noexcept {
-  constexpr std::size_t scale_bytes = sizeof(float);
+                 std::int32_t key_bytes, bool to_planar, std::int32_t bytes_of_scale) noexcept {
+  const auto scale_bytes = static_cast<std::size_t>(bytes_of_scale);
   const std::size_t row = static_cast<std::size_t>(key_bytes);
   const std::size_t values = row - scale_bytes;
   const std::size_t scales = static_cast<std::size_t>(page_keys) * values;

@@ -1,11 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include <fcntl.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <cerrno>
 #include <cmath>
 #include <cstring>
 #include <flashmemory/io/safetensors.hpp>
@@ -13,7 +7,9 @@
 
 #include "src/core/convert.hpp"
 #include "src/core/format.hpp"
+#include "src/io/file_image.hpp"
 #include "src/io/safetensors_header.hpp"
+#include "src/io/safetensors_part.hpp"
 
 namespace flashmemory {
 inline namespace v0 {
@@ -37,51 +33,6 @@ const type_name* lookup(tensor_type type) noexcept {
   return i < std::size(types) ? &types[i] : nullptr;
 }
 
-class mapping {
- public:
-  mapping() = default;
-
-  explicit mapping(const std::string& path) {
-    const auto refuse = [&](const char* action, int reason) {
-      throw io_failure(status::io_error, formatted("cannot {} {}: {}", action, path, std::strerror(reason)));
-    };
-    // O_NONBLOCK: opening a FIFO would otherwise wait for a writer before it can be refused.
-    const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    if (descriptor < 0) refuse("open", errno);
-    struct stat info;
-    int reason = 0;
-    if (::fstat(descriptor, &info) != 0) {
-      reason = errno;
-    } else if (!S_ISREG(info.st_mode)) {
-      reason = S_ISDIR(info.st_mode) ? EISDIR : EINVAL;
-    } else if (info.st_size > 0) {
-      bytes_ = static_cast<std::size_t>(info.st_size);
-      void* at = ::mmap(nullptr, bytes_, PROT_READ, MAP_PRIVATE, descriptor, 0);
-      if (at == MAP_FAILED) {
-        reason = errno;
-      } else {
-        data_ = static_cast<const std::byte*>(at);
-      }
-    }
-    ::close(descriptor);
-    if (reason != 0) refuse("read", reason);
-  }
-
-  ~mapping() {
-    if (data_) ::munmap(const_cast<std::byte*>(data_), bytes_);
-  }
-
-  mapping(const mapping&) = delete;
-  mapping& operator=(const mapping&) = delete;
-
-  const std::byte* data() const noexcept { return data_; }
-  std::size_t bytes() const noexcept { return bytes_; }
-
- private:
-  const std::byte* data_ = nullptr;
-  std::size_t bytes_ = 0;
-};
-
 }  // namespace
 
 namespace detail {
@@ -100,32 +51,62 @@ std::size_t size_of(tensor_type type) noexcept {
 
 const char* to_string(tensor_type type) noexcept {
   const type_name* t = lookup(type);
-  return t ? t->name : "?";
+  return t ? t->name : type == tensor_type::other ? "a type that is not read" : "?";
+}
+
+const char* tensor_entry::type_text() const noexcept {
+  return type_name.empty() ? to_string(type) : type_name.c_str();
 }
 
 std::int64_t tensor_entry::elements() const noexcept { return detail::element_count(shape).value_or(-1); }
 
 struct safetensors_file::impl {
-  explicit impl(const std::string& path) : map(path), name(path) { read(map.data(), map.bytes()); }
+  /// Reads the header and those tensors whose names begin with `prefix`.
+  impl(const std::string& path, std::string_view prefix) : image(path), name(path) {
+    std::uint64_t length = 0;
+    const std::size_t bytes = image.bytes();
+    image.read(0, std::min(sizeof length, bytes));
+    if (bytes >= sizeof length) std::memcpy(&length, image.data(), sizeof length);
+    const bool there = bytes >= sizeof length && length <= bytes - sizeof length;
+    if (there && length <= detail::max_header_bytes) image.read(sizeof length, sizeof length + length);
+    parse(image.data(), bytes);
+    if (prefix.empty()) image.read(sizeof length + length, bytes);
+    for (const tensor_entry& t : header.tensors) {
+      if (prefix.empty() || t.name.compare(0, prefix.size(), prefix) != 0) continue;
+      const auto from = static_cast<std::size_t>(t.data - image.data());
+      image.read(from, from + t.bytes);
+    }
+    image.close();
+  }
   impl(const std::byte* data, std::size_t bytes, std::string label) : name(std::move(label)) {
-    read(data, bytes);
+    parse(data, bytes);
   }
 
-  void read(const std::byte* data, std::size_t bytes) {
+  void parse(const std::byte* data, std::size_t bytes) {
     header = detail::parse_safetensors(data, bytes, name);
     for (std::size_t i = 0; i < header.tensors.size(); ++i) by_name.emplace(header.tensors[i].name, i);
   }
 
-  mapping map;
+  detail::file_image image;
   std::string name;
   detail::safetensors_header header;
   std::map<std::string_view, std::size_t> by_name;  // keys point into header.tensors
 };
 
-safetensors_file::safetensors_file(const std::string& path) : impl_(std::make_unique<impl>(path)) {}
+safetensors_file::safetensors_file(const std::string& path) : impl_(std::make_unique<impl>(path, "")) {}
 
 safetensors_file::safetensors_file(const std::byte* data, std::size_t bytes, std::string name)
     : impl_(std::make_unique<impl>(data, bytes, std::move(name))) {}
+
+safetensors_file::safetensors_file(std::unique_ptr<impl> read) noexcept : impl_(std::move(read)) {}
+
+safetensors_file detail::read_safetensors_part(const std::string& path, std::string_view prefix) {
+  return safetensors_access::open(path, prefix);
+}
+
+safetensors_file detail::safetensors_access::open(const std::string& path, std::string_view prefix) {
+  return safetensors_file(std::make_unique<safetensors_file::impl>(path, prefix));
+}
 
 safetensors_file::~safetensors_file() = default;
 safetensors_file::safetensors_file(safetensors_file&&) noexcept = default;
@@ -180,7 +161,7 @@ std::vector<float> to_floats(const safetensors_file& file, const tensor_entry& t
     default:
       throw format_error(status::bad_dtype,
                          formatted("{}: tensor '{}' is {}, expected F32, BF16 or F16", file.name(),
-                                   detail::printable(tensor.name), to_string(tensor.type)));
+                                   detail::printable(tensor.name), tensor.type_text()));
   }
   if (finite) {
     const auto bad =

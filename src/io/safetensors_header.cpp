@@ -15,6 +15,31 @@ inline namespace v0 {
 namespace detail {
 namespace {
 
+/// Types that the format has and this library does not read.
+struct unread_type {
+  const char* name;
+  std::uint64_t bits;
+};
+constexpr unread_type unread_types[] = {{"F8_E8M0", 8}, {"F8_E4M3FNUZ", 8}, {"F8_E5M2FNUZ", 8},
+                                        {"F6_E2M3", 6}, {"F6_E3M2", 6},     {"F4", 4},
+                                        {"C64", 64}};
+
+/// Whether a later version of the format may call a type so.
+bool may_be_a_type(std::string_view name) noexcept {
+  constexpr std::string_view letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ",
+                             all = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_";
+  return !name.empty() && name.size() <= 32 && letters.find(name[0]) != std::string_view::npos &&
+         name.find_first_not_of(all) == std::string_view::npos;
+}
+
+/// Bits of an element; 0 = nobody knows.
+std::uint64_t bits_of(const tensor_entry& tensor) noexcept {
+  if (tensor.type != tensor_type::other) return 8 * size_of(tensor.type);
+  for (const unread_type& t : unread_types)
+    if (tensor.type_name == t.name) return t.bits;
+  return 0;
+}
+
 struct raw_tensor {
   tensor_entry entry;
   std::uint64_t begin = 0;
@@ -59,8 +84,10 @@ class header_reader final : public nlohmann::json_sax<nlohmann::json> {
     }
     if (place_ == place::tensor && field_ == field::type) {
       const auto type = tensor_type_of(value);
-      if (!type) return fail(formatted("{}: unknown dtype '{}'", where(), printable(value)));
-      tensors.back().entry.type = *type;
+      if (!type && !may_be_a_type(value))
+        return fail(formatted("{}: unknown dtype '{}'", where(), printable(value)));
+      tensors.back().entry.type = type.value_or(tensor_type::other);
+      tensors.back().entry.type_name = std::move(value);
       return true;
     }
     return misplaced("a string");
@@ -176,16 +203,6 @@ class header_reader final : public nlohmann::json_sax<nlohmann::json> {
 
 }  // namespace
 
-std::string printable(std::string_view text) {
-  constexpr std::size_t longest = 120;
-  std::string out(text.substr(0, longest));
-  for (char& c : out) {
-    if (c < 0x20 || c > 0x7e) c = '?';
-  }
-  if (text.size() > longest) out += "...";
-  return out;
-}
-
 std::optional<std::int64_t> element_count(const std::vector<std::int64_t>& shape) noexcept {
   std::int64_t count = 1;
   for (const std::int64_t extent : shape) {
@@ -238,17 +255,18 @@ safetensors_header parse_safetensors(const std::byte* data, std::size_t bytes, c
                     raw.begin < reached ? "tensors overlap" : "there is a hole"));
     }
     const auto count = element_count(entry.shape);
-    const std::uint64_t width = size_of(entry.type);
-    if (!count || static_cast<std::uint64_t>(*count) > std::numeric_limits<std::uint64_t>::max() / width) {
+    const std::uint64_t bytes_there = raw.end - raw.begin, bits = bits_of(entry);
+    if (!count ||
+        (bits > 0 && static_cast<std::uint64_t>(*count) > std::numeric_limits<std::uint64_t>::max() / bits))
       bad(formatted("shape [{}] is too large", fmt::join(entry.shape, ", ")));
-    }
-    if (static_cast<std::uint64_t>(*count) * width != raw.end - raw.begin) {
-      bad(formatted("{} [{}] takes {} bytes, but data_offsets give {}", to_string(entry.type),
-                    fmt::join(entry.shape, ", "), static_cast<std::uint64_t>(*count) * width,
-                    raw.end - raw.begin));
+    if (const std::uint64_t all = static_cast<std::uint64_t>(*count) * bits;
+        bits > 0 && (all % 8 != 0 || all / 8 != bytes_there)) {
+      bad(formatted("{} [{}] takes {} {}, but data_offsets give {} bytes", entry.type_text(),
+                    fmt::join(entry.shape, ", "), all % 8 == 0 ? all / 8 : all,
+                    all % 8 == 0 ? "bytes" : "bits", bytes_there));
     }
     entry.data = data + sizeof length + length + raw.begin;
-    entry.bytes = raw.end - raw.begin;
+    entry.bytes = static_cast<std::size_t>(bytes_there);
     reached = raw.end;
     header.tensors.push_back(std::move(entry));
   }

@@ -35,7 +35,8 @@ FLASHMEMORY_API std::string safetensors_preamble(const std::string& path,
                                                  const std::vector<tensor_entry>& tensors,
                                                  const std::map<std::string, std::string>& metadata);
 
-/// A name out of a file as it may stand in a message: printable, of bounded length.
+/// A name out of a file as it may stand in a message: of bounded length, and whatever a terminal or a log would take for
+/// more than a letter - control characters, what turns the direction of writing, bytes that are no UTF-8 - as '?'.
 FLASHMEMORY_API std::string printable(std::string_view text);
 
 }  // namespace detail

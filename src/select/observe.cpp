@@ -11,14 +11,15 @@ using detail::key_source;
 using detail::row_ring;
 using detail::served_sequence;
 
-namespace {
-
-/// First token that the key after `tokens` tokens sees; negative ones are the zeros before the start.
-std::int64_t first_needed(std::int64_t tokens, std::int64_t tokens_per_key, std::int64_t window) noexcept {
-  return (tokens / tokens_per_key + 1) * tokens_per_key - window;
+/// Whether a sequence of `tokens` tokens has what the key encoder needs to see of it. With nothing before its start that
+/// is so at 0 tokens, wherever it has been.
+bool selector::impl::can_go_on(const key_source& source, const row_ring& ring,
+                               std::int64_t tokens) const noexcept {
+  const std::int64_t needed = std::max<std::int64_t>(
+      detail::first_needed(tokens, geometry.index_keys.tokens_per_key, source.window), 0);
+  const bool in_reach = tokens >= ring.end - options.max_rollback_tokens && needed >= ring.first();
+  return tokens <= ring.end && (in_reach || needed >= tokens);
 }
-
-}  // namespace
 
 status selector::impl::check_key_order(const served_sequence& s, std::size_t source,
                                        const batch_item& item) const noexcept {
@@ -39,10 +40,7 @@ status selector::impl::check_key_order(const served_sequence& s, std::size_t sou
     return fail(f);
   };
 
-  const std::int64_t needed =
-      std::max<std::int64_t>(first_needed(item.position, tokens_per_key, from.window), 0);
-  const bool in_reach = item.position >= ring.end - options.max_rollback_tokens && needed >= ring.first();
-  if (item.position > ring.end || !(in_reach || needed >= item.position))
+  if (!can_go_on(from, ring, item.position))
     return out_of_order(ring.end, item.position, -1, "position of observed tokens");
 
   const std::int64_t before = item.position / tokens_per_key;

@@ -23,6 +23,12 @@ inline void load_row(const_tensor<2> source, std::int64_t row, float* out) noexc
     out[i] = load_float(source.data, source.type, start + i * source.stride[1]);
 }
 
+/// First token that the key after `tokens` tokens sees; negative ones are the zeros before the start.
+inline std::int64_t first_needed(std::int64_t tokens, std::int64_t tokens_per_key,
+                                 std::int64_t window) noexcept {
+  return (tokens / tokens_per_key + 1) * tokens_per_key - window;
+}
+
 /// The rows of the newest `capacity` tokens of one tap; the memory is the owner's. Of a level 1 that keeps its rows
 /// elsewhere only the books, with `rows` null.
 struct row_ring {

@@ -321,11 +321,11 @@ void selector::attach_fork(sequence_handle parent, sequence_handle child, const 
         formatted("the policy of sequence {} is everything, so its hidden states were not observed; its "
                   "fork {} cannot select",
                   parent.index, child.index));
-  for (const auto& input : from->keys)
-    if (selects &&
-        (info.tokens > input.ring.end || info.tokens < input.ring.end - impl_->options.max_rollback_tokens))
+  for (std::size_t k = 0; k < from->keys.size(); ++k)
+    if (const auto& ring = from->keys[k].ring;
+        selects && !impl_->can_go_on(impl_->key_sources[k], ring, info.tokens))
       refuse(formatted("the fork {} stands at {} tokens, its parent {} was observed up to {}", child.index,
-                       info.tokens, parent.index, input.ring.end));
+                       info.tokens, parent.index, ring.end));
   served_sequence& s = impl_->prepare(child, info, use);
   from = impl_->find(parent);
   if (from == nullptr)

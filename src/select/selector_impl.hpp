@@ -62,6 +62,8 @@ struct selector::impl : detail::level1_context {
   // observe.cpp
   status observe(batch items, std::int32_t layer, tap_kind kind, const_tensor<2> rows,
                  stream_ref stream) noexcept;
+  bool can_go_on(const detail::key_source& source, const detail::row_ring& ring,
+                 std::int64_t tokens) const noexcept;
   status check_key_order(const detail::served_sequence& s, std::size_t source,
                          const batch_item& item) const noexcept;
 
@@ -96,8 +98,14 @@ struct selector::impl : detail::level1_context {
 
 namespace detail {
 
-/// For backends: what a selector keeps of its sequences.
+class input;
+
+/// For backends and sessions: what a selector keeps of its sequences.
 struct selector_access {
+  /// selector::load_state() of the next `bytes` bytes of an input, of which few are in memory at a time.
+  static void load_state(selector& s, sequence_handle sequence, input& in, std::uint64_t bytes,
+                         const selection_policy* policy);
+
   static level1& scoring(selector& s) noexcept { return *s.impl_->scoring; }
   /// Null if the sequence is not attached.
   static served_sequence* find(selector& s, sequence_handle sequence) noexcept {

@@ -1,18 +1,21 @@
 // SPDX-License-Identifier: MIT
 #include <xxhash.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <type_traits>
 
 #include "src/core/format.hpp"
+#include "src/io/input.hpp"
+#include "src/io/running_hash.hpp"
 #include "src/select/selector_impl.hpp"
 
-/// Layout of a saved state, all little-endian:
+/// Layout of a saved state, version 2, all little-endian:
 ///   u64 magic, u32 version, u32 zero, u64 bytes in all, then the body, then u64 XXH3 of all before it.
-///   body: shape (query rows, rollback, sources with their widths and windows), cadence, fallback, last
-///   report, the sequence's own policy if it has one, then per ring: begin, end and the rows it holds, oldest
-///   first.
+///   body: shape (sources with their widths and windows), cadence, fallback, last report, then per ring: begin, end and
+///   the rows it holds, oldest first.
+/// The policy and limits of the selector that wrote it are no part of it: whoever reads it has its own.
 
 namespace flashmemory {
 inline namespace v0 {
@@ -22,7 +25,9 @@ using detail::served_sequence;
 namespace {
 
 constexpr std::uint64_t state_magic = 0x31544154534d4c46;  // "FLMSTAT1"
-constexpr std::uint32_t state_version = 1;
+constexpr std::uint32_t state_version = 2;
+/// No count in a state is larger: nobody has decoded so many tokens.
+constexpr std::int64_t largest_count = std::int64_t{1} << 40;
 
 [[noreturn]] void reject(const std::string& what) {
   throw format_error(status::bad_argument, "selector state: " + what);
@@ -50,14 +55,15 @@ class writer {
   std::vector<std::byte> bytes_;
 };
 
+/// Takes a state from an input piece by piece, so that what it claims to hold costs no memory.
 class reader {
  public:
-  reader(const std::byte* data, std::size_t bytes) : data_(data), left_(bytes) {}
+  reader(detail::input& in, std::uint64_t bytes) : in_(in), left_(bytes) {}
 
   template <class T>
   T get(const char* field) {
     T value;
-    std::memcpy(&value, take(sizeof value, field), sizeof value);
+    take(&value, sizeof value, field);
     return value;
   }
   template <class T>
@@ -70,57 +76,25 @@ class reader {
     if (value > 1) reject(formatted("{} is {}", field, value));
     return value != 0;
   }
-  const std::byte* take(std::size_t bytes, const char* field) {
-    if (bytes > left_) reject(formatted("ends within {}", field));
-    const std::byte* at = data_;
-    data_ += bytes;
-    left_ -= bytes;
-    return at;
+  std::int64_t count(const char* field, std::int64_t least = 0) {
+    const auto value = get<std::int64_t>(field);
+    if (value < least || value > largest_count) reject(formatted("{} is {}", field, value));
+    return value;
   }
-  std::size_t left() const noexcept { return left_; }
+  void take(void* data, std::size_t bytes, const char* field) {
+    if (bytes > left_) reject(formatted("ends within {}", field));
+    in_.read(data, bytes, field);
+    hash_.add(data, bytes);
+    left_ -= bytes;
+  }
+  std::uint64_t left() const noexcept { return left_; }
+  std::uint64_t checksum() const noexcept { return hash_.value(); }
 
  private:
-  const std::byte* data_;
-  std::size_t left_;
+  detail::input& in_;
+  std::uint64_t left_;
+  detail::running_hash hash_;
 };
-
-void put_policy(writer& out, const selection_policy& p) {
-  out.put(static_cast<std::int32_t>(p.mode));
-  out.put(p.interval);
-  out.put(p.sink_chunks);
-  out.put(p.recent_chunks);
-  out.put(p.budget_fraction);
-  out.put(p.max_chunks);
-  out.put(static_cast<std::uint64_t>(p.budget_bytes));
-  out.put(p.min_chunks);
-  out.put(p.threshold);
-  out.put(p.hysteresis);
-  out.put(p.fallback.max_dropped);
-  out.put(p.fallback.min_attention_mass);
-  out.put(p.fallback.widen_factor);
-  out.put(p.fallback.patience);
-  out.put(p.fallback.recover_after);
-}
-
-selection_policy get_policy(reader& in) {
-  selection_policy p;
-  p.mode = static_cast<selection_mode>(in.get<std::int32_t>("policy mode"));
-  p.interval = in.get<std::int32_t>("policy interval");
-  p.sink_chunks = in.get<std::int32_t>("policy sink_chunks");
-  p.recent_chunks = in.get<std::int32_t>("policy recent_chunks");
-  p.budget_fraction = in.get<double>("policy budget_fraction");
-  p.max_chunks = in.get<std::int64_t>("policy max_chunks");
-  p.budget_bytes = static_cast<std::size_t>(in.get<std::uint64_t>("policy budget_bytes"));
-  p.min_chunks = in.get<std::int64_t>("policy min_chunks");
-  p.threshold = in.get<float>("policy threshold");
-  p.hysteresis = in.get<float>("policy hysteresis");
-  p.fallback.max_dropped = in.get<float>("policy max_dropped");
-  p.fallback.min_attention_mass = in.get<float>("policy min_attention_mass");
-  p.fallback.widen_factor = in.get<float>("policy widen_factor");
-  p.fallback.patience = in.get<std::int32_t>("policy patience");
-  p.fallback.recover_after = in.get<std::int32_t>("policy recover_after");
-  return p;
-}
 
 void put_report(writer& out, const selection_report& r) {
   out.put(static_cast<std::int32_t>(r.reason));
@@ -143,35 +117,34 @@ selection_report get_report(reader& in) {
   selection_report r;
   r.reason = get_enum(in, refresh_reason::requested, "refresh reason");
   r.stage = get_enum(in, fallback_stage::everything, "stage of the report");
-  for (std::int64_t* value :
-       {&r.position, &r.complete_chunks, &r.budget, &r.refreshes, &r.plan.chunks, &r.plan.candidates,
-        &r.plan.above, &r.plan.above_dropped, &r.plan.nan_scores, &r.recall.selected, &r.recall.hits,
-        &r.recall.recalled, &r.recall.refused, &r.recall.evicted, &r.recall.bytes})
-    *value = in.get<std::int64_t>("report");
+  r.position = in.count("position of the report", -1);
+  for (std::int64_t* value : {&r.complete_chunks, &r.budget, &r.refreshes, &r.plan.chunks, &r.plan.candidates,
+                              &r.plan.above, &r.plan.above_dropped, &r.plan.nan_scores, &r.recall.selected,
+                              &r.recall.hits, &r.recall.recalled, &r.recall.refused, &r.recall.evicted})
+    *value = in.count("a count of the report");
+  r.recall.bytes = in.get<std::int64_t>("bytes of the report");
+  if (r.recall.bytes < 0) reject(formatted("bytes of the report are {}", r.recall.bytes));
   return r;
 }
 
-/// Checks the ring's extents; `put_row` takes the rows in the second pass.
+/// Reads a ring into one of perhaps another capacity: the newest rows that it has room for. `put_row(token)` takes the
+/// row in `row`.
 template <class PutRow>
-void get_ring(reader& in, const detail::row_ring& shape, detail::row_ring* out, const PutRow& put_row) {
-  detail::row_ring ring = shape;
-  ring.begin = in.get<std::int64_t>("begin of rows");
-  ring.end = in.get<std::int64_t>("end of rows");
-  if (ring.begin < 0 || ring.end < ring.begin || ring.end - ring.begin > ring.capacity)
-    reject(formatted("rows [{}, {}) do not fit {} places", ring.begin, ring.end, ring.capacity));
+void get_ring(reader& in, detail::row_ring& ring, std::vector<float>& row, const PutRow& put_row) {
+  const std::int64_t begin = in.count("begin of rows"), end = in.count("end of rows");
   const std::size_t bytes = std::size_t(ring.width) * sizeof(float);
-  for (std::int64_t t = ring.begin; t < ring.end; ++t) {
-    const std::byte* row = in.take(bytes, "rows");
-    if (out != nullptr) put_row(t, row);
+  if (end < begin || std::uint64_t(end - begin) > in.left() / bytes)
+    reject(formatted("rows [{}, {}) do not fit {} bytes", begin, end, in.left()));
+  row.resize(std::size_t(ring.width));
+  ring.begin = std::max(begin, end - ring.capacity);
+  ring.end = end;
+  for (std::int64_t token = begin; token < end; ++token) {
+    in.take(row.data(), bytes, "rows");
+    if (token >= ring.begin) put_row(token);
   }
-  if (out != nullptr) *out = ring;
 }
 
-void check_ring(reader& in, const detail::row_ring& shape) {
-  get_ring(in, shape, nullptr, [](std::int64_t, const std::byte*) {});
-}
-
-/// The body's part between header and rings.
+/// The body's part between shape and rings.
 struct scalars {
   bool started = false, requested = false;
   std::int64_t processed = 0, refreshed = 0, next_due = 0;
@@ -179,30 +152,42 @@ struct scalars {
   std::int32_t calls = 0, calm = 0;
   float mass = 0;
   selection_report report;
-  bool own_policy = false;
-  selection_policy policy;
 };
 
-scalars get_scalars(reader& in, std::int64_t max_tokens) {
+const char* name_of(tap_kind kind) noexcept { return kind == tap_kind::hidden ? "hidden states" : "queries"; }
+
+scalars get_scalars(reader& in) {
   scalars s;
   s.started = in.flag("started");
   s.requested = in.flag("requested");
-  s.processed = in.get<std::int64_t>("processed tokens");
-  s.refreshed = in.get<std::int64_t>("refreshed tokens");
-  s.next_due = in.get<std::int64_t>("next due tokens");
+  s.processed = in.count("processed tokens");
+  s.refreshed = in.count("refreshed tokens");
+  s.next_due = in.count("next due tokens");
   s.stage = get_enum(in, fallback_stage::everything, "stage");
   s.calls = in.get<std::int32_t>("calls");
   s.calm = in.get<std::int32_t>("calm");
   s.mass = in.get<float>("attention mass");
   s.report = get_report(in);
-  s.own_policy = in.flag("own policy");
-  if (s.own_policy) s.policy = get_policy(in);
-  constexpr std::int64_t far = std::int64_t{1} << 40;
-  for (const std::int64_t tokens : {s.processed, s.refreshed})
-    if (tokens < 0 || tokens > max_tokens) reject(formatted("{} processed tokens", tokens));
-  if (s.next_due < 0 || s.next_due > far || s.calls < 0 || s.calm < 0 || std::isnan(s.mass) || s.mass < 0)
-    reject("the cadence is out of range");
+  if (s.calls < 0 || s.calm < 0 || std::isnan(s.mass) || s.mass < 0)
+    reject(formatted("calls {}, calm {}, attention mass {}", s.calls, s.calm, s.mass));
   return s;
+}
+
+/// Cadence and fallback as the policy in force would have them: a file neither delays a refresh beyond the interval nor
+/// brings a stage that the policy does not know.
+void apply(const scalars& found, detail::served_sequence& s) {
+  const fallback_policy& fallback = s.policy.fallback;
+  const bool falls_back = fallback.max_dropped < 1 || fallback.min_attention_mass > 0;
+  s.started = found.started;
+  s.requested = found.requested;
+  s.processed = found.processed;
+  s.refreshed = found.refreshed;
+  s.next_due = std::min(found.next_due, found.processed + s.policy.interval);
+  s.stage = falls_back ? found.stage : fallback_stage::normal;
+  s.calls = std::min(found.calls, std::max(fallback.patience - 1, 0));
+  s.calm = std::min(found.calm, std::max(fallback.recover_after - 1, 0));
+  s.mass = found.mass;
+  s.report = found.report;
 }
 
 }  // namespace
@@ -223,8 +208,6 @@ std::vector<std::byte> selector::save_state(sequence_handle sequence) const {
   out.put(state_version);
   out.put(std::uint32_t{0});
   out.put(std::uint64_t{0});
-  out.put(std::int64_t{impl::query_rows});
-  out.put(std::int64_t{im.options.max_rollback_tokens});
   out.put(static_cast<std::int64_t>(im.query_sources.size()));
   for (const auto& source : im.query_sources) {
     out.put(source.layer);
@@ -248,14 +231,15 @@ std::vector<std::byte> selector::save_state(sequence_handle sequence) const {
   out.put(s->calm);
   out.put(s->mass);
   put_report(out, s->report);
-  out.put(static_cast<std::uint8_t>(s->own_policy));
-  if (s->own_policy) put_policy(out, s->policy);
   std::vector<float> row;
+  const std::int64_t tokens = im.open_info(sequence).tokens;
   const auto put_ring = [&](const detail::row_ring& ring, detail::kept_row which) {
-    out.put(ring.first());
-    out.put(ring.end);
+    // What a rollback has dropped will be observed anew.
+    const std::int64_t end = std::min(ring.end, tokens), first = std::min(ring.first(), end);
+    out.put(first);
+    out.put(end);
     row.resize(std::size_t(ring.width));
-    for (which.token = ring.first(); which.token < ring.end; ++which.token) {
+    for (which.token = first; which.token < end; ++which.token) {
       im.scoring->read_row(*s, which, row.data());
       out.put(row.data(), row.size() * sizeof(float));
     }
@@ -265,27 +249,33 @@ std::vector<std::byte> selector::save_state(sequence_handle sequence) const {
   return out.finish();
 }
 
-void selector::load_state(sequence_handle sequence, const std::byte* data, std::size_t bytes) {
-  impl& im = *impl_;
+void selector::load_state(sequence_handle sequence, const std::byte* data, std::size_t bytes,
+                          const selection_policy* policy) {
   constexpr std::size_t frame = 4 * sizeof(std::uint64_t);
   if (data == nullptr || bytes < frame) reject(formatted("{} bytes are too few", bytes));
-  reader in(data, bytes - sizeof(std::uint64_t));
+  detail::memory_input in(data, bytes, "selector state");
+  detail::selector_access::load_state(*this, sequence, in, bytes, policy);
+}
+
+void detail::selector_access::load_state(selector& select, sequence_handle sequence, input& from,
+                                         std::uint64_t bytes, const selection_policy* policy) {
+  selector::impl& im = *select.impl_;
+  constexpr std::uint64_t checksum_bytes = sizeof(std::uint64_t);
+  if (bytes < 4 * sizeof(std::uint64_t)) reject(formatted("{} bytes are too few", bytes));
+  reader in(from, bytes - checksum_bytes);
   if (in.get<std::uint64_t>("magic") != state_magic) reject("it is no selector state");
   if (const auto version = in.get<std::uint32_t>("version"); version != state_version)
-    reject(formatted("version {}, this library reads {}", version, state_version));
+    reject(formatted("version {}, this library reads version {}", version, state_version));
   if (in.get<std::uint32_t>("reserved") != 0) reject("reserved bytes are not zero");
   if (const auto total = in.get<std::uint64_t>("bytes"); total != bytes)
     reject(formatted("it has {} bytes and says {}", bytes, total));
-  std::uint64_t checksum;
-  std::memcpy(&checksum, data + bytes - sizeof checksum, sizeof checksum);
-  if (XXH3_64bits(data, bytes - sizeof checksum) != checksum) reject("the checksum does not match");
 
-  in.expect<std::int64_t>(impl::query_rows, "query rows");
-  in.expect<std::int64_t>(im.options.max_rollback_tokens, "max_rollback_tokens");
   in.expect(static_cast<std::int64_t>(im.query_sources.size()), "query sources");
   for (const auto& source : im.query_sources) {
     in.expect(source.layer, "query layer");
-    in.expect(static_cast<std::int32_t>(source.kind), "query kind");
+    if (const tap_kind found = get_enum(in, tap_kind::queries, "query kind"); found != source.kind)
+      reject(formatted("a query of layer {} is {}, this selector has {}", source.layer, name_of(found),
+                       name_of(source.kind)));
     in.expect(source.width, "query width");
   }
   in.expect(static_cast<std::int64_t>(im.key_sources.size()), "key sources");
@@ -294,28 +284,36 @@ void selector::load_state(sequence_handle sequence, const std::byte* data, std::
     in.expect(source.width, "key width");
     in.expect(source.window, "key window");
   }
+  const scalars found = get_scalars(in);
 
   const sequence_info info = im.open_info(sequence);
-  const scalars found = get_scalars(in, info.options.max_tokens);
-  const reader rings = in;
-  for (const auto& source : im.query_sources) {
-    detail::row_ring shape;
-    shape.width = source.width;
-    shape.capacity = impl::query_rows;
-    check_ring(in, shape);
+  const selection_policy use = policy != nullptr ? *policy : im.policy;
+  served_sequence* s = nullptr;
+  try {
+    s = &im.prepare(sequence, info, use);
+  } catch (const argument_error& e) {
+    if (im.find(sequence) != nullptr) throw;
+    throw format_error(e.code(), formatted("selector state: {}", e.what()));
   }
-  const selection_policy& use = found.own_policy ? found.policy : im.policy;
-  for (const auto& source : im.key_sources) {
-    detail::row_ring shape;
-    shape.width = source.width;
-    shape.capacity = source.window + im.options.max_rollback_tokens;
-    reader peek = in;
-    peek.get<std::int64_t>("begin of rows");
-    const auto end = peek.get<std::int64_t>("end of rows");
-    check_ring(in, shape);
+  // Until it is active the place belongs to nobody: whatever is thrown from here on changes nothing.
+  s->own_policy = policy != nullptr;
+  apply(found, *s);
+  std::vector<float> row;
+  const auto fill_ring = [&](row_ring& ring, kept_row which) {
+    get_ring(in, ring, row, [&](std::int64_t token) {
+      which.token = token;
+      im.scoring->write_row(*s, which, row.data());
+    });
+  };
+  for (std::size_t q = 0; q < s->queries.size(); ++q) fill_ring(s->queries[q], {false, q, 0});
+  for (std::size_t k = 0; k < s->keys.size(); ++k) {
+    const key_source& source = im.key_sources[k];
+    row_ring& ring = s->keys[k].ring;
+    fill_ring(ring, {true, k, 0});
     if (use.mode == selection_mode::everything) continue;
-    if (info.tokens > end || info.tokens < end - im.options.max_rollback_tokens)
-      reject(formatted("its key window ends at {} tokens, the sequence holds {}", end, info.tokens));
+    if (!im.can_go_on(source, ring, info.tokens))
+      reject(formatted("its key window holds tokens [{}, {}), the sequence has {}", ring.first(), ring.end,
+                       info.tokens));
     for (const std::int32_t lane : source.lanes) {
       index_key_pages pages;
       const status code = im.store.index_keys(sequence, lane, &pages);
@@ -325,37 +323,9 @@ void selector::load_state(sequence_handle sequence, const std::byte* data, std::
     }
   }
   if (in.left() != 0) reject(formatted("{} bytes too many", in.left()));
-
-  served_sequence* s = nullptr;
-  try {
-    s = &im.prepare(sequence, info, use);
-  } catch (const argument_error& e) {
-    if (im.find(sequence) != nullptr) throw;
-    throw format_error(e.code(), formatted("selector state: {}", e.what()));
-  }
-  s->own_policy = found.own_policy;
-  s->started = found.started;
-  s->requested = found.requested;
-  s->processed = found.processed;
-  s->refreshed = found.refreshed;
-  s->next_due = found.next_due;
-  s->stage = found.stage;
-  s->calls = found.calls;
-  s->calm = found.calm;
-  s->mass = found.mass;
-  s->report = found.report;
-  reader again = rings;
-  std::vector<float> row;
-  const auto fill_ring = [&](detail::row_ring& ring, detail::kept_row which) {
-    row.resize(std::size_t(ring.width));
-    get_ring(again, ring, &ring, [&](std::int64_t token, const std::byte* from) {
-      std::memcpy(row.data(), from, row.size() * sizeof(float));
-      which.token = token;
-      im.scoring->write_row(*s, which, row.data());
-    });
-  };
-  for (std::size_t q = 0; q < s->queries.size(); ++q) fill_ring(s->queries[q], {false, q, 0});
-  for (std::size_t k = 0; k < s->keys.size(); ++k) fill_ring(s->keys[k].ring, {true, k, 0});
+  std::uint64_t checksum;
+  from.read(&checksum, sizeof checksum, "checksum");
+  if (checksum != in.checksum()) reject("the checksum does not match");
   im.activate(*s);
 }
 

@@ -7,6 +7,8 @@
 #include <vector>
 
 #include "src/core/format.hpp"
+#include "src/io/safetensors_header.hpp"
+#include "src/select/selector_impl.hpp"
 #include "src/session/session_header.hpp"
 
 namespace flashmemory {
@@ -40,7 +42,7 @@ class unfinished {
 
 class loader {
  public:
-  loader(detail::byte_source& in, chunk_store& store) : in_(in), store_(store) {}
+  loader(detail::section_reader& in, chunk_store& store) : in_(in), store_(store) {}
 
   [[noreturn]] void reject(const std::string& what) const {
     throw format_error(status::bad_argument, formatted("{}: {}", in_.name(), what));
@@ -60,17 +62,21 @@ class loader {
     throw error(code, message);
   }
 
-  void section(void* data, std::size_t bytes, const char* field) const {
-    in_.read(data, bytes, field);
-    std::uint64_t checksum;
-    in_.read(&checksum, sizeof checksum, field);
-    if (detail::section_checksum(data, bytes) != checksum)
-      reject(formatted("the checksum of {} does not match", field));
+  /// Keys mean something to the encoder that made them alone.
+  void check_encoder(const detail::session_header& h, const selector& select) const {
+    const indexer_taps& index = select.taps();
+    if (h.state_bytes == 0 || h.encoder == index.index_key_fingerprint) return;
+    const auto text = [](std::uint64_t print, std::string_view name) {
+      return print == 0 ? formatted("no encoder ('{}')", detail::printable(name))
+                        : formatted("encoder {:016x} ('{}')", print, detail::printable(name));
+    };
+    reject(formatted("its index keys were made by {}, the selector has {}", text(h.encoder, h.encoder_name),
+                     text(index.index_key_fingerprint, index.name)));
   }
 
   std::vector<chunk_id> resident(const detail::session_header& h) const {
     std::vector<chunk_id> ids(static_cast<std::size_t>(h.resident));
-    section(ids.data(), ids.size() * sizeof(chunk_id), "the resident set");
+    in_.section(ids.data(), ids.size() * sizeof(chunk_id), "the resident set");
     for (std::size_t i = 0; i < ids.size(); ++i)
       if (ids[i] < 0 || ids[i] >= h.complete_chunks() || (i > 0 && ids[i] <= ids[i - 1]))
         reject(formatted("resident chunk {} is out of place", ids[i]));
@@ -80,10 +86,28 @@ class loader {
   void chunks(const detail::session_header& h, sequence_handle sequence) const {
     std::vector<std::byte> chunk(chunk_layout(h.geometry).chunk_bytes());
     for (std::int64_t left = h.tokens; left > 0; left -= h.geometry.tokens_per_chunk()) {
-      section(chunk.data(), chunk.size(), "a chunk");
+      in_.section(chunk.data(), chunk.size(), "a chunk");
       require(store_.append_chunk(sequence, view<const std::byte, 1>(chunk.data(), chunk.size()),
                                   std::min(left, h.geometry.tokens_per_chunk())),
               "append_chunk");
+    }
+  }
+
+  void keys(const detail::session_header& h, sequence_handle sequence) const {
+    constexpr std::int64_t at_once = 1024;
+    const std::int64_t key_bytes = h.geometry.index_keys.bytes();
+    std::vector<std::byte> rows(static_cast<std::size_t>(at_once * key_bytes));
+    for (std::size_t s = 0; s < h.keys.size(); ++s) {
+      in_.begin();
+      for (std::int64_t key = 0; key < h.keys[s]; key += at_once) {
+        const std::int64_t count = std::min(at_once, h.keys[s] - key);
+        in_.read(rows.data(), static_cast<std::size_t>(count * key_bytes), "index keys");
+        require(store_.append_index_keys(sequence, static_cast<std::int32_t>(s), key,
+                                         view<const std::byte, 2>(rows.data(), count, key_bytes),
+                                         stream_ref::host()),
+                "append_index_keys");
+      }
+      in_.end("index keys");
     }
   }
 
@@ -100,30 +124,41 @@ class loader {
     }
   }
 
+  void state(const detail::session_header& h, sequence_handle sequence, selector* select,
+             const selection_policy* policy) const {
+    constexpr const char* field = "the selector's state";
+    if (select == nullptr || h.state_bytes == 0) {
+      in_.skip(static_cast<std::uint64_t>(h.state_bytes), field);
+      if (select != nullptr) select->attach(sequence, policy);
+      return;
+    }
+    in_.begin();
+    detail::selector_access::load_state(*select, sequence, in_, static_cast<std::uint64_t>(h.state_bytes),
+                                        policy);
+    in_.end(field);
+  }
+
  private:
-  detail::byte_source& in_;
+  detail::section_reader& in_;
   chunk_store& store_;
 };
 
 }  // namespace
 
-sequence_handle detail::load_session_from(byte_source& in, chunk_store& store, selector* select,
-                                          const sequence_options& options) {
+sequence_handle detail::load_session_from(input& from, chunk_store& store, selector* select,
+                                          const sequence_options& options, const session_options& session) {
+  if (select != nullptr && &select->store() != &store)
+    throw argument_error(status::bad_argument, "load_session: the selector serves another store");
+  require_keys_in_host_memory(store, "loading");
+  section_reader in(from);
   const loader load(in, store);
-  const session_header h = read_header(in, store.geometry());
-  const std::vector<chunk_id> resident = load.resident(h);
-  std::vector<std::byte> state(static_cast<std::size_t>(h.state_bytes));
-  load.section(state.data(), state.size(), "the selector's state");
+  const session_header h = read_header(in, store.geometry(), session.model_tag);
+  if (select != nullptr) load.check_encoder(h, *select);
   if (options.max_tokens != 0 && options.max_tokens < h.tokens)
     throw argument_error(status::bad_argument, formatted("{}: holds {} tokens, options.max_tokens is {}",
                                                          in.name(), h.tokens, options.max_tokens));
-  std::vector<std::vector<std::byte>> keys(h.keys.size());
-  for (std::size_t s = 0; s < keys.size(); ++s) {
-    keys[s].resize(static_cast<std::size_t>(h.keys[s]) *
-                   static_cast<std::size_t>(h.geometry.index_keys.bytes()));
-    load.section(keys[s].data(), keys[s].size(), "index keys");
-  }
 
+  // Opened before anything else is read: what the store has admitted bounds everything that follows.
   const bool saved = options.max_tokens == 0;
   sequence_handle sequence;
   try {
@@ -133,29 +168,25 @@ sequence_handle detail::load_session_from(byte_source& in, chunk_store& store, s
     load.reject(formatted("the saved options cannot work: {}", e.what()));
   }
   unfinished guard(store, select, sequence);
+  const std::vector<chunk_id> resident = load.resident(h);
   load.chunks(h, sequence);
-  for (std::size_t s = 0; s < keys.size(); ++s)
-    load.require(store.append_index_keys(
-                     sequence, static_cast<std::int32_t>(s), 0,
-                     view<const std::byte, 2>(keys[s].data(), h.keys[s], h.geometry.index_keys.bytes()),
-                     stream_ref::host()),
-                 "append_index_keys");
+  load.keys(h, sequence);
   load.recall(resident, sequence);
-  if (select != nullptr) {
-    if (state.empty())
-      select->attach(sequence);
-    else
-      select->load_state(sequence, state.data(), state.size());
-  }
+  load.state(h, sequence, select, session.policy);
+  in.finish();
   return guard.finish();
 }
 
 sequence_handle load_session(chunk_store& store, const std::string& path, selector* select,
-                             const sequence_options& options) {
-  if (select != nullptr && &select->store() != &store)
-    throw argument_error(status::bad_argument, "load_session: the selector serves another store");
-  detail::file_source in(path);
-  return detail::load_session_from(in, store, select, options);
+                             const sequence_options& options, const session_options& session) {
+  detail::file_input in(path);
+  return detail::load_session_from(in, store, select, options, session);
+}
+
+sequence_handle load_session(chunk_store& store, const byte_source& source, selector* select,
+                             const sequence_options& options, const session_options& session) {
+  detail::source_input in(source);
+  return detail::load_session_from(in, store, select, options, session);
 }
 
 }  // namespace v0

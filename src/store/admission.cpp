@@ -125,8 +125,9 @@ sequence_state* tiered_chunk_store::impl::admit(const sequence_options& wanted, 
   const auto take = [&] {
     block = fast.allocate(own_tables, alignment);
     key_block = keys > 0 ? take_keys(keys) : nullptr;
-    if (block && (keys == 0 || key_block) && records.grow_to(target_records) &&
-        tier->reserve_records(records.end()) && slots.grow_to(target_slots))
+    // The backing store's space comes before the records: those that are left when it has none are the ones it had.
+    if (block && (keys == 0 || key_block) && tier->reserve_records(records.end_with(target_records)) &&
+        records.grow_to(target_records) && slots.grow_to(target_slots))
       return true;
     fast.release(block, own_tables, alignment);
     if (key_block) give_keys(key_block, keys);
@@ -142,7 +143,7 @@ sequence_state* tiered_chunk_store::impl::admit(const sequence_options& wanted, 
   if (!taken)
     throw admission_error(
         status::budget_exceeded,
-        arithmetic("the memory resource has no block for the sequence") + tier->allocation_failure());
+        arithmetic("the memory that the sequence needs could not be had") + tier->allocation_failure());
   sequence_state* const s = detail::make_sequence(block, geometry, wanted, quota, chunks);
   s->keys = key_block;
   s->key_bytes = keys;

@@ -85,9 +85,19 @@ bool record_pool::grow_to(std::int64_t records) noexcept {
   return true;
 }
 
-std::int64_t record_pool::end() const noexcept {
-  std::int64_t end = 0;
-  for (const record_segment* s = first_; s; s = s->next) end = s->index * records_per_segment + s->count;
+std::int64_t record_pool::end_with(std::int64_t records) const noexcept {
+  std::int64_t end = 0, capacity = capacity_;
+  const record_segment* at = first_;
+  for (std::int64_t index = 0; at || capacity < records; ++index) {
+    const bool there = at && at->index == index;
+    if (there)
+      at = at->next;
+    else if (capacity < records)
+      capacity += segment_records(index);
+    else
+      continue;
+    end = index * records_per_segment + segment_records(index);
+  }
   return end;
 }
 

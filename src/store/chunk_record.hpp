@@ -53,8 +53,8 @@ class record_pool {
   chunk_record* acquire() noexcept;
   void release(chunk_record* record) noexcept;
 
-  /// One past the largest chunk_record::backing that acquire() may give out now.
-  std::int64_t end() const noexcept;
+  /// One past the largest chunk_record::backing that acquire() may give out once grow_to(records) has been called.
+  std::int64_t end_with(std::int64_t records) const noexcept;
 
   std::int64_t max_records() const noexcept { return max_records_; }
   std::int64_t available() const noexcept { return capacity_ - live_; }

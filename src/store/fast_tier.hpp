@@ -75,7 +75,7 @@ class fast_tier {
   virtual bool set_up(fast_memory& memory) noexcept = 0;
   virtual void tear_down(fast_memory& memory) noexcept = 0;
 
-  /// Makes sure that the backing store has memory for records [0, records); false if there is none.
+  /// Makes sure that the backing store has memory or space for records [0, records); false if there is none.
   virtual bool reserve_records(std::int64_t records) noexcept = 0;
 
   /// Waits until nothing that was asked for is under way; false if that is not so at the deadline. For set-up

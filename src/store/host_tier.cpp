@@ -3,6 +3,7 @@
 
 #include <xxhash.h>
 
+#include <cstdio>
 #include <cstring>
 
 #include "src/core/index_key.hpp"
@@ -40,8 +41,18 @@ void host_tier::open_backing(const store_options& options, std::int64_t records,
   else if (options.backing_path.empty())
     backing_ = make_ram_backing(records, chunk_bytes_, options.memory);
   else
-    backing_ = make_file_backing(options.backing_path, records, chunk_bytes_);
+    backing_ = make_file_backing(options.backing_path, records, chunk_bytes_, options.reserve_backing);
   verify_ = options.verify_ram || backing_->needs_verification();
+}
+
+bool host_tier::reserve_records(std::int64_t records) noexcept {
+  int os_error = 0;
+  const status code = backing_->reserve(records, &os_error);
+  failure_[0] = 0;
+  if (code == status::ok) return true;
+  std::snprintf(failure_, sizeof failure_, " (backing store: %s)",
+                os_error != 0 ? std::strerror(os_error) : to_string(code));
+  return false;
 }
 
 bool host_tier::set_up(fast_memory& memory) noexcept {

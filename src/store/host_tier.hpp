@@ -21,10 +21,10 @@ class host_tier final : public fast_tier {
                     std::unique_ptr<backing_store> own) override;
   bool set_up(fast_memory& memory) noexcept override;
   void tear_down(fast_memory& memory) noexcept override;
-  bool reserve_records(std::int64_t) noexcept override { return true; }
+  bool reserve_records(std::int64_t records) noexcept override;
   bool idle() noexcept override { return true; }
   void shut_down() noexcept override {}
-  const char* allocation_failure() noexcept override { return ""; }
+  const char* allocation_failure() noexcept override { return failure_; }
   fault enter(stream_ref stream) noexcept override;
   fault leave(stream_ref) noexcept override { return {}; }
   void poison(fast_slot& slot) noexcept override;
@@ -64,6 +64,7 @@ class host_tier final : public fast_tier {
   memory_resource memory_;
   std::unique_ptr<backing_store> backing_;
   bool verify_ = false;
+  char failure_[96] = "";
   std::byte* staging_ = nullptr;  ///< one layer's piece on its way to the backing store
 };
 

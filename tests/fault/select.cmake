@@ -2,4 +2,6 @@
 flashmemory_test(flashmemory_selector_fault LABELS fault SOURCES
   ${CMAKE_CURRENT_LIST_DIR}/selector_faults.cpp)
 flashmemory_test(flashmemory_session_fault LABELS fault LIBRARIES xxHash::inline SOURCES
-  ${CMAKE_CURRENT_LIST_DIR}/session_files.cpp)
+  ${CMAKE_CURRENT_LIST_DIR}/session_files.cpp ${CMAKE_CURRENT_LIST_DIR}/session_identity.cpp)
+flashmemory_test(flashmemory_saving_fault LABELS fault LIBRARIES ${CMAKE_DL_LIBS} SOURCES
+  ${CMAKE_CURRENT_LIST_DIR}/saving.cpp ${PROJECT_SOURCE_DIR}/tests/support/system_calls.cpp)

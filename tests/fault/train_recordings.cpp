@@ -17,60 +17,19 @@
 #include "tests/catch.hpp"
 #include "tests/support/fresh_seed.hpp"
 #include "tests/support/random_document.hpp"
+#include "tests/support/recording_folder.hpp"
 #include "tests/support/temporary_folder.hpp"
 
 namespace fm = flashmemory;
 namespace fs = std::filesystem;
 namespace train = flashmemory::train;
+using namespace recording_folder;
 using flashmemory_test::temporary_folder;
 using support::random_document;
 using support::same;
 using support::small_geometry;
 
 namespace {
-
-std::string contents(const std::string& path) {
-  std::ifstream in(path, std::ios::binary);
-  std::stringstream out;
-  out << in.rdbuf();
-  return out.str();
-}
-
-void put(const std::string& path, const std::string& bytes) {
-  std::ofstream(path, std::ios::binary | std::ios::trunc) << bytes;
-}
-
-train::recorder_options one_shard_each(const std::string& writer = "0") {
-  train::recorder_options o;
-  o.writer = writer;
-  o.shard_bytes = 1;
-  return o;
-}
-
-/// Not empty: a document of no tokens needs no shard.
-train::document some_document(std::uint64_t seed) { return random_document(small_geometry(), seed, 90, 16); }
-
-/// `count` documents of seeds `seed`, `seed` + 1, ..., each in a shard of its own.
-void record(const std::string& folder, std::uint64_t seed, std::uint64_t count,
-            const std::string& writer = "0") {
-  train::recorder recorder(folder, small_geometry(), one_shard_each(writer));
-  for (std::uint64_t i = 0; i < count; ++i) recorder.add(some_document(seed + i));
-  recorder.flush();
-}
-
-/// The error's text; fails if `f` does not throw `Error`.
-template <class Error>
-std::string complaint(const std::function<void()>& f) {
-  try {
-    f();
-  } catch (const Error& e) {
-    return e.what();
-  } catch (const std::exception& e) {
-    FAIL("another error: " << e.what());
-  }
-  FAIL("no error");
-  return {};
-}
 
 void read_all(const std::string& folder) {
   const train::recordings data(folder);

@@ -7,6 +7,7 @@
 #include <flashmemory/io/safetensors.hpp>
 
 #include "src/indexer/dual_encoder_file.hpp"
+#include "src/io/safetensors_header.hpp"
 
 namespace fm = flashmemory;
 
@@ -22,7 +23,10 @@ void check(const fm::safetensors_file& file, const std::byte* data, std::size_t 
     require(reached == nullptr || tensor.data == reached);
     require(tensor.data >= data && tensor.bytes <= bytes && tensor.data + tensor.bytes <= data + bytes);
     require(tensor.elements() >= 0);
-    require(static_cast<std::size_t>(tensor.elements()) * fm::size_of(tensor.type) == tensor.bytes);
+    require(tensor.type == fm::tensor_type::other ||
+            static_cast<std::size_t>(tensor.elements()) * fm::size_of(tensor.type) == tensor.bytes);
+    require((tensor.type == fm::tensor_type::other) == (fm::size_of(tensor.type) == 0));
+    require(fm::detail::printable(tensor.name).size() <= 123);
     require(file.find(tensor.name) == &tensor);
     reached = tensor.data + tensor.bytes;
     try {

@@ -34,13 +34,16 @@ fm::kv_geometry small() {
   return g;
 }
 
-void put_checksum(std::vector<std::byte>& image, std::size_t from, std::size_t bytes) {
-  if (from + bytes + 8 > image.size() || bytes > image.size()) return;
-  const std::uint64_t sum = XXH3_64bits(image.data() + from, bytes);
-  std::memcpy(image.data() + from + bytes, &sum, 8);
-}
+constexpr std::size_t header_bytes = 24 + 12 * 4 + 5 * 8 + 16 + 8 + 2 * 4 + 8 + 8;
 
-constexpr std::size_t header_bytes = 24 + 12 * 4 + 5 * 8 + 8 + 8;
+/// A selector's state with the length and checksum that it has.
+void repair_state(std::byte* state, std::size_t bytes) {
+  if (bytes < 32) return;
+  const std::uint64_t length = bytes;
+  std::memcpy(state + 16, &length, 8);
+  const std::uint64_t sum = XXH3_64bits(state, bytes - 8);
+  std::memcpy(state + bytes - 8, &sum, 8);
+}
 
 /// Makes the fields right that random bytes would never hit.
 void repair(std::vector<std::byte>& image, unsigned what) {
@@ -53,14 +56,17 @@ void repair(std::vector<std::byte>& image, unsigned what) {
   std::memcpy(&h.tokens, image.data() + 88, 8);
   std::memcpy(&h.resident, image.data() + 96, 8);
   std::memcpy(&h.state_bytes, image.data() + 104, 8);
-  std::memcpy(h.keys.data(), image.data() + 112, 8);
+  std::memcpy(h.id.data(), image.data() + 112, 16);
+  std::memcpy(&h.encoder, image.data() + 128, 8);
+  std::memcpy(h.keys.data(), image.data() + 144, 8);
+  if (what & 32) h.encoder = 0;  // the selector's indexer makes no keys
   std::memcpy(&h.options.sink_chunks, image.data() + 64, 4);
   std::memcpy(&h.options.recent_chunks, image.data() + 68, 4);
   if (what & 2) {  // small numbers, so that some fit the image
     h.options.max_tokens &= 63;
     h.tokens &= 31;
     h.resident &= 15;
-    h.state_bytes &= 127;
+    h.state_bytes &= 255;
     h.keys[0] &= 15;
     h.options.max_resident_chunks &= 31;
     h.options.sink_chunks &= 3;
@@ -80,15 +86,20 @@ void repair(std::vector<std::byte>& image, unsigned what) {
   if (what & 4) image.resize(static_cast<std::size_t>(bytes));
   if (!(what & 8) || image.size() != bytes) return;
   std::size_t at = header_bytes;
+  std::uint64_t number = 0;
   const auto section = [&](std::size_t length) {
-    put_checksum(image, at, length);
+    const std::uint64_t sum = fm::detail::section_checksum(image.data() + at, length, h.id, number++);
+    std::memcpy(image.data() + at + length, &sum, 8);
     at += length + 8;
   };
   section(static_cast<std::size_t>(h.resident) * 4);
-  section(static_cast<std::size_t>(h.state_bytes));
-  section(static_cast<std::size_t>(h.keys[0]) * 8);
   const std::size_t chunk = fm::chunk_layout(h.geometry).chunk_bytes();
   for (std::int64_t c = 0; c < h.chunks(); ++c) section(chunk);
+  section(static_cast<std::size_t>(h.keys[0]) * 8);
+  if (what & 64) repair_state(image.data() + at, static_cast<std::size_t>(h.state_bytes));
+  section(static_cast<std::size_t>(h.state_bytes));
+  const std::uint64_t digest = XXH3_64bits(image.data(), at);
+  std::memcpy(image.data() + at, &digest, 8);
 }
 
 }  // namespace
@@ -114,9 +125,22 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   so.max_sequences = 2;
   fm::selector select(store, index, policy, so);
   const bool selects = data[0] & 16;
-  fm::detail::memory_source in(image.data(), image.size(), "fuzz");
+  fm::detail::memory_input in(image.data(), image.size(), "fuzz");
   try {
-    const fm::sequence_handle s = fm::detail::load_session_from(in, store, selects ? &select : nullptr, {});
+    const fm::sequence_handle s =
+        fm::detail::load_session_from(in, store, selects ? &select : nullptr, {}, {});
+    // Whatever a state says, the next steps work under the selector's own policy.
+    fm::sequence_info info;
+    if (store.info(s, &info) != fm::status::ok) std::abort();
+    for (int i = 0; selects && i < 3 && info.tokens < info.options.max_tokens; ++i) {
+      const std::vector<float> row(2, 1.0f);
+      const fm::batch_item item{s, info.tokens, 1};
+      const fm::view<const float, 3> kv(row.data(), 1, 1, 2);
+      if (store.append(fm::batch(&item, 1), 0, kv, kv, fm::stream_ref::host()) != fm::status::ok) break;
+      ++info.tokens;
+      if (select.request_refresh(s) != fm::status::ok) std::abort();
+      (void)fm::select_chunks(select, fm::batch(&item, 1), fm::stream_ref::host());
+    }
     if (store.close(s) != fm::status::ok) std::abort();
   } catch (const fm::error&) {
     // io_failure cannot happen here; everything else is an answer.

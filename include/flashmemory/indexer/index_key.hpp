@@ -31,11 +31,12 @@ FLASHMEMORY_API void hadamard_128(float* values) noexcept;
 /// \param      floor smallest amax; 1e-4 in the reference engine
 FLASHMEMORY_API void quantise_key(const float* key, std::byte* out, float floor) noexcept;
 
-/// Converts `count` keys of `key_bytes` bytes from rows (interleaved) to the layout of a page, or back.
+/// Converts `count` keys of `key_bytes` bytes, of which the last `scale_bytes` are the scale, from rows (interleaved) to the layout of a page, or back.
 /// \param[in]  from   [count, key_bytes] rows if `to_planar`, else a planar page of `page_keys` keys
 /// \param      page_keys keys that a full page holds, >= count; decides where the scales start
 FLASHMEMORY_API void repack_keys(const std::byte* from, std::byte* to, std::int64_t count,
-                                 std::int64_t page_keys, std::int32_t key_bytes, bool to_planar) noexcept;
+                                 std::int64_t page_keys, std::int32_t key_bytes, bool to_planar,
+                                 std::int32_t scale_bytes = 4) noexcept;
 
 }  // namespace v0
 }  // namespace flashmemory

@@ -44,6 +44,9 @@ struct indexer_taps {
                              ///< keys of its own (the engine appends them) and for indexers without
   index_key_geometry reads;  ///< what score() reads, whoever appends it; 0 lanes = no index keys. The
                              ///< layout does not matter
+  /// Names what index keys depend on: two indexers of one fingerprint make the same keys of the same rows, up to rounding,
+  /// so that keys which one has made the other may score. 0 = it makes none.
+  std::uint64_t index_key_fingerprint = 0;
   bool log_odds = false;     ///< scores are log-odds of "needed"
 };
 

@@ -14,6 +14,10 @@
 namespace flashmemory {
 inline namespace v0 {
 
+namespace detail {
+struct safetensors_access;
+}
+
 /// Element types that a safetensors file may name.
 enum class tensor_type : std::int32_t {
   boolean,
@@ -30,33 +34,40 @@ enum class tensor_type : std::int32_t {
   f32,
   u64,
   i64,
-  f64
+  f64,
+  other,  ///< one that this library does not read (F8_E8M0, F4, C64, ...): its tensors stand in the file, and that is all
 };
 
-/// Bytes of one element.
+/// Bytes of one element; 0 for `other`, whose elements need not be whole bytes.
 FLASHMEMORY_API std::size_t size_of(tensor_type type) noexcept;
 
 /// The name in the file, e.g. "BF16".
 FLASHMEMORY_API const char* to_string(tensor_type type) noexcept;
 
-/// One tensor of an open file; `data` points into it.
+/// One tensor of an open file; `data` points into its image.
 struct tensor_entry {
   std::string name;
   tensor_type type = tensor_type::f32;
   std::vector<std::int64_t> shape;  ///< empty for a scalar
   const std::byte* data = nullptr;  ///< little-endian, row-major; may be unaligned
   std::size_t bytes = 0;
+  std::string type_name;  ///< as an open file spells it; empty = to_string(type)
 
   /// Product of the extents; 1 for a scalar.
   FLASHMEMORY_API std::int64_t elements() const noexcept;
+
+  /// type_name, or what stands for it, for messages.
+  FLASHMEMORY_API const char* type_text() const noexcept;
 };
 
-/// A safetensors file, memory-mapped read-only. Everything is checked when it is opened: header length and
-/// JSON, known types, shapes that match byte counts without overflow, offsets in range, ordered, without
-/// holes or overlaps.
+/// A safetensors file, read into memory as a whole, so that nobody who shortens or changes it later can do harm.
+/// Everything is checked when it is opened: header length and JSON, types, shapes that match byte counts without
+/// overflow, offsets in range, ordered, without holes or overlaps. A type that is not read makes its tensors useless,
+/// not the file.
 class FLASHMEMORY_API safetensors_file {
  public:
-  /// \throws io_failure if it cannot be opened; format_error naming the file and the tensor or field
+  /// \throws io_failure if it cannot be opened or changes while it is read; format_error naming the file and the
+  ///     tensor or field
   explicit safetensors_file(const std::string& path);
 
   /// Parses a file image in memory, which must outlive the object. `name` is used in messages.
@@ -82,7 +93,9 @@ class FLASHMEMORY_API safetensors_file {
   const std::string& name() const noexcept;
 
  private:
+  friend struct detail::safetensors_access;
   struct impl;
+  explicit safetensors_file(std::unique_ptr<impl> read) noexcept;
   std::unique_ptr<impl> impl_;
 };
 

@@ -173,12 +173,16 @@ class FLASHMEMORY_API selector {
   /// counted here.
   std::size_t bytes_per_sequence() const noexcept;
 
-  /// Cadence and key window of a sequence as bytes, for sessions.
+  /// Cadence and key window of a sequence as bytes, for sessions. Rows that a rollback of the store has dropped are left
+  /// out, and so is the policy.
   std::vector<std::byte> save_state(sequence_handle sequence) const;
 
-  /// Attaches `sequence` with a saved state.
-  /// \throws format_error if it does not fit this selector or the sequence
-  void load_state(sequence_handle sequence, const std::byte* data, std::size_t bytes);
+  /// Attaches `sequence` with a saved state, which may come from a selector of another policy, cadence or
+  /// max_rollback_tokens: what it says is bounded by what this one has.
+  /// \param policy  for this sequence only, as in attach(); null = the selector's
+  /// \throws format_error if it does not fit this selector's taps or the sequence
+  void load_state(sequence_handle sequence, const std::byte* data, std::size_t bytes,
+                  const selection_policy* policy = nullptr);
 
  private:
   friend FLASHMEMORY_API status select_chunks(selector& select, batch items, stream_ref stream) noexcept;

@@ -21,6 +21,15 @@ class FLASHMEMORY_API backing_store {
   backing_store(const backing_store&) = delete;
   backing_store& operator=(const backing_store&) = delete;
 
+  /// Makes sure that no write into records [0, records) will find the medium full, as long as this object lives. Called
+  /// when a sequence is opened, with as many records as open sequences may use. Does nothing unless it is overridden.
+  /// \returns io_error with *os_error set
+  virtual status reserve(std::int64_t records, int* os_error) noexcept {
+    static_cast<void>(records);
+    if (os_error) *os_error = 0;
+    return status::ok;
+  }
+
   /// Writes `bytes` bytes into a record at `offset`. io_error with *os_error set; a failed write may leave
   /// the range undefined, nothing else.
   virtual status write(std::int64_t record, std::size_t offset, const void* data, std::size_t bytes,
@@ -45,12 +54,19 @@ FLASHMEMORY_API std::unique_ptr<backing_store> make_ram_backing(std::int64_t rec
                                                                 std::size_t record_bytes,
                                                                 memory_resource memory);
 
-/// Records in a file at `path`, created or truncated, sparse until written, removed when the store is
-/// destroyed.
-/// \throws io_failure if it cannot be created
+/// Records in a file of this object's own beside `path`: in the same folder and thus on the same disk, and without a name
+/// as soon as it is there, so that nobody else can take it for theirs and nothing is left of it however the process
+/// ends. It can be seen below /proc/PID/fd. `path` itself must not exist, and does not come to exist.
+///
+/// Only the process that made it writes to it; of a forked child every write is io_error (EPERM), so that it cannot
+/// spoil what its parent reads.
+/// \param reserve  take the space of records when they are reserved, not when they are written. Without it the file is
+///     sparse, and a disk that is full later fails a step
+/// \throws io_failure if `path` exists or the file cannot be created
 FLASHMEMORY_API std::unique_ptr<backing_store> make_file_backing(const std::string& path,
                                                                  std::int64_t records,
-                                                                 std::size_t record_bytes);
+                                                                 std::size_t record_bytes,
+                                                                 bool reserve = true);
 
 }  // namespace v0
 }  // namespace flashmemory

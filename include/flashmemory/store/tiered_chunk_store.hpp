@@ -26,8 +26,12 @@ struct store_options {
   std::size_t backing_bytes = 0;  ///< backing-store budget
   std::int32_t max_sequences = 64;
 
-  /// Where the backing store lies: empty = host memory, else a file that is created at this path.
+  /// Where the backing store lies: empty = host memory, else a file beside this path, which must not exist. The file
+  /// has no name and belongs to this store alone; see make_file_backing().
   std::string backing_path;
+  /// Take the disk's space of a sequence when it is opened, so that a disk that is full refuses open() and no later
+  /// step. It stays taken until the store goes. Without it the file is sparse.
+  bool reserve_backing = true;
 
   /// Slots beyond the sequences' quotas through which a resident set is exchanged: as many chunks can be new
   /// at one refresh. 0 = as many as the largest quota of an open sequence, so that none is ever refused. At

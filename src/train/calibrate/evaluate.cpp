@@ -195,7 +195,7 @@ std::string to_json(const evaluation& e) {
                       {"needless_kept", g.needless_kept},
                       {"budgets", budgets}});
   }
-  return json_text(nlohmann::json{{"documents", e.documents}, {"seconds", e.seconds}, {"groups", groups}},
+  return json_text(nlohmann::json{{"documents", e.documents}, {"groups", groups}},
                    nlohmann::json::error_handler_t::replace);
 }
 

@@ -25,8 +25,19 @@ constexpr int record_version = 1;
   throw format_error(status::bad_argument, formatted("{}: training record: {}", path, what));
 }
 
-// Names the weights. Offsets are among them: calibration belongs to them.
-std::string digest(const dual_encoder_config& config) {
+// Fields must be there and of their type; the library writes all of them.
+template <class T>
+void read(const std::string& path, const json& from, const char* name, T& out) {
+  try {
+    from.at(name).get_to(out);
+  } catch (const json::exception&) {
+    refuse(path, formatted("'{}' is missing or of another type", name));
+  }
+}
+
+}  // namespace
+
+std::string weights_digest(const dual_encoder_config& config) {
   std::uint64_t sum = 0;
   const auto mix = [&](const std::vector<float>& values) {
     for (const float v : values) {
@@ -42,25 +53,13 @@ std::string digest(const dual_encoder_config& config) {
   return formatted("{:016x}", sum);
 }
 
-// Fields must be there and of their type; the library writes all of them.
-template <class T>
-void read(const std::string& path, const json& from, const char* name, T& out) {
-  try {
-    from.at(name).get_to(out);
-  } catch (const json::exception&) {
-    refuse(path, formatted("'{}' is missing or of another type", name));
-  }
-}
-
-}  // namespace
-
 void save_artifact(const dual_encoder_config& config, training_record record, const std::string& path) {
   record.library_version =
       formatted("{}.{}.{}", FLASHMEMORY_VERSION_MAJOR, FLASHMEMORY_VERSION_MINOR, FLASHMEMORY_VERSION_PATCH);
   const window_options& w = record.windows;
   json all = {{"version", record_version},
               {"library", record.library_version},
-              {"weights", digest(config)},
+              {"weights", weights_digest(config)},
               {"tau", w.tau},
               {"sink_chunks", w.sink_chunks},
               {"recent_chunks", w.recent_chunks},
@@ -69,6 +68,7 @@ void save_artifact(const dual_encoder_config& config, training_record record, co
               {"run", record.run},
               {"start", record.start},
               {"recordings", record.recordings},
+              {"calibrated_on", record.calibrated_on},
               {"evaluation", record.evaluation},
               {"calibration", nullptr}};
   if (record.calibrated) {
@@ -102,7 +102,7 @@ training_record load_training_record(const std::string& path) {
   }
   std::string weights;
   read(path, all, "weights", weights);
-  if (weights != digest(load_dual_encoder(path))) refuse(path, "it belongs to other weights");
+  if (weights != weights_digest(load_dual_encoder(path))) refuse(path, "it belongs to other weights");
   training_record record;
   read(path, all, "library", record.library_version);
   read(path, all, "tau", record.windows.tau);
@@ -118,6 +118,7 @@ training_record load_training_record(const std::string& path) {
   read(path, all, "run", record.run);
   read(path, all, "start", record.start);
   read(path, all, "recordings", record.recordings);
+  if (all.contains("calibrated_on")) read(path, all, "calibrated_on", record.calibrated_on);
   read(path, all, "evaluation", record.evaluation);
   json c;
   read(path, all, "calibration", c);

@@ -136,6 +136,7 @@ void trainer::save_checkpoint(const std::string& path) const {
                      {"version", checkpoint_version},
                      {"run", describe()},
                      {"recordings", t.source.fingerprint()},
+                     {"start", t.options.start},
                      {"step", std::to_string(t.step)},
                      {"updates", std::to_string(state.updates)},
                      {"documents_drawn", std::to_string(t.documents.drawn)}});
@@ -172,7 +173,10 @@ void trainer::load_checkpoint(const std::string& path) {
   state.updates = number(file, "updates");
   const std::int64_t drawn = number(file, "documents_drawn");
   if (step > t.steps()) refuse(path, formatted("it has made {} of {} steps", step, t.steps()));
+  const auto start = file.metadata().find("start");
+  std::string started_from = start == file.metadata().end() ? std::string() : start->second;
   t.backend->write(state);
+  t.options.start = std::move(started_from);
   t.step = step;
   t.documents.drawn = drawn;
 }

@@ -260,6 +260,8 @@ dual_encoder_config trainer::config() const {
   return impl_->model.to_config(impl_->backend->read().parameters);
 }
 
+const std::string& trainer::start() const noexcept { return impl_->options.start; }
+
 std::string trainer::describe() const { return detail::describe_run(impl_->options, impl_->model.config); }
 
 std::size_t trainer::peak_document_bytes() const noexcept { return impl_->examples.peak_bytes(); }

@@ -33,7 +33,7 @@ void describe(const ft::training_record& r) {
                r.calibration.recall, 100 * r.calibration.footprint, r.calibration.windows,
                r.calibration.positives);
     for (const double offset : r.calibration.offsets) fmt::print(" {:+.3f}", offset);
-    fmt::print("\n");
+    fmt::print(", on recordings {}\n", r.calibrated_on.empty() ? "?" : r.calibrated_on);
   }
   if (!r.run.empty()) fmt::print("run {}\n", r.run);
 }
@@ -159,6 +159,7 @@ void add_calibrate(CLI::App& app) {
     record.calibrated = true;
     const ft::evaluation result = ft::evaluate(source, config, options);
     record.evaluation = ft::to_json(result);
+    record.calibrated_on = data.fingerprint();
     ft::save_artifact(config, record, a->out.empty() ? a->indexer : a->out);
     fmt::print("{}", ft::to_table(result));
     describe(record);

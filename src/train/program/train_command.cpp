@@ -85,7 +85,10 @@ void train(arguments& a) {
   fm::dual_encoder_config start;
   if (!a.from.empty()) {
     start = fm::load_dual_encoder(a.from);
+    a.trainer.start = "the indexer of weights " + ft::weights_digest(start);
   } else {
+    const char* kinds[] = {"random", "bilinear", "attention", "embeddings"};
+    a.trainer.start = kinds[static_cast<int>(a.start.kind)];
     // What a checkpoint brings need not be worked out.
     if (resume) a.start.kind = ft::start_kind::random;
     start = ft::start_indexer(source, architecture(a, data.geometry()), a.start);
@@ -130,9 +133,7 @@ void train(arguments& a) {
   record.windows = a.trainer.windows;
   if (a.serving_recent >= 0) record.windows.recent_chunks = a.serving_recent;
   record.run = trainer.describe();
-  record.start = a.from.empty() ? "closed form or random, see options" : a.from;
-  const char* kinds[] = {"random", "bilinear", "attention", "embeddings"};
-  if (a.from.empty() && !resume) record.start = kinds[static_cast<int>(a.start.kind)];
+  record.start = trainer.start();
   record.recordings = data.fingerprint();
   std::string report;
   if (held_out) {
@@ -143,6 +144,7 @@ void train(arguments& a) {
     }
     const ft::evaluation result = ft::evaluate(source, config, options);
     record.evaluation = ft::to_json(result);
+    record.calibrated_on = record.recordings;
     report = ft::to_table(result);
   }
   ft::save_artifact(config, record, a.out);

@@ -24,7 +24,7 @@ class part_reader {
     const tensor_entry* t = shard_.find(prefix_ + name);
     if (t == nullptr) return nullptr;
     if (t->type != type)
-      fail(*t, status::bad_dtype, formatted("is {}, expected {}", to_string(t->type), to_string(type)));
+      fail(*t, status::bad_dtype, formatted("is {}, expected {}", t->type_text(), to_string(type)));
     check_shape(*t, width);
     return t;
   }
@@ -40,7 +40,7 @@ class part_reader {
     const tensor_entry* t = shard_.find(prefix_ + name);
     if (t == nullptr) return;
     if (t->type != tensor_type::bf16 && t->type != tensor_type::f32)
-      fail(*t, status::bad_dtype, formatted("is {}, expected BF16 or F32", to_string(t->type)));
+      fail(*t, status::bad_dtype, formatted("is {}, expected BF16 or F32", t->type_text()));
     check_shape(*t, width);
     const dtype type = t->type == tensor_type::f32 ? dtype::f32 : dtype::bf16;
     if (to.empty())

@@ -2,14 +2,13 @@
 #include <xxhash.h>
 
 #include <algorithm>
-#include <cerrno>
-#include <cstdio>
-#include <cstring>
+#include <charconv>
 #include <filesystem>
 #include <flashmemory/error.hpp>
 #include <memory>
 
 #include "src/core/format.hpp"
+#include "src/io/input.hpp"
 #include "src/train/record/manifest.hpp"
 
 namespace flashmemory {
@@ -27,15 +26,13 @@ namespace fs = std::filesystem;
 /// Calls f(data, bytes) for a file's content in pieces.
 template <class F>
 void each_piece(const std::string& path, F&& f) {
-  const std::unique_ptr<std::FILE, int (*)(std::FILE*)> file(std::fopen(path.c_str(), "rbe"), std::fclose);
-  if (!file) refuse("open", path, std::strerror(errno));
+  flashmemory::detail::file_input file(path);
   std::vector<char> piece(std::size_t{256} << 10);
-  for (;;) {
-    const std::size_t bytes = std::fread(piece.data(), 1, piece.size(), file.get());
+  for (std::uint64_t left = file.size(); left > 0;) {
+    const auto bytes = static_cast<std::size_t>(std::min<std::uint64_t>(left, piece.size()));
+    file.read(piece.data(), bytes, "the file");
     f(piece.data(), bytes);
-    if (bytes == piece.size()) continue;
-    if (std::ferror(file.get())) refuse("read", path, std::strerror(errno));
-    return;
+    left -= bytes;
   }
 }
 
@@ -47,6 +44,18 @@ std::string manifest_path(const std::string& folder, const std::string& writer) 
 
 std::string shard_path(const std::string& folder, const std::string& writer, std::int64_t number) {
   return formatted("{}/shard.{}.{:06}.safetensors", folder, writer, number);
+}
+
+std::int64_t shard_number(const std::string& writer, std::string_view name) {
+  const std::string before = formatted("shard.{}.", writer);
+  constexpr std::string_view after = ".safetensors";
+  if (name.size() <= before.size() + after.size() || name.substr(0, before.size()) != before) return -1;
+  std::int64_t number = 0;
+  const std::string_view digits = name.substr(before.size(), name.size() - before.size() - after.size());
+  const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), number);
+  // Written otherwise - fewer zeros, more behind it - it is somebody else's.
+  const bool same = error == std::errc() && number >= 0 && shard_path("", writer, number).substr(1) == name;
+  return same ? number : -1;
 }
 
 std::string read_text(const std::string& path) {

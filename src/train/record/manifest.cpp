@@ -81,6 +81,11 @@ class field_reader {
       fail(formatted("'{}' is no checksum", key));
     return std::stoull(hex, nullptr, 16);
   }
+  std::map<std::string, std::string> texts() const {
+    std::map<std::string, std::string> all;
+    for (const auto& item : value_.items()) all[item.key()] = text(item.key().c_str());
+    return all;
+  }
   const json& list(const char* key) const {
     const json& v = at(key);
     if (!v.is_array()) fail(formatted("'{}' is not a list", key));
@@ -196,15 +201,22 @@ std::string to_text(const manifest& m) {
                          {"evidence", d.info.evidence},
                          {"bytes", d.info.bytes},
                          {"parts", d.parts}});
-  const json content = {{"writer", m.writer},
-                        {"geometry", to_json(m.geometry)},
-                        {"next_document", m.next_document},
-                        {"next_shard", m.next_shard},
-                        {"shards", shards},
-                        {"documents", documents}};
+  json content = {{"writer", m.writer},
+                  {"geometry", to_json(m.geometry)},
+                  {"next_document", m.next_document},
+                  {"next_shard", m.next_shard},
+                  {"shards", shards},
+                  {"documents", documents}};
+  if (!m.settings.empty()) content["settings"] = m.settings;
+  if (!m.rows.empty()) content["rows"] = m.rows;
   const std::string text = json_text(content);
   return formatted("{{\"format\":\"{}\",\"version\":{},\"xxh3\":\"{}\",\"content\":\n{}}}\n", format_name,
                    format_version, hex(XXH3_64bits(text.data(), text.size())), text);
+}
+
+std::string digest_of(const manifest& m) {
+  const std::string text = to_text(m);
+  return hex(XXH3_64bits(text.data(), text.size()));
 }
 
 std::string with_right_checksum(const std::string& text) {
@@ -233,8 +245,11 @@ manifest parse_manifest(std::string_view text, const std::string& file) {
   m.writer = from.text("writer");
   if (!is_writer_name(m.writer)) from.fail("has a writer that is no name");
   m.geometry = read_geometry(from.object("geometry"));
-  m.next_document = from.integer("next_document", 0, no_limit);
-  m.next_shard = from.integer("next_shard", 0, no_limit);
+  // Far from where the next number would be none any more.
+  m.next_document = from.integer("next_document", 0, no_limit / 2);
+  m.next_shard = from.integer("next_shard", 0, no_limit / 2);
+  if (content.contains("settings")) m.settings = from.object("settings").texts();
+  if (content.contains("rows")) m.rows = from.text("rows");
   from.each("shards", [&](const field_reader& f) {
     shard_entry s;
     s.number = f.integer("number", 0, m.next_shard - 1);

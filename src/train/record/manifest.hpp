@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <flashmemory/train/record/recordings.hpp>
+#include <map>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -32,6 +33,8 @@ struct manifest_document {
 struct manifest {
   std::string writer;
   recording_geometry geometry;
+  std::map<std::string, std::string> settings;  ///< recorder_options::settings
+  std::string rows;                             ///< type of stored rows; empty = not stated
   std::int64_t next_document = 0;
   std::int64_t next_shard = 0;
   std::vector<shard_entry> shards;           ///< ascending numbers
@@ -50,8 +53,16 @@ std::string shard_path(const std::string& folder, const std::string& writer, std
 /// The manifest's text, its own checksum included.
 std::string to_text(const manifest& m);
 
+/// Names a manifest's text, 16 hex digits. Shards carry that of the manifest in force when they were written, in their
+/// metadata under this name.
+std::string digest_of(const manifest& m);
+inline constexpr const char* follows_field = "follows";
+
 /// \throws format_error naming `file` and the field
 manifest parse_manifest(std::string_view text, const std::string& file);
+
+/// The number in the name of a shard of this writer; -1 if a file of that name is none.
+std::int64_t shard_number(const std::string& writer, std::string_view name);
 
 /// The text with the checksum that its content has; unchanged where it is no JSON of that form. For tests.
 std::string with_right_checksum(const std::string& text);

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: MIT
+#include <unistd.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -9,6 +11,7 @@
 #include "src/core/convert.hpp"
 #include "src/core/format.hpp"
 #include "src/core/json.hpp"
+#include "src/io/safetensors_header.hpp"
 #include "src/train/record/document_check.hpp"
 #include "src/train/record/recorder_impl.hpp"
 
@@ -63,11 +66,24 @@ std::vector<std::byte> stored(const float* values, std::size_t count, dtype type
   return out;
 }
 
+bool is_utf8(const std::string& text) {
+  try {
+    static_cast<void>(json_text(nlohmann::json(text)));
+    return true;
+  } catch (const nlohmann::json::exception&) {
+    return false;
+  }
+}
+
 void check_options(const recorder_options& o) {
   if (!detail::is_writer_name(o.writer))
     refuse(status::bad_argument, "writer must be 1 to 64 letters, digits, '-' or '_'");
   if (o.rows != dtype::bf16 && o.rows != dtype::f32)
     refuse(status::bad_dtype, formatted("rows are stored as bf16 or f32, not {}", to_string(o.rows)));
+  for (const auto& [name, value] : o.settings)
+    if (!is_utf8(name) || !is_utf8(value))
+      refuse(status::bad_argument,
+             formatted("the setting '{}' is not UTF-8", flashmemory::detail::printable(name)));
   if (o.memory_budget == 0 || o.shard_bytes == 0) refuse(status::bad_argument, "a budget of 0 bytes");
   if (o.shard_bytes > o.memory_budget)
     refuse(status::bad_argument,
@@ -87,8 +103,10 @@ recorder::impl::impl(const std::string& path, const recording_geometry& g, const
       geometry(checked(g, o)),
       options(o),
       lock(path, o.writer),
-      listed(detail::resume_manifest(path, g, o.writer)),
-      next_document(listed.next_document) {}
+      listed(detail::resume_manifest(path, g, o)),
+      in_force(detail::digest_of(listed)),
+      next_document(listed.next_document),
+      owner(::getpid()) {}
 
 waiting_document& recorder::impl::find(recording_id id) {
   const auto found = documents.find(id);
@@ -107,6 +125,7 @@ recorder::recorder(const std::string& folder, const recording_geometry& geometry
     : impl_(std::make_unique<impl>(folder, geometry, options)) {}
 
 recorder::~recorder() {
+  if (::getpid() != impl_->owner) return;
   try {
     impl_->write_out(true);
   } catch (...) {  // flush() is there for whoever wants to know
@@ -126,11 +145,7 @@ recorder_counters recorder::counters() const noexcept {
 recording_id recorder::begin(const std::string& tag, dataset_split split) {
   if (split != dataset_split::train && split != dataset_split::validation)
     refuse(status::bad_argument, "a split that is neither train nor validation");
-  try {
-    static_cast<void>(json_text(nlohmann::json(tag)));
-  } catch (const nlohmann::json::exception&) {
-    refuse(status::bad_argument, "the tag is not UTF-8");
-  }
+  if (!is_utf8(tag)) refuse(status::bad_argument, "the tag is not UTF-8");
   const recording_geometry& g = impl_->geometry;
   waiting_document doc;
   doc.entry.number = impl_->next_document;

@@ -68,9 +68,9 @@ class folder_lock {
   int descriptor_ = -1;
 };
 
-/// The manifest this writer left, or a new one; files that it does not list are removed.
+/// The manifest this writer left, or a new one; what a crash left behind is removed. \throws as recorder's constructor
 manifest resume_manifest(const std::string& folder, const recording_geometry& geometry,
-                         const std::string& writer);
+                         const recorder_options& options);
 
 /// Replaces the writer's manifest as a whole. \throws io_failure
 void write_manifest(const std::string& folder, const manifest& m);
@@ -94,9 +94,11 @@ struct recorder::impl {
   recorder_options options;
   detail::folder_lock lock;
   detail::manifest listed;
+  std::string in_force;  ///< digest of the manifest as it lies in the folder
   std::map<std::int64_t, detail::waiting_document> documents;
   std::vector<std::string> orphans;  ///< shards that a failure kept from being listed
   std::int64_t next_document = 0;
+  int owner;                ///< the process; a forked child's copy writes nothing
   std::size_t waiting = 0;  ///< bytes that columns take
   recorder_counters counters;
 };

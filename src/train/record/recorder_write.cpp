@@ -23,7 +23,8 @@ namespace {
 /// The tensors of a shard that is being put together: their entries, and where their bytes wait.
 class shard_builder {
  public:
-  shard_builder(const recording_geometry& geometry, dtype rows) : geometry_(geometry), rows_(rows) {}
+  shard_builder(const recording_geometry& geometry, dtype rows, const std::string& follows)
+      : geometry_(geometry), rows_(rows), follows_(follows) {}
 
   void add_part(const waiting_document& doc) {
     prefix_ = formatted("{}.{}.", doc.entry.number, doc.entry.parts.size());
@@ -49,8 +50,11 @@ class shard_builder {
 
   /// Writes the file; its size and checksum.
   detail::shard_entry write(const std::string& path, std::int64_t number) const {
-    const std::string preamble = flashmemory::detail::safetensors_preamble(
-        path, tensors_, {{"format", "flashmemory recordings"}, {"shard", std::to_string(number)}});
+    const std::string preamble =
+        flashmemory::detail::safetensors_preamble(path, tensors_,
+                                                  {{"format", "flashmemory recordings"},
+                                                   {"shard", std::to_string(number)},
+                                                   {detail::follows_field, follows_}});
     const std::unique_ptr<XXH3_state_t, XXH_errorcode (*)(XXH3_state_t*)> hash(XXH3_createState(),
                                                                                XXH3_freeState);
     if (!hash) throw std::bad_alloc();
@@ -86,6 +90,7 @@ class shard_builder {
 
   const recording_geometry& geometry_;
   dtype rows_;
+  const std::string& follows_;
   std::string prefix_;
   std::vector<tensor_entry> tensors_;
   std::vector<const column*> columns_;
@@ -100,8 +105,12 @@ std::size_t bytes_of(waiting_document& doc) {
 }  // namespace
 
 void recorder::impl::write_out(bool finished_only) {
+  if (::getpid() != owner)
+    throw io_failure(
+        status::io_error,
+        formatted("{}: the recorder of '{}' belongs to the process that made it", folder, options.writer));
   detail::manifest next = listed;
-  shard_builder shard(geometry, options.rows);
+  shard_builder shard(geometry, options.rows, in_force);
   std::vector<waiting_document*> written;
   for (auto& [number, doc] : documents) {
     if ((finished_only && !doc.finished) || bytes_of(doc) == 0) continue;
@@ -133,6 +142,7 @@ void recorder::impl::write_out(bool finished_only) {
   if (written.empty() && finished == 0) return;
   next.next_document = next_document;
   detail::write_manifest(folder, next);
+  in_force = detail::digest_of(next);
 
   if (!written.empty()) {
     orphans.pop_back();

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "src/core/format.hpp"
+#include "src/io/safetensors_part.hpp"
 #include "src/train/record/document_part.hpp"
 #include "src/train/record/manifest.hpp"
 
@@ -119,7 +120,9 @@ document recordings::load(std::int64_t index) const {
     const shard_entry& shard = *m.find_shard(listed.parts[p]);
     const std::string path = impl_->path_of(m, shard);
     impl_->check_once(where.writer, shard);
-    const safetensors_file file(path);
+    // A shard holds other documents besides, which need not be read.
+    const safetensors_file file =
+        flashmemory::detail::read_safetensors_part(path, formatted("{}.{}.", listed.number, p));
     detail::append_part(file, listed.number, static_cast<std::int64_t>(p), geometry(), doc);
     shards += (p == 0 ? "" : ", ") + path;
   }

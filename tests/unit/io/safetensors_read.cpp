@@ -1,11 +1,16 @@
 // SPDX-License-Identifier: MIT
+#include <sys/resource.h>
+
 #include <cmath>
+#include <filesystem>
 #include <flashmemory/io/safetensors.hpp>
+#include <fstream>
 #include <utility>
 
 #include "tests/catch.hpp"
 #include "tests/unit/io/safetensors_support.hpp"
 
+namespace fm = flashmemory;
 using namespace flashmemory;
 using namespace flashmemory_test;
 using Catch::Matchers::Contains;
@@ -107,7 +112,13 @@ TEST_CASE("Malformed safetensors files are refused, naming file and tensor or fi
       {R"({"a":{"dtype":"U8","dtype":"U8","shape":[0],"data_offsets":[0,0]}})", 0, "twice"},
       {R"({"a":{"dtype":"U8","shape":[0],"shape":[0],"data_offsets":[0,0]}})", 0, "twice"},
       {R"({"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0],"data_offsets":[0,0]}})", 0, "twice"},
-      {R"({"a":{"dtype":"U9","shape":[0],"data_offsets":[0,0]}})", 0, "'U9'"},
+      {R"({"a":{"dtype":"U-9","shape":[0],"data_offsets":[0,0]}})", 0, "'U-9'"},
+      {R"({"a":{"dtype":"9U","shape":[0],"data_offsets":[0,0]}})", 0, "'9U'"},
+      {R"({"a":{"dtype":"F8_E8M0","shape":[3],"data_offsets":[0,4]}})", 4, "F8_E8M0 [3] takes 3 bytes"},
+      {R"({"a":{"dtype":"F4","shape":[4],"data_offsets":[0,3]}})", 3, "F4 [4] takes 2 bytes"},
+      {R"({"a":{"dtype":"F4","shape":[3],"data_offsets":[0,2]}})", 2, "F4 [3] takes 12 bits"},
+      {R"({"a":{"dtype":"C64","shape":[2305843009213693952],"data_offsets":[0,0]}})", 0, "too large"},
+      {R"({"a":{"dtype":"NEW","shape":[4294967296,4294967296],"data_offsets":[0,0]}})", 0, "too large"},
       {R"({"a":{"dtype":"u8","shape":[0],"data_offsets":[0,0]}})", 0, "'u8'"},
       {R"({"a":{"dtype":"","shape":[0],"data_offsets":[0,0]}})", 0, "unknown dtype"},
       {R"({"a":{"dtype":8,"shape":[0],"data_offsets":[0,0]}})", 0, "'a'"},
@@ -211,7 +222,7 @@ TEST_CASE("A hostile name is shortened and made printable in messages", "[safete
   CHECK_THAT(message, Contains("?nnn"));
 }
 
-TEST_CASE("A mapped file is the same as its image; what cannot be opened is an io_failure naming it",
+TEST_CASE("A file is the same as its image; what cannot be opened is an io_failure naming it",
           "[safetensors]") {
   const temporary_folder folder;
   const std::string path = folder.file("two.safetensors");
@@ -271,4 +282,106 @@ TEST_CASE("to_floats() refuses NaN and Inf in every type, unless told not to", "
   const auto values = to_floats(file, *file.find("t"), false);
   CHECK(values[0] == 0);
   CHECK(!std::isfinite(values[1]));
+}
+
+TEST_CASE("A type that is not read makes its tensors useless, not the file", "[safetensors]") {
+  struct kind {
+    const char* type;
+    const char* shape;
+    int bytes;
+  };
+  for (const kind& k :
+       {kind{"F8_E8M0", "[4]", 4}, kind{"F8_E4M3FNUZ", "[2,2]", 4}, kind{"F8_E5M2FNUZ", "[4]", 4},
+        kind{"F4", "[2,8]", 8}, kind{"F6_E2M3", "[4]", 3}, kind{"F6_E3M2", "[8]", 6}, kind{"C64", "[2]", 16},
+        kind{"A_TYPE_OF_2030", "[3]", 5}}) {
+    CAPTURE(k.type);
+    const std::string header =
+        std::string(R"({"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"x":{"dtype":")") + k.type +
+        R"(","shape":)" + k.shape + R"(,"data_offsets":[4,)" + std::to_string(4 + k.bytes) + "]}}";
+    const auto image = image_of(header, std::size_t(4 + k.bytes));
+    const fm::safetensors_file file(image.data(), image.size(), "the-file");
+    CHECK(fm::to_floats(file, file.require("w", {1})).size() == 1);
+    const fm::tensor_entry& x = *file.find("x");
+    CHECK(x.type == fm::tensor_type::other);
+    CHECK(x.type_name == k.type);
+    CHECK(x.bytes == std::size_t(k.bytes));
+    try {
+      fm::to_floats(file, x);
+      FAIL("converted");
+    } catch (const fm::format_error& e) {
+      CHECK_THAT(e.what(), Contains("'x' is " + std::string(k.type)));
+    }
+  }
+}
+
+TEST_CASE("Names are printed as they are, but for what a terminal or a log would act upon", "[safetensors]") {
+  const auto image = image_of("{}", 0);
+  const fm::safetensors_file file(image.data(), image.size(), "the-file");
+  const auto message = [&](const std::string& name) {
+    try {
+      file.require(name, {1});
+    } catch (const fm::format_error& e) {
+      return std::string(e.what());
+    }
+    return std::string();
+  };
+  for (const char* name :
+       {"layers.0.wq", "\u6a21\u578b.\u5c42.0.\u91cd\u307f", "na\u00efve \"q\"", "\U0001f600"}) {
+    CAPTURE(name);
+    CHECK_THAT(message(name), Contains("'" + std::string(name) + "'"));
+  }
+  struct harmful {
+    const char* name;
+    const char* shown;
+  };
+  for (const harmful& h :
+       {harmful{"a\x1b[31mb", "'a?[31mb'"}, harmful{"a\nb", "'a?b'"}, harmful{"a\x7f", "'a?'"},
+        harmful{"a\xc2\x9b", "'a?'"}, harmful{"a\u202eb", "'a?b'"}, harmful{"a\u2028b", "'a?b'"},
+        harmful{"\xff\xfe", "'\?\?'"}, harmful{"\xc0\xaf", "'\?\?'"}, harmful{"\xed\xa0\x80", "'\?\?\?'"},
+        harmful{"\xf4\x90\x80\x80", "'\?\?\?\?'"}, harmful{"\xe6\xa8", "'\?\?'"}}) {
+    CAPTURE(h.shown);
+    CHECK_THAT(message(h.name), Contains(h.shown));
+  }
+  std::string many;  // cut between characters
+  for (int i = 0; i < 100; ++i) many += "\u6a21";
+  CHECK_THAT(message(many), Contains(many.substr(0, 120) + "...'"));
+}
+
+TEST_CASE("A file that others shorten, replace or leave sparse does no harm", "[safetensors]") {
+  temporary_folder folder;
+  const std::string path = folder.file("f");
+  const std::vector<float> values(1 << 18, 1.0f);
+  fm::tensor_source t;
+  t.name = "w";
+  t.shape = {1 << 18};
+  t.data = reinterpret_cast<const std::byte*>(values.data());
+  t.bytes = 1 << 20;
+  fm::write_safetensors(path, {t}, {});
+  SECTION("shortened while it is open") {
+    const fm::safetensors_file file(path);
+    std::filesystem::resize_file(path, 4096);
+    CHECK(fm::to_floats(file, file.require("w", {1 << 18})) == values);
+  }
+  SECTION("beyond 4 GiB, with a hole that costs nothing") {
+    const std::uint64_t hole = std::uint64_t{5} << 30;
+    std::string header = R"({"a":{"dtype":"U8","shape":[5,1073741824],"data_offsets":[0,)" +
+                         std::to_string(hole) + R"(]},"b":{"dtype":"F32","shape":[1],"data_offsets":[)" +
+                         std::to_string(hole) + "," + std::to_string(hole + 4) + "]}}";
+    const std::uint64_t length = header.size();
+    {
+      std::ofstream out(path, std::ios::binary | std::ios::trunc);
+      out.write(reinterpret_cast<const char*>(&length), 8);
+      out << header;
+      out.seekp(std::streamoff(8 + length + hole));
+      const float one = 1.5f;
+      out.write(reinterpret_cast<const char*>(&one), 4);
+    }
+    rusage before, after;
+    ::getrusage(RUSAGE_SELF, &before);
+    const fm::safetensors_file file(path);
+    ::getrusage(RUSAGE_SELF, &after);
+    CHECK(after.ru_maxrss - before.ru_maxrss < 16 << 10);  // KiB
+    CHECK(fm::to_floats(file, file.require("b", {1})) == std::vector<float>{1.5f});
+    CHECK(file.find("a")->data[hole - 1] == std::byte{0});
+  }
 }

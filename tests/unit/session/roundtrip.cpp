@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: MIT
+#include <cstring>
+
 #include "tests/catch.hpp"
 #include "tests/unit/session/support.hpp"
 
@@ -177,4 +179,153 @@ TEST_CASE("what cannot be saved or loaded is a typed error and leaves nothing op
   SECTION("no file") { CHECK_THROWS_AS(fm::load_session(*b.store, folder.file("none")), fm::io_failure); }
   SECTION("a folder") { CHECK_THROWS_AS(fm::load_session(*b.store, folder.file("")), fm::io_failure); }
   CHECK(b.store->usage().sequences == 0);
+}
+
+TEST_CASE("harmless options may change between a save and a load", "[session]") {
+  temporary_folder folder;
+  host a;
+  auto s = a.engine->open(a.options(), 5);
+  REQUIRE(a.engine->step(s, 300) == status::ok);
+  fm::save_session(*a.store, s.handle, folder.file("s"), a.select.get());
+  host b;
+  fm::selection_policy policy = b.policy;
+  fm::selector_options o;
+  const int what = GENERATE(0, 1, 2, 3, 4, 5, 6, 7);
+  CAPTURE(what);
+  switch (what) {
+    case 0:
+      o.max_rollback_tokens = 0;
+      break;
+    case 1:
+      o.max_rollback_tokens = 128;
+      break;
+    case 2:
+      o.apply = fm::apply_mode::overlapped;
+      break;
+    case 3:
+      o.threads = fm::serial_threads();
+      break;
+    case 4:
+      policy.interval = 3;
+      break;
+    case 5:
+      policy.budget_fraction = 0.5;
+      break;
+    case 6:
+      policy.mode = fm::selection_mode::threshold;
+      break;
+    default:
+      o.max_sequences = 2;
+  }
+  fm::selector select(*b.store, b.index, policy, o);
+  toy::engine engine(*b.store, select);
+  auto t = s;
+  t.handle = fm::load_session(*b.store, folder.file("s"), &select);
+  for (int i = 0; i < 40; ++i) REQUIRE(engine.step(t) == status::ok);
+}
+
+TEST_CASE("after a rollback, to 0 tokens too, a sequence is saved, loaded and forked", "[session]") {
+  const std::int64_t tokens = GENERATE(0, 95, 100);
+  CAPTURE(tokens);
+  temporary_folder folder;
+  host a, b;
+  auto s = a.engine->open(a.options(), 5);
+  REQUIRE(a.engine->step(s, 100) == status::ok);
+  REQUIRE(a.store->truncate(s.handle, tokens) == status::ok);
+  s.tokens = tokens;
+  fm::save_session(*a.store, s.handle, folder.file("s"), a.select.get());
+  auto t = s, child = s;
+  t.handle = fm::load_session(*b.store, folder.file("s"), b.select.get());
+  child.handle = a.store->fork(s.handle, a.options());
+  a.select->attach_fork(s.handle, child.handle);
+  for (int i = 0; i < 40; ++i) {
+    REQUIRE(a.engine->step(s, i == 0 ? 50 : 1) == status::ok);
+    REQUIRE(b.engine->step(t, i == 0 ? 50 : 1) == status::ok);
+    REQUIRE(a.engine->step(child, i == 0 ? 50 : 1) == status::ok);
+  }
+  CHECK(same_contents(a, s.handle, b, t.handle));
+  CHECK(a.chunks(s.handle) == a.chunks(child.handle));
+  for (std::int32_t stream = 0; stream < a.geometry.index_keys.lanes; ++stream)
+    CHECK(toy::key_bytes(*a.store, s.handle, stream) == toy::key_bytes(*a.store, child.handle, stream));
+}
+
+namespace {
+
+/// Bytes in memory as an engine's sink and source, which moves at most `part` bytes at a time and fails after `room`.
+struct pipe_of_bytes {
+  std::vector<char> bytes;
+  std::size_t at = 0, part = 1 << 20, room = std::size_t(-1);
+  fm::byte_sink sink() {
+    return {this, [](void* context, const void* data, std::size_t count) {
+              auto& self = *static_cast<pipe_of_bytes*>(context);
+              if (count > self.room - self.bytes.size()) return false;
+              const char* from = static_cast<const char*>(data);
+              self.bytes.insert(self.bytes.end(), from, from + count);
+              return true;
+            }};
+  }
+  fm::byte_source source() {
+    return {this, [](void* context, void* data, std::size_t count) {
+              auto& self = *static_cast<pipe_of_bytes*>(context);
+              if (self.at >= self.room) return std::int64_t{-1};
+              const std::size_t n = std::min({count, self.part, self.bytes.size() - self.at});
+              std::memcpy(data, self.bytes.data() + self.at, n);
+              self.at += n;
+              return std::int64_t(n);
+            }};
+  }
+};
+
+}  // namespace
+
+TEST_CASE("a session goes through an engine's sink and source as through a file", "[session]") {
+  host a, b;
+  auto s = a.engine->open(a.options(), 5), t = a.engine->open(a.options(), 6);
+  REQUIRE(a.engine->step({&s, &t}, {100, 31}) == status::ok);
+  pipe_of_bytes stream;
+  stream.part = GENERATE(1, 7, 1 << 20);
+  fm::session_options tagged;
+  tagged.model_tag = "m";
+  fm::save_session(*a.store, s.handle, stream.sink(), a.select.get(), tagged);
+  const std::size_t first = stream.bytes.size();
+  fm::save_session(*a.store, t.handle, stream.sink(), a.select.get());
+
+  SECTION("one after the other, and no byte more") {
+    const auto x = fm::load_session(*b.store, stream.source(), b.select.get(), {}, tagged);
+    CHECK(stream.at == first);
+    const auto y = fm::load_session(*b.store, stream.source(), b.select.get());
+    CHECK(stream.at == stream.bytes.size());
+    CHECK(same_contents(a, s.handle, b, x));
+    CHECK(same_contents(a, t.handle, b, y));
+    CHECK_THROWS_AS(fm::load_session(*b.store, stream.source(), b.select.get()), fm::format_error);
+  }
+  SECTION("the same bytes as in a file, but for the id of the file") {
+    temporary_folder folder;
+    fm::save_session(*a.store, s.handle, folder.file("s"), a.select.get(), tagged);
+    CHECK(read_file(folder.file("s")).size() == first);
+    pipe_of_bytes file;
+    file.bytes = read_file(folder.file("s"));
+    CHECK_NOTHROW(fm::load_session(*b.store, file.source(), b.select.get(), {}, tagged));
+  }
+  SECTION("one that ends or fails anywhere") {
+    for (std::size_t size = 0; size < first; size += 1 + first / 97) {
+      CAPTURE(size);
+      pipe_of_bytes cut, broken, full;
+      cut.bytes.assign(stream.bytes.begin(), stream.bytes.begin() + std::ptrdiff_t(size));
+      CHECK_THROWS_AS(fm::load_session(*b.store, cut.source(), b.select.get(), {}, tagged), fm::format_error);
+      broken.bytes = stream.bytes;
+      broken.room = size;
+      broken.part = 64;
+      CHECK_THROWS_AS(fm::load_session(*b.store, broken.source(), b.select.get(), {}, tagged),
+                      fm::io_failure);
+      full.room = size;
+      CHECK_THROWS_AS(fm::save_session(*a.store, s.handle, full.sink(), a.select.get(), tagged),
+                      fm::io_failure);
+      REQUIRE(b.store->usage().sequences == 0);
+    }
+  }
+  SECTION("one without a function") {
+    CHECK_THROWS_AS(fm::load_session(*b.store, fm::byte_source{}), fm::argument_error);
+    CHECK_THROWS_AS(fm::save_session(*a.store, s.handle, fm::byte_sink{}), fm::argument_error);
+  }
 }

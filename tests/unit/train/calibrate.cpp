@@ -6,6 +6,7 @@
 #include <flashmemory/train/calibrate/calibrate.hpp>
 #include <flashmemory/train/exchange/artifact.hpp>
 #include <flashmemory/train/start/start.hpp>
+#include <fstream>
 #include <map>
 #include <numeric>
 
@@ -332,6 +333,7 @@ TEST_CASE("an artifact's training record comes back, and is refused where it doe
   record.run = "{\"seed\":1}";
   record.recordings = source.fingerprint();
   record.start = "bilinear";
+  record.calibrated_on = "held out";
   record.calibration = ft::calibrate(source, c, everything(), {0.9, 0, true});
   record.calibrated = true;
   ft::save_artifact(c, record, path);
@@ -340,6 +342,8 @@ TEST_CASE("an artifact's training record comes back, and is refused where it doe
   CHECK(back.windows.entries_per_chunk == 16);
   CHECK(back.run == record.run);
   CHECK(back.recordings == record.recordings);
+  CHECK(back.start == record.start);
+  CHECK(back.calibrated_on == record.calibrated_on);
   CHECK(back.calibrated);
   CHECK(back.calibration.offsets == record.calibration.offsets);
   CHECK(back.calibration.goal.recall == 0.9);
@@ -364,4 +368,23 @@ TEST_CASE("an artifact's training record comes back, and is refused where it doe
     CHECK_THROWS_AS(ft::load_training_record(path), fm::format_error);
   }
   CHECK_THROWS_AS(fm::save_dual_encoder(c, path, {{"config", "x"}}), fm::argument_error);
+}
+
+TEST_CASE("an artifact says nothing of when it was made: the same run makes the same bytes", "[train]") {
+  const flashmemory_test::temporary_folder folder;
+  const ft::memory_source source(planted::geometry(), planted::many(11, 2, 1, 30));
+  const auto bytes_of = [&](const std::string& path) {
+    ft::training_record record;
+    record.windows = planted::windows();
+    fm::dual_encoder_config c = trained(source, 2);
+    record.calibration = ft::calibrate(source, c, everything(), {0.9, 0, true});
+    record.calibrated = true;
+    const ft::evaluation result = ft::evaluate(source, c, everything());
+    CHECK(result.seconds > 0);
+    record.evaluation = ft::to_json(result);
+    ft::save_artifact(c, record, path);
+    std::ifstream in(path, std::ios::binary);
+    return std::string(std::istreambuf_iterator<char>(in), {});
+  };
+  CHECK(bytes_of(folder.file("a")) == bytes_of(folder.file("b")));
 }

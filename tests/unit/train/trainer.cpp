@@ -202,14 +202,19 @@ TEST_CASE("a run that went on from a checkpoint is the run that was not interrup
   const auto start = ft::start_indexer(source, planted::architecture(2), start_of(ft::start_kind::random));
   ft::trainer whole(source, start, quick());
   whole.run({});
-  ft::trainer part(source, start, quick());
+  ft::trainer_options began = quick(), goes_on = quick();
+  began.start = "random";
+  goes_on.start = "bilinear";
+  ft::trainer part(source, start, began);
   part.run([&](const ft::step_report& r) { return r.step < stop; }, place.file("checkpoint"), 0);
   CHECK(part.steps_done() == stop);
   // Other weights than the checkpoint's, which it must replace.
   ft::trainer resumed(source,
                       ft::start_indexer(source, planted::architecture(2), start_of(ft::start_kind::bilinear)),
-                      quick());
+                      goes_on);
+  CHECK(resumed.start() == "bilinear");
   resumed.load_checkpoint(place.file("checkpoint"));
+  CHECK(resumed.start() == "random");  // what the run has really started from
   CHECK(resumed.steps_done() == stop);
   resumed.run({});
   CHECK(weights_of(resumed.config()) == weights_of(whole.config()));

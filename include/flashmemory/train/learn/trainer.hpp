@@ -34,6 +34,7 @@ struct trainer_options {
       0.75;  ///< of the windows drawn, those that need something old, where there are so many
   double window_weight_free = 1;  ///< weight of a window that needs nothing old
   std::uint64_t seed = 1;
+  std::string start;  ///< what it starts from, in words, for the artifact's record; kept in checkpoints
   std::size_t memory_budget = std::size_t{2} << 30;  ///< bytes of documents kept between steps
   thread_hook threads = default_threads();           ///< results do not depend on it
   precision operands = precision::f32;               ///< of matrix products
@@ -103,6 +104,10 @@ class FLASHMEMORY_API trainer {
 
   /// Options as JSON, for artifacts and reports; threads and memory are not among them.
   std::string describe() const;
+
+  /// What the run has started from: the options', after load_checkpoint() that of the run which made the checkpoint.
+  /// Empty = not stated.
+  const std::string& start() const noexcept;
 
   /// Most bytes of documents that were held at a time.
   std::size_t peak_document_bytes() const noexcept;

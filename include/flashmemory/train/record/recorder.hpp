@@ -6,6 +6,7 @@
 #include <flashmemory/dtype.hpp>
 #include <flashmemory/train/record/document.hpp>
 #include <flashmemory/view.hpp>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -23,6 +24,14 @@ struct recorder_options {
   std::size_t shard_bytes = std::size_t{64}
                             << 20;  ///< a shard is written when about this much waits; at most
                                     ///< memory_budget
+
+  /// What else the recordings depend on, e.g. lengths, kinds of task and the seed: name -> value, UTF-8. Kept in the
+  /// manifest; a recorder that goes on in a folder must state the same.
+  std::map<std::string, std::string> settings;
+
+  /// Start anew: this writer's manifest and shards go, after everything else about the folder and the options has been
+  /// checked. Files of other names, other writers' recordings among them, stay.
+  bool fresh = false;
 };
 
 /// Names a document that is being recorded.
@@ -44,7 +53,12 @@ struct recorder_counters {
 /// At most memory_budget bytes of vectors wait in memory, however long documents are: what waits is written as
 /// a part of its document. A document counts once it was finished and its shard is listed in the manifest,
 /// which is replaced as a whole after the shard it lists has been synced. After a crash a recorder of the same
-/// name goes on where the manifest ends; shards that it does not list, and temporary files, are removed.
+/// name goes on where the manifest ends; temporary files and the shards that were written after it, but not listed, are
+/// removed. Shards that any other manifest may have listed never are: where the manifest is lost or an older one, the
+/// folder is refused.
+///
+/// It belongs to the process that made it: what a forked child would write is refused, and its destructor there writes
+/// nothing.
 ///
 /// No member may be called from several threads at a time. A call that throws has taken nothing, and may be
 /// repeated, e.g. after room was made on a disk that was full.
@@ -52,7 +66,8 @@ class FLASHMEMORY_API recorder {
  public:
   /// Starts or goes on. The folder is made if its parent exists.
   /// \throws argument_error for options or a geometry that cannot work; format_error if the manifest of this
-  ///     writer is damaged or of another geometry; io_failure, also if another recorder of this name is at work
+  ///     writer is damaged, of another geometry or of other options, which it names, or if there are shards that it
+  ///     should list and does not; io_failure, also if another recorder of this name is at work
   recorder(const std::string& folder, const recording_geometry& geometry,
            const recorder_options& options = {});
   /// Drops documents that are not finished. What finished documents have waiting is written; call flush() to

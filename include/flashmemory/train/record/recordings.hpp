@@ -31,7 +31,7 @@ struct recordings_options {
 };
 
 /// A data set: everything that recorders wrote into one folder, opened read-only. Only manifests are read when
-/// it is opened; shards are mapped while a document is loaded, and the checksum of each is compared the first
+/// it is opened; of shards a document's parts are read as it is loaded, and the checksum of each is compared the first
 /// time. Memory: the manifests' lines and the documents the caller holds.
 ///
 /// load() may be called from several threads.
