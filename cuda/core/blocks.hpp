@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "cuda/core/device_guard.hpp"
+#include "cuda/core/device_wait.hpp"
 
 namespace flashmemory {
 inline namespace v0 {
@@ -62,7 +63,9 @@ class memory_block {
   ~memory_block() {
     if (data_ == nullptr) return;
     if (memory_.allocate != nullptr) {
-      if (memory_.deallocate != nullptr) memory_.deallocate(memory_.context, data_, bytes_, alignment);
+      // cudaFree() waits for what may still use the block, an engine's resource does not. Better lost than given away.
+      if (memory_.deallocate != nullptr && unused())
+        memory_.deallocate(memory_.context, data_, bytes_, alignment);
     } else if (kind_ == block_kind::device) {
       cudaFree(data_);
     } else {
@@ -77,6 +80,18 @@ class memory_block {
   std::size_t bytes() const noexcept { return bytes_; }
 
  private:
+  bool unused() const noexcept {
+    cudaPointerAttributes where{};
+    int device = -1;
+    if (cudaPointerGetAttributes(&where, data_) == cudaSuccess && where.type != cudaMemoryTypeUnregistered)
+      device = where.device;
+    if (device < 0 && cudaGetDevice(&device) != cudaSuccess) device = 0;
+    const device_guard guard(device);
+    const bool over = wait_for_device(last_wait) != cudaErrorNotReady;
+    cudaGetLastError();
+    return over;
+  }
+
   static constexpr std::size_t alignment = 256;
   block_kind kind_ = block_kind::device;
   memory_resource memory_;
@@ -95,7 +110,11 @@ class event {
   }
   cudaError_t record(cudaStream_t stream) const noexcept { return cudaEventRecord(event_, stream); }
   /// cudaErrorNotReady is an answer; one that was never recorded is over.
-  cudaError_t query() const noexcept { return cudaEventQuery(event_); }
+  cudaError_t query() const noexcept {
+    const cudaError_t code = cudaEventQuery(event_);
+    if (code == cudaErrorNotReady) cudaGetLastError();  // or the check of the next launch would find it
+    return code;
+  }
   /// Asks until the answer is another or the time is over.
   cudaError_t wait(std::chrono::milliseconds deadline) const noexcept {
     const auto end = std::chrono::steady_clock::now() + deadline;

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #include "cuda/select/device_level1.hpp"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cstring>
 #include <flashmemory/error.hpp>
@@ -304,9 +306,18 @@ std::byte* device_level1::row_address(const served_sequence& s, kept_row row,
   return rows.data + static_cast<std::size_t>(s.place * rows.capacity + row.token % rows.capacity) * *bytes;
 }
 
+/// For set-up calls: everything queued so far is over, or timed_out.
+void device_level1::settle(const char* purpose) const {
+  const cudaError_t code = wait_for_device(device_.deadline);
+  if (code == cudaErrorNotReady)
+    throw error(status::timed_out, fmt::format("{}: the device is still busy after {} ms", purpose,
+                                               device_.deadline.count()));
+  ask(code, purpose);
+}
+
 void device_level1::copy_rows(const served_sequence& from, served_sequence& to) {
   const device_guard guard(device_.ordinal);
-  ask(cudaDeviceSynchronize(), "attach_fork");
+  settle("attach_fork");
   const auto copy = [&](const kept_rows& rows) {
     const std::size_t bytes = static_cast<std::size_t>(rows.capacity * rows.width) * size_of(rows.type);
     ask(cudaMemcpy(rows.data + static_cast<std::size_t>(to.place) * bytes,
@@ -315,12 +326,12 @@ void device_level1::copy_rows(const served_sequence& from, served_sequence& to) 
   };
   for (const auto& rows : query_rows_) copy(rows);
   for (const auto& rows : key_rows_) copy(rows);
-  ask(cudaDeviceSynchronize(), "attach_fork");
+  settle("attach_fork");
 }
 
 void device_level1::read_row(const served_sequence& s, kept_row row, float* out) {
   const device_guard guard(device_.ordinal);
-  ask(cudaDeviceSynchronize(), "save_state");
+  settle("save_state");
   std::size_t bytes;
   const std::byte* const at = row_address(s, row, &bytes);
   std::vector<std::byte> raw(bytes);
@@ -331,14 +342,14 @@ void device_level1::read_row(const served_sequence& s, kept_row row, float* out)
 
 void device_level1::write_row(served_sequence& s, kept_row row, const float* values) {
   const device_guard guard(device_.ordinal);
-  ask(cudaDeviceSynchronize(), "load_state");
+  settle("load_state");
   std::size_t bytes;
   std::byte* const at = row_address(s, row, &bytes);
   std::vector<std::byte> raw(bytes);
   for (std::size_t i = 0; i < bytes / size_of(rows_type_); ++i)
     flashmemory::detail::store_float(raw.data(), rows_type_, static_cast<std::int64_t>(i), values[i]);
   ask(cudaMemcpy(at, raw.data(), bytes, cudaMemcpyHostToDevice), "load_state");
-  ask(cudaStreamSynchronize(nullptr), "load_state");  // it may only have begun
+  settle("load_state");  // it may only have begun
 }
 
 }  // namespace detail

@@ -103,6 +103,7 @@ class device_level1 final : public level1 {
   status enqueue_scores(const launch_list& device, device_scoring call, stream_ref stream,
                         fault* error) noexcept;
   status answer(cudaError_t code, const served_sequence& s, fault* error) const noexcept;
+  void settle(const char* purpose) const;
   std::byte* row_address(const served_sequence& s, kept_row row, std::size_t* bytes) const noexcept;
 
   context device_;

@@ -284,9 +284,16 @@ void decode_step::impl::advance(flashmemory::detail::served_sequence& s,
 void decode_step::abandon() noexcept {
   impl& im = *impl_;
   if (!im.open) return;
-  im.open = false;
-  for (const batch_item& item : im.live)
-    if (im.store.is_open(item.sequence)) static_cast<void>(im.store.truncate(item.sequence, item.position));
+  // What cannot be rolled back now stays in the step, for another call to try.
+  std::size_t left = 0;
+  for (const batch_item& item : im.live) {
+    if (!im.store.is_open(item.sequence) || im.store.truncate(item.sequence, item.position) == status::ok)
+      continue;
+    im.last_fault = im.store.last_fault();
+    im.live[left++] = item;
+  }
+  im.live.resize(left);
+  im.open = left > 0;
 }
 
 }  // namespace cuda

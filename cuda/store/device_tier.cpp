@@ -9,6 +9,7 @@
 #include <flashmemory/error.hpp>
 
 #include "cuda/core/device_guard.hpp"
+#include "cuda/core/device_wait.hpp"
 #include "src/store/rows.hpp"
 
 namespace flashmemory {
@@ -32,10 +33,18 @@ void require(cudaError_t code, const char* what) {
     throw error(status::cuda_error, fmt::format("{}: {}", what, cudaGetErrorString(code)));
 }
 
-/// Now, beside whatever other streams do.
-cudaError_t zero(void* block, std::size_t bytes) noexcept {
-  const cudaError_t code = cudaMemsetAsync(block, 0, bytes, cudaStreamPerThread);
-  return code == cudaSuccess ? cudaStreamSynchronize(cudaStreamPerThread) : code;
+/// Now, beside whatever other streams do; on a stream of its own, since any other may have an engine's work in it.
+cudaError_t zero(void* block, std::size_t bytes, std::chrono::milliseconds deadline) noexcept {
+  cudaStream_t stream = nullptr;
+  cudaEvent_t event = nullptr;
+  cudaError_t code = cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
+  if (code == cudaSuccess) code = cudaEventCreateWithFlags(&event, cudaEventDisableTiming);
+  if (code == cudaSuccess) code = cudaMemsetAsync(block, 0, bytes, stream);
+  if (code == cudaSuccess) code = cudaEventRecord(event, stream);
+  if (code == cudaSuccess) code = wait_for(event, deadline);
+  if (event) cudaEventDestroy(event);
+  if (stream) cudaStreamDestroy(stream);
+  return code;
 }
 
 const context& checked(const context& device) {
@@ -132,8 +141,8 @@ memory_resource device_tier::memory() const noexcept {
     else
       code = cudaMalloc(&block, bytes);  // aligned to 256 bytes
     // A chunk that is not complete is copied as a whole, so what no row has been written to must be something.
-    if (code == cudaSuccess && block && (code = zero(block, bytes)) != cudaSuccess) {
-      self.memory().deallocate(context, block, bytes, wanted);
+    if (code == cudaSuccess && block && (code = zero(block, bytes, self.context_.deadline)) != cudaSuccess) {
+      if (code != cudaErrorNotReady) self.memory().deallocate(context, block, bytes, wanted);
       block = nullptr;
     }
     if (code != cudaSuccess) {
@@ -144,6 +153,7 @@ memory_resource device_tier::memory() const noexcept {
   };
   resource.deallocate = [](void* context, void* block, std::size_t bytes, std::size_t wanted) {
     auto& self = *static_cast<device_tier*>(context);
+    if (self.stuck_) return;  // lost: it may still be in use
     const device_guard guard(self.context_.ordinal);
     const memory_resource& own = self.context_.memory;
     if (own.allocate)
@@ -184,12 +194,13 @@ bool device_tier::set_up(fast_memory& memory) noexcept {
 
 void device_tier::tear_down(fast_memory& memory) noexcept {
   const device_guard guard(context_.ordinal);
-  cudaStreamSynchronize(in_.stream());
-  cudaStreamSynchronize(out_.stream());
+  if (in_.wait(in_.issued(), context_.deadline) != cudaSuccess ||
+      out_.wait(out_.issued(), context_.deadline) != cudaSuccess)
+    give_up();
   memory.release_data(pieces_, workspace_bytes(), alignment);
-  if (staging_)
-    backing_memory_.deallocate(backing_memory_.context, staging_, std::size_t(num_staging_) * chunk_bytes_,
-                               4096);
+  if (staging_ && !stuck_)
+    backing_memory_.deallocate(backing_memory_.context, staging_,
+                                      std::size_t(num_staging_) * chunk_bytes_, 4096);
   pieces_ = staging_ = nullptr;
 }
 
@@ -219,8 +230,41 @@ bool device_tier::idle() noexcept {
 
 void device_tier::shut_down() noexcept {
   const device_guard guard(context_.ordinal);
-  cudaDeviceSynchronize();
+  if (wait_for_device(context_.deadline) == cudaErrorNotReady) give_up();
   compute_ = in_.stream();
+}
+
+/// What the device does not let go of is never given back.
+void device_tier::give_up() noexcept {
+  stuck_ = true;
+  pinned_.abandon();
+}
+
+fault device_tier::scrub(fast_slot& slot, std::int64_t first_entry) noexcept {
+  const device_guard guard(context_.ordinal);
+  cudaError_t code = fence(slot);
+  if (first_entry == 0) {
+    if (code == cudaSuccess) code = cudaMemsetAsync(slot.data, 0, chunk_bytes_, compute_);
+    return check(code, "scrubbing a slot");
+  }
+  // The same range of every layer at a time.
+  flashmemory::detail::for_each_tail(layout_, first_entry, [&](std::size_t offset, std::size_t bytes) {
+    if (code == cudaSuccess && bytes > 0)
+      code = cudaMemset2DAsync(slot.data + offset, layer_bytes_, 0, bytes,
+                               std::size_t(layout_.geometry.layers), compute_);
+  });
+  return check(code, "scrubbing a slot");
+}
+
+fault device_tier::order(stream_ref stream) const noexcept {
+  if (stream.is_host() || stream.cuda() == compute_) return {};
+  // A graph orders its own work; what the store has queued comes before its launch or not.
+  cudaStreamCaptureStatus capturing = cudaStreamCaptureStatusNone;
+  if (cudaStreamIsCapturing(stream.cuda(), &capturing) != cudaSuccess) cudaGetLastError();
+  if (capturing != cudaStreamCaptureStatusNone) return {};
+  const std::lock_guard<std::mutex> lock(read_mutex_);
+  const device_guard guard(context_.ordinal);
+  return check(follow_compute(stream.cuda()), "ordering a stream behind the store's");
 }
 
 fault device_tier::enter(stream_ref stream) noexcept {
@@ -290,7 +334,8 @@ fault device_tier::read_slot(const fast_slot& slot, std::byte* chunk) const noex
   if (code == cudaSuccess) code = out_.wait(out_.issued(), context_.deadline);
   if (code == cudaSuccess)
     code = cudaMemcpyAsync(chunk, slot.data, chunk_bytes_, cudaMemcpyDeviceToHost, out_.stream());
-  if (code == cudaSuccess) code = cudaStreamSynchronize(out_.stream());
+  if (code == cudaSuccess) code = out_.mark();
+  if (code == cudaSuccess) code = out_.wait(out_.issued(), context_.deadline);
   return check(code, "reading a slot");
 }
 

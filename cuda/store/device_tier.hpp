@@ -58,6 +58,8 @@ class device_tier final : public flashmemory::detail::fast_tier {
   fault leave(stream_ref stream) noexcept override;
   void poison(fast_slot& slot) noexcept override;
   void prepare(fast_slot& slot) noexcept override;
+  fault scrub(fast_slot& slot, std::int64_t first_entry) noexcept override;
+  fault order(stream_ref stream) const noexcept override;
 
   void begin_rows() noexcept override;
   fault write_rows(const row_span& span, const const_tensor<3>& k,
@@ -90,6 +92,7 @@ class device_tier final : public flashmemory::detail::fast_tier {
   };
 
   memory_resource pinned_memory() const;
+  void give_up() noexcept;
   fault check(cudaError_t code, const char* what) const noexcept;
   cudaError_t follow_compute(cudaStream_t lane) const noexcept;
   cudaError_t fence(const fast_slot& slot) noexcept;
@@ -123,6 +126,7 @@ class device_tier final : public flashmemory::detail::fast_tier {
   pinned_records pinned_;
   std::unique_ptr<backing_store> backing_;  ///< null: records are in `pinned_`
   bool verify_ = false;
+  bool stuck_ = false;  ///< the device did not finish in time: what it has is lost
 
   std::byte* pieces_ = nullptr;  ///< [num_pieces_][layer bytes] device
   std::array<std::uint64_t, 64> piece_saves_{};

@@ -32,6 +32,9 @@ class pinned_records {
   /// False if there is no memory for records [0, records).
   bool reserve(std::int64_t records) noexcept;
 
+  /// Gives nothing back any more: somebody may still be using it.
+  void abandon() noexcept { slabs_.clear(); }
+
   std::byte* operator[](std::int64_t record) const noexcept {
     return slabs_[std::size_t(record / per_slab_)] + std::size_t(record % per_slab_) * record_bytes_;
   }

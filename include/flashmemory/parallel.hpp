@@ -22,7 +22,9 @@ struct thread_hook {
   std::int32_t concurrency = 1;
 };
 
-/// OpenMP's threads when the library was built with FLASHMEMORY_OPENMP, else serial.
+/// OpenMP's threads when the library was built with FLASHMEMORY_OPENMP, else serial. In a child of fork(), where OpenMP
+/// has lost its threads, everything runs on the calling thread, with the same results; so it does with hooks from before
+/// the fork.
 FLASHMEMORY_API thread_hook default_threads() noexcept;
 
 /// Everything on the calling thread.

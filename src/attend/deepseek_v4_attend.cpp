@@ -16,14 +16,16 @@ constexpr float inf = std::numeric_limits<float>::infinity();
 constexpr std::int32_t head_block = 8;  ///< heads that one task dequantises an entry for
 
 status check_source(const entry_source& source, std::int64_t rows, fault* error) noexcept {
+  if (source.entries.data == nullptr && source.entries.shape[1] > 0 && rows > 0)
+    return refuse(status::null_data, "entries", -1, -1, error);
   if (source.entries.data == nullptr) return status::ok;
   if (source.entries.shape[0] != rows) {
     return refuse(status::bad_shape, "rows of entries", rows, source.entries.shape[0], error);
   }
   if (source.entries.shape[1] < 0)
-    return refuse(status::bad_shape, "entries", 0, source.entries.shape[1], error);
+    return refuse(status::bad_shape, "capacity of entries", 0, source.entries.shape[1], error);
   if (source.counts.data != nullptr && source.counts.shape[0] != rows) {
-    return refuse(status::bad_shape, "counts", rows, source.counts.shape[0], error);
+    return refuse(status::bad_shape, "rows of counts", rows, source.counts.shape[0], error);
   }
   return check_pool(source.pool, error);
 }
@@ -35,8 +37,10 @@ status check(const entry_source& window, const entry_source& selected, const con
   if (rows < 0) return refuse(status::bad_shape, "rows of q", 0, rows, error);
   if (heads < 1 || heads > max_heads) return refuse(status::bad_shape, "heads of q", max_heads, heads, error);
   if (q.shape[2] != entry_dim) return refuse(status::bad_shape, "dim of q", entry_dim, q.shape[2], error);
+  const char* const names[] = {"rows of out", "heads of out", "dim of out"};
   for (int d = 0; d < 3; ++d) {
-    if (out.shape[d] != q.shape[d]) return refuse(status::bad_shape, "out", q.shape[d], out.shape[d], error);
+    if (out.shape[d] != q.shape[d])
+      return refuse(status::bad_shape, names[d], q.shape[d], out.shape[d], error);
   }
   if (q.stride[2] != 1) return refuse(status::bad_shape, "stride of q", 1, q.stride[2], error);
   if (out.stride[2] != 1) return refuse(status::bad_shape, "stride of out", 1, out.stride[2], error);
@@ -47,7 +51,7 @@ status check(const entry_source& window, const entry_source& selected, const con
     return refuse(status::bad_dtype, "out", -1, -1, error);
   }
   if (options.sink_logits.data != nullptr && options.sink_logits.shape[0] != heads) {
-    return refuse(status::bad_shape, "sink_logits", heads, options.sink_logits.shape[0], error);
+    return refuse(status::bad_shape, "heads of sink_logits", heads, options.sink_logits.shape[0], error);
   }
   if (options.lse.data != nullptr) {
     if (options.lse.shape[0] != rows) {
@@ -147,7 +151,8 @@ status sparse_attend(const entry_source& window, const entry_source& selected, c
       const float max = std::max(sink, states.max[h]);
       const float base = max == -inf ? 0 : max;
       const float factor = states.weight[h] == 0 ? 0 : std::exp(states.max[h] - base);
-      const float denominator = states.weight[h] * factor + std::exp(sink - base);
+      // A sink of +inf has all the weight, and no value.
+      const float denominator = sink == inf ? inf : states.weight[h] * factor + std::exp(sink - base);
       const std::int64_t at = row * out.stride[0] + (first + h) * out.stride[1];
       for (int i = 0; i < entry_dim; ++i) {
         detail::store_float(out.data, out.type, at + i,

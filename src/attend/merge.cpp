@@ -26,12 +26,17 @@ status merge_attention(view<float, 3> out, view<float, 2> lse, view<const float,
       const float second = other_lse(row, head);
       if (second == -inf) continue;  // the other part is empty
       const float max = first == -inf ? second : std::max(first, second);
-      const float weight = first == -inf ? 0 : std::exp(first - max);
-      const float other_weight = std::exp(second - max);
-      const float sum = weight + other_weight;
+      // inf - inf is no number.
+      const auto relative = [max](float part) {
+        return part == -inf ? 0.0f : part == max ? 1.0f : std::exp(part - max);
+      };
+      const float weight = relative(first), other_weight = relative(second), sum = weight + other_weight;
+      // Shares of 1, so that what both parts can hold is what the result can hold.
+      const float share = weight / sum, other_share = other_weight / sum;
       for (std::int64_t i = 0; i < out.shape[2]; ++i) {
-        const float ours = first == -inf ? 0 : weight * out(row, head, i);
-        out(row, head, i) = (ours + other_weight * other_out(row, head, i)) / sum;
+        const float ours = share == 0 ? 0 : share * out(row, head, i);
+        const float theirs = other_share == 0 ? 0 : other_share * other_out(row, head, i);
+        out(row, head, i) = ours + theirs;
       }
       first = max + std::log(sum);
     }

@@ -5,12 +5,17 @@
 #include <cmath>
 #include <limits>
 
+#include "src/store/fast_memory.hpp"
+
 namespace flashmemory {
 inline namespace v0 {
 namespace detail {
 namespace {
 
-constexpr std::size_t aligned(std::size_t bytes) noexcept { return (bytes + 63) / 64 * 64; }
+constexpr std::size_t aligned(std::size_t bytes) noexcept {
+  constexpr std::size_t most = std::numeric_limits<std::size_t>::max() / 64 * 64;
+  return bytes > most ? most : (bytes + 63) / 64 * 64;
+}
 
 bool known(dtype type) noexcept { return type == dtype::f32 || type == dtype::bf16 || type == dtype::f16; }
 
@@ -28,10 +33,14 @@ std::int64_t split_length(const kv_geometry& geometry, std::int64_t chunks) noex
 
 attend_layout::attend_layout(const kv_geometry& geometry, std::int32_t query_heads, std::int64_t rows,
                              std::int64_t max_splits) noexcept {
-  const std::size_t partials = std::size_t(rows) * std::size_t(query_heads) * std::size_t(max_splits);
-  states = aligned(std::size_t(rows) * sizeof(attend_unit));
-  sums = states + aligned(partials * sizeof(cpu::attend::softmax_state));
-  bytes = sums + partials * std::size_t(geometry.value_dim) * sizeof(float) + 63;  // to align the scratch
+  // What passes the largest size_t stays there, which no scratch has.
+  const auto times = [](std::size_t a, std::size_t b) { return saturating_multiply(a, b); };
+  const std::size_t partials =
+      times(times(std::size_t(rows), std::size_t(query_heads)), std::size_t(max_splits));
+  states = aligned(times(std::size_t(rows), sizeof(attend_unit)));
+  sums = saturating_add(states, aligned(times(partials, sizeof(cpu::attend::softmax_state))));
+  bytes = saturating_add(sums, times(partials, std::size_t(geometry.value_dim) * sizeof(float)));
+  bytes = saturating_add(bytes, 63);  // to align the scratch
 }
 
 std::int64_t most_splits(const kv_geometry& geometry, std::int64_t chunks) noexcept {

@@ -33,6 +33,12 @@ bool overlap(const const_tensor<3>& a, const const_tensor<3>& b) noexcept {
   return first < second + bytes(b) && second < first + bytes(a);
 }
 
+/// Only a default view means all entries; a list without any, whose data may be null, means none.
+bool has_list(const attend_options& options) noexcept {
+  const view<const std::int32_t, 2>& list = options.entries;
+  return list.data != nullptr || list.shape[0] != 0 || list.shape[1] != 0;
+}
+
 /// The tensors that go with q: their extents and types.
 status check_tensors(batch items, const const_tensor<3>& q, const tensor<3>& out,
                      const attend_options& options, const attend_call& call) noexcept {
@@ -56,7 +62,8 @@ status check_tensors(batch items, const const_tensor<3>& q, const tensor<3>& out
   if (out.data == nullptr) return refuse(options, status::null_data, "out");
   if (overlap(q, out)) return refuse(options, status::bad_argument, "out overlaps q");
   if (options.sink_logits.data != nullptr && options.sink_logits.shape[0] != q.shape[1]) {
-    return refuse(options, status::bad_shape, "sink_logits", q.shape[1], options.sink_logits.shape[0]);
+    return refuse(options, status::bad_shape, "heads of sink_logits", q.shape[1],
+                  options.sink_logits.shape[0]);
   }
   if (options.lse.data != nullptr) {
     if (options.lse.shape[0] != q.shape[0]) {
@@ -66,8 +73,13 @@ status check_tensors(batch items, const const_tensor<3>& q, const tensor<3>& out
       return refuse(options, status::bad_shape, "query heads of lse", q.shape[1], options.lse.shape[1]);
     }
   }
-  if (options.entries.data != nullptr && options.entries.shape[0] != q.shape[0]) {
-    return refuse(options, status::bad_shape, "rows of entries", q.shape[0], options.entries.shape[0]);
+  if (has_list(options)) {
+    const view<const std::int32_t, 2>& list = options.entries;
+    if (list.shape[0] != q.shape[0]) {
+      return refuse(options, status::bad_shape, "rows of entries", q.shape[0], list.shape[0]);
+    }
+    if (list.shape[1] < 0) return refuse(options, status::bad_shape, "k of entries", 0, list.shape[1]);
+    if (list.shape[1] > 0 && list.data == nullptr) return refuse(options, status::null_data, "entries");
   }
   return status::ok;
 }
@@ -81,7 +93,8 @@ status split_by_row(const attend_options& options, const batch_item& item, const
     unit.tokens = 1;
     unit.position = whole.position + t;
     unit.first_token = whole.first_token + t;
-    unit.list = &options.entries(unit.first_token, 0);
+    static constexpr std::int32_t none = -1;
+    unit.list = options.entries.shape[1] > 0 ? &options.entries(unit.first_token, 0) : &none;
     unit.list_stride = options.entries.stride[1];
     unit.list_count = options.entries.shape[1];
     const std::int64_t least = (unit.list_count + attend_split_entries - 1) / attend_split_entries;
@@ -108,7 +121,7 @@ status plan_items(const chunk_reader& reader, batch items, const attend_options&
     if (const status s = check_item(reader, item, call.layer, options, unit); s != status::ok) return s;
     token += item.num_tokens;
     call.max_splits = std::max(call.max_splits, most_splits(call.geometry, unit.chunk_count));
-    if (options.entries.data == nullptr) {
+    if (!has_list(options)) {
       call.units[call.unit_count++] = unit;
     } else if (const status s = split_by_row(options, item, unit, call); s != status::ok) {
       return s;
@@ -175,7 +188,7 @@ status mass_of(const chunk_reader& reader, const batch_item& item, std::int32_t 
                view<float, 1> mass, bool accumulate) noexcept {
   attend_call call;
   if (const status s = check_call(reader, layer, q, options, call); s != status::ok) return s;
-  if (options.entries.data != nullptr) {
+  if (has_list(options)) {
     return refuse(options, status::unsupported, "entries: mass of level-2 subsets");
   }
   if (const status s = check_tokens(item, options); s != status::ok) return s;
@@ -197,7 +210,8 @@ status mass_of(const chunk_reader& reader, const batch_item& item, std::int32_t 
   const std::int64_t chunks = call.geometry.chunks_for(info.tokens);
   const std::int64_t resident_end = unit.chunk_count > 0 ? unit.chunks[unit.chunk_count - 1].id + 1 : 0;
   if (mass.shape[0] < std::max(chunks, resident_end)) {
-    return refuse(options, status::bad_shape, "mass", std::max(chunks, resident_end), mass.shape[0]);
+    return refuse(options, status::bad_shape, "chunks of mass", std::max(chunks, resident_end),
+                  mass.shape[0]);
   }
   if (q.data == nullptr) return refuse(options, status::null_data, "q");
   if (lse.data == nullptr) return refuse(options, status::null_data, "lse");

@@ -41,7 +41,8 @@ random_indexer::random_indexer(std::uint64_t seed) : indexer(named("random")), s
 status random_indexer::score(const score_request& request, view<float, 1> scores) noexcept {
   if (const status code = check(request, scores); code != status::ok) return code;
   const std::uint64_t draw =
-      mix(mix(seed_ ^ mix((std::uint64_t{request.sequence.generation} << 32) | request.sequence.index)) +
+      mix(mix(seed_ ^
+              mix((std::uint64_t{request.sequence.generation & 0xfffff} << 32) | request.sequence.index)) +
           static_cast<std::uint64_t>(request.position));
   // 24 bits make an exact float in [0, 1).
   for (std::int64_t c = 0; c < request.chunks; ++c)

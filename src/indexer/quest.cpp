@@ -153,12 +153,23 @@ status quest_indexer::impl::update(std::int64_t at, const score_request& request
   keep = std::min(keep, request.chunks);
   p.summarised = std::max<std::int64_t>(keep, 0);
   const view<std::byte, 1> out(chunk, chunk_layout(geometry).chunk_bytes());
+  std::int64_t again = request.chunks;  // from there on the next call reads anew
   for (; p.summarised < request.chunks; ++p.summarised) {
     const status code =
         request.reader->read_chunk(request.sequence, static_cast<chunk_id>(p.summarised), out);
-    if (code != status::ok) return code;
-    summarise(chunk, summary(at, p.summarised));
+    float* const to = summary(at, p.summarised);
+    if (code == status::ok) {
+      summarise(chunk, to);
+    } else if (code == status::corrupt_chunk || code == status::io_error) {
+      // It costs this chunk, which ranks last: its score is no number.
+      std::fill_n(to, std::int64_t{geometry.layers} * geometry.kv_heads * 2 * geometry.key_dim,
+                  std::numeric_limits<float>::quiet_NaN());
+      if (code == status::io_error) again = std::min(again, p.summarised);
+    } else {
+      return code;
+    }
   }
+  p.summarised = again;
   p.complete = request.chunks;
   p.position = request.position;
   return status::ok;

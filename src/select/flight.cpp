@@ -77,6 +77,8 @@ void selector::impl::land(served_sequence& s) noexcept {
   s.report = f.report;
   s.mass = std::numeric_limits<float>::infinity();
   ++counters.refreshes;
+  counters.unreadable += f.report.recall.unreadable;
+  note_outcome(s, f.report.recall.unreadable > f.report.recall.bad);
   counters.nan_scores += f.report.plan.nan_scores;
   counters.widened += f.widened;
   counters.everything += f.everything;
@@ -90,6 +92,7 @@ void selector::impl::land(served_sequence& s) noexcept {
 /// The old set stays, and with it the stage, which moves only together with the set.
 status selector::impl::crash(served_sequence& s, status code) noexcept {
   ++counters.refreshes_failed;
+  note_outcome(s, detail::may_pass(code));
   s.stage = s.flight.stage;
   s.calls = s.flight.calls;
   s.calm = s.flight.calm;
@@ -132,8 +135,15 @@ status selector::impl::start_recall(served_sequence& s, bool at_once, stream_ref
     return status::ok;
   }
   const view<const chunk_id, 1> wanted(kept.data, asked);
-  const status code = at_once ? store.recall(s.handle, wanted, &f.report.recall, stream)
-                              : store.start_recall(s.handle, wanted, &f.report.recall, stream);
+  const auto start = [&] {
+    return at_once ? store.recall(s.handle, wanted, &f.report.recall, stream)
+                   : store.start_recall(s.handle, wanted, &f.report.recall, stream);
+  };
+  status code = start();
+  if (code == status::out_of_order) {  // somebody else's, who may be gone
+    static_cast<void>(store.cancel_recall(s.handle));
+    code = start();
+  }
   if (code != status::ok) return crash(s, store_failed(code, s.handle, "recall"));
   if (at_once)
     land(s);

@@ -21,6 +21,24 @@ bool selector::impl::can_go_on(const key_source& source, const row_ring& ring,
   return tokens <= ring.end && (in_reach || needed >= tokens);
 }
 
+bool selector::impl::allows_rollback(sequence_handle sequence, std::int64_t tokens,
+                                     std::int64_t* lowest) const noexcept {
+  const served_sequence* const s = find(sequence);
+  if (s == nullptr || s->policy.mode == selection_mode::everything) return true;
+  bool follows = true;
+  for (std::size_t k = 0; k < s->keys.size(); ++k) {
+    const row_ring& ring = s->keys[k].ring;
+    // Tokens that were appended and not observed are no loss.
+    const std::int64_t to = std::min(tokens, ring.end);
+    if (can_go_on(key_sources[k], ring, to)) continue;
+    follows = false;
+    std::int64_t least = to;
+    while (least < ring.end && !can_go_on(key_sources[k], ring, least)) ++least;
+    *lowest = std::max(*lowest, least);
+  }
+  return follows;
+}
+
 status selector::impl::check_key_order(const served_sequence& s, std::size_t source,
                                        const batch_item& item) const noexcept {
   const key_source& from = key_sources[source];
@@ -41,7 +59,10 @@ status selector::impl::check_key_order(const served_sequence& s, std::size_t sou
   };
 
   if (!can_go_on(from, ring, item.position))
-    return out_of_order(ring.end, item.position, -1, "position of observed tokens");
+    return out_of_order(ring.end, item.position, -1,
+                        item.position > ring.end
+                            ? "position of observed tokens"
+                            : "position of observed tokens: further back than max_rollback_tokens");
 
   const std::int64_t before = item.position / tokens_per_key;
   const std::int64_t after = (item.position + item.num_tokens) / tokens_per_key;

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <flashmemory/error.hpp>
 #include <flashmemory/select/policy.hpp>
+#include <limits>
 
 #include "src/core/format.hpp"
 
@@ -19,6 +20,12 @@ bool is_limited(const selection_policy& policy) noexcept {
 std::int64_t chunks_in(std::size_t bytes, const kv_geometry& geometry) noexcept {
   const std::size_t chunk = chunk_layout(geometry).chunk_bytes();
   return chunk == 0 ? 0 : static_cast<std::int64_t>(bytes / chunk);
+}
+
+/// nearbyint(fraction * n); a double may round up what is near 2^63.
+std::int64_t part_of(double fraction, std::int64_t n) noexcept {
+  const double part = std::nearbyint(fraction * static_cast<double>(n));
+  return part < static_cast<double>(n) ? static_cast<std::int64_t>(part) : n;
 }
 
 void require(bool holds, const char* field, const char* rule, double value) {
@@ -86,8 +93,7 @@ std::int64_t budget_chunks(const selection_policy& policy, const kv_geometry& ge
       std::min<std::int64_t>(std::int64_t{policy.sink_chunks} + policy.recent_chunks, n);
   std::int64_t budget = n;
   // nearbyint rounds half to even, as the evaluation's budgets are defined.
-  if (policy.budget_fraction > 0)
-    budget = static_cast<std::int64_t>(std::nearbyint(policy.budget_fraction * static_cast<double>(n)));
+  if (policy.budget_fraction > 0) budget = part_of(policy.budget_fraction, n);
   if (policy.max_chunks > 0) budget = std::min(budget, policy.max_chunks);
   if (policy.budget_bytes > 0) budget = std::min(budget, chunks_in(policy.budget_bytes, geometry));
   return std::min(std::max(budget, forced), n);
@@ -122,6 +128,7 @@ sequence_options sequence_options_for(const selection_policy& policy, const kv_g
   options.sink_chunks = policy.sink_chunks;
   options.recent_chunks = policy.recent_chunks;
   const std::int64_t all = geometry.chunks_for(max_tokens);
+  constexpr std::int64_t most = std::numeric_limits<std::int64_t>::max();
   // A threshold without a budget may ask for all and has to be able to ask for less.
   if (policy.mode != selection_mode::everything) options.max_resident_chunks = all;
   if (is_limited(policy)) {
@@ -129,12 +136,12 @@ sequence_options sequence_options_for(const selection_policy& policy, const kv_g
     // chunks of a piece, while those of the piece before are still there.
     const std::int64_t growth =
         std::max<std::int64_t>(
-            geometry.chunks_for(policy.interval + std::min<std::int64_t>(late_tokens, max_tokens)),
+            geometry.chunks_for(std::min(late_tokens, most - policy.interval) + policy.interval),
             policy.recent_chunks) +
         1;
     const std::int64_t forced = std::int64_t{policy.sink_chunks} + policy.recent_chunks;
     const std::int64_t budget = std::max(budget_chunks(policy, geometry, all), forced);
-    options.max_resident_chunks = std::min(all, budget + 1 + growth);
+    options.max_resident_chunks = budget < all - growth ? budget + 1 + growth : all;
   }
   return options;
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "src/select/selector_impl.hpp"
 
@@ -53,8 +54,14 @@ std::int64_t selector::impl::stage_budget(const served_sequence& s, fallback_sta
 }
 
 selection_plan selector::impl::plan_with_fallback(served_sequence& s, std::int64_t chunks,
-                                                  std::int64_t* budget) noexcept {
-  const view<const float, 1> chunk_scores = scoring->scores(s);
+                                                  std::int64_t bad_count, std::int64_t* budget) noexcept {
+  view<const float, 1> chunk_scores = scoring->scores(s);
+  if (bad_count > 0) {
+    std::copy_n(chunk_scores.data, chunks, plain_scores.data);
+    for (std::int64_t i = 0; i < bad_count && bad(i) < chunks; ++i)
+      plain_scores(bad(i)) = -std::numeric_limits<float>::infinity();
+    chunk_scores = view<const float, 1>(plain_scores.data, chunks);
+  }
   const view<const std::uint8_t, 1> now(s.policy.hysteresis > 0 ? resident.data : nullptr, chunks);
   const auto plan_for = [&](fallback_stage stage) {
     *budget = stage_budget(s, stage, chunks);
@@ -102,14 +109,21 @@ status selector::impl::make_plan(served_sequence& s, const sequence_info& info,
                                  std::int64_t* asked) noexcept {
   detail::refresh_flight& f = s.flight;
   const std::int64_t chunks = f.chunks;
+  const std::int64_t bad_count = info.bad_chunks > 0 ? store.bad_chunks(s.handle, bad) : 0;
   if (s.policy.mode == selection_mode::everything) {
     f.report.budget = chunks;
     f.report.plan = plan_selection(s.policy, view<const float, 1>(nullptr, chunks), {}, chunks, kept, order);
   } else {
     if (s.policy.hysteresis > 0)
       if (const status code = mark_resident(s, chunks); code != status::ok) return code;
-    if (chunks > 0) f.report.plan = plan_with_fallback(s, chunks, &f.report.budget);
+    if (chunks > 0) f.report.plan = plan_with_fallback(s, chunks, bad_count, &f.report.budget);
   }
+  // Some policies keep chunks whatever their score.
+  if (bad_count > 0)
+    f.report.plan.chunks =
+        std::remove_if(kept.data, kept.data + f.report.plan.chunks,
+                       [&](chunk_id c) { return std::binary_search(bad.data, bad.data + bad_count, c); }) -
+        kept.data;
   *asked = std::min(f.report.plan.chunks, slots_for_recall(s));
   if (info.complete_chunks < chunks)
     *asked =

@@ -105,7 +105,8 @@ void selector::impl::reserve_chunks(std::int64_t chunks) {
   if (chunks <= max_chunks) return;
   detail::block_layout plan;
   const std::size_t resident_at = plan.add<std::uint8_t>(chunks), kept_at = plan.add<chunk_id>(chunks),
-                    order_at = plan.add<chunk_id>(chunks);
+                    order_at = plan.add<chunk_id>(chunks), bad_at = plan.add<chunk_id>(chunks),
+                    plain_at = plan.add<float>(chunks);
   detail::buffer lists(options.memory, plan.bytes(), "selector lists");
   const std::int64_t before = std::exchange(max_chunks, chunks);
   try {
@@ -119,7 +120,15 @@ void selector::impl::reserve_chunks(std::int64_t chunks) {
   resident = view<std::uint8_t, 1>(reinterpret_cast<std::uint8_t*>(base + resident_at), chunks);
   kept = view<chunk_id, 1>(reinterpret_cast<chunk_id*>(base + kept_at), chunks);
   order = view<chunk_id, 1>(reinterpret_cast<chunk_id*>(base + order_at), chunks);
+  bad = view<chunk_id, 1>(reinterpret_cast<chunk_id*>(base + bad_at), chunks);
+  plain_scores = view<float, 1>(reinterpret_cast<float*>(base + plain_at), chunks);
   last_scores = {};
+}
+
+/// What was started here has nobody to finish it any more.
+selector::impl::~impl() {
+  for (auto& s : pool)
+    if (s->active) deactivate(*s);
 }
 
 status selector::impl::fail(status code, sequence_handle sequence, const char* what) const noexcept {
@@ -142,7 +151,8 @@ served_sequence* selector::impl::find(sequence_handle sequence) const noexcept {
 
 status selector::impl::check_handle(sequence_handle sequence, served_sequence** out) const noexcept {
   *out = find(sequence);
-  if (*out != nullptr) return status::ok;
+  if (*out != nullptr && store.is_open(sequence)) return status::ok;
+  if (*out != nullptr) return fail(status::stale_sequence, sequence, "sequence was closed");
   if (sequence.index < by_index.size() && by_index[sequence.index] >= 0 &&
       sequence.generation < pool[static_cast<std::size_t>(by_index[sequence.index])]->handle.generation)
     return fail(status::stale_sequence, sequence, "sequence");
@@ -243,6 +253,7 @@ served_sequence& selector::impl::prepare(sequence_handle sequence, const sequenc
   free->quota = info.options.max_resident_chunks > 0 ? std::min(info.options.max_resident_chunks, all) : all;
   free->started = free->requested = false;
   free->processed = free->refreshed = free->next_due = 0;
+  free->failures = 0;
   free->last_call = 0;
   free->step_tokens = 1;
   free->stage = fallback_stage::normal;
@@ -260,12 +271,19 @@ served_sequence& selector::impl::prepare(sequence_handle sequence, const sequenc
 
 void selector::impl::activate(served_sequence& s) noexcept {
   s.active = true;
+  rollback_guard guard;
+  guard.context = this;
+  guard.allows = [](void* self, sequence_handle sequence, std::int64_t tokens, std::int64_t* lowest) {
+    return static_cast<const impl*>(self)->allows_rollback(sequence, tokens, lowest);
+  };
+  store.guard_rollback(s.handle, guard);
   by_index[s.handle.index] = s.place;
 }
 
 void selector::impl::deactivate(served_sequence& s) noexcept {
   if (!s.active) return;
   abandon(s, false);
+  store.guard_rollback(s.handle, {});
   s.active = false;
   by_index[s.handle.index] = -1;
 }
@@ -321,11 +339,13 @@ void selector::attach_fork(sequence_handle parent, sequence_handle child, const 
         formatted("the policy of sequence {} is everything, so its hidden states were not observed; its "
                   "fork {} cannot select",
                   parent.index, child.index));
-  for (std::size_t k = 0; k < from->keys.size(); ++k)
+  for (std::size_t k = 0; selects && k < from->keys.size(); ++k)
     if (const auto& ring = from->keys[k].ring;
-        selects && !impl_->can_go_on(impl_->key_sources[k], ring, info.tokens))
-      refuse(formatted("the fork {} stands at {} tokens, its parent {} was observed up to {}", child.index,
-                       info.tokens, parent.index, ring.end));
+        !impl_->can_go_on(impl_->key_sources[k], ring, info.tokens))
+      refuse(
+          formatted("the fork {} stands at {} tokens, its parent {} was observed up to {}, and "
+                    "max_rollback_tokens is {}",
+                    child.index, info.tokens, parent.index, ring.end, impl_->options.max_rollback_tokens));
   served_sequence& s = impl_->prepare(child, info, use);
   from = impl_->find(parent);
   if (from == nullptr)

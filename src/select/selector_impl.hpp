@@ -14,9 +14,20 @@
 namespace flashmemory {
 inline namespace v0 {
 
+namespace detail {
+
+/// Whether it is worth trying again soon.
+inline bool may_pass(status code) noexcept {
+  return code == status::io_error || code == status::corrupt_chunk || code == status::cuda_error ||
+         code == status::timed_out;
+}
+
+}  // namespace detail
+
 struct selector::impl : detail::level1_context {
   impl(std::unique_ptr<detail::level1> level1, chunk_store& store, const selection_policy& policy,
        const selector_options& options);
+  ~impl();
 
   std::unique_ptr<detail::level1> scoring;
   selection_policy policy;
@@ -28,6 +39,8 @@ struct selector::impl : detail::level1_context {
   view<std::uint8_t, 1> resident;
   view<chunk_id, 1> kept;
   view<chunk_id, 1> order;
+  view<chunk_id, 1> bad;                                ///< of the sequence that is planned for
+  view<float, 1> plain_scores;                          ///< its scores, those of bad chunks taken out
   std::vector<detail::observed_rows> observed;          ///< [max_sequences]
   std::vector<detail::served_sequence*> due, to_score;  ///< room for max_sequences
   std::vector<detail::served_sequence*> under_way;      ///< refreshes in flight; room for max_sequences
@@ -49,6 +62,7 @@ struct selector::impl : detail::level1_context {
   void reserve_chunks(std::int64_t chunks);
   detail::served_sequence* find(sequence_handle sequence) const noexcept;
   status check_handle(sequence_handle sequence, detail::served_sequence** out) const noexcept;
+  bool allows_rollback(sequence_handle sequence, std::int64_t tokens, std::int64_t* lowest) const noexcept;
   /// Handles, positions, lengths and duplicates of a batch; sums its tokens.
   status check_items(batch items, std::int64_t* tokens) noexcept;
 
@@ -72,6 +86,7 @@ struct selector::impl : detail::level1_context {
   bool is_due(const detail::served_sequence& s) const noexcept;
   void schedule_next(detail::served_sequence& s) noexcept;
   std::int64_t steps_to_first_refresh(const detail::served_sequence& s) const noexcept;
+  void note_outcome(detail::served_sequence& s, bool may_pass) noexcept;
 
   // flight.cpp
   status launch(detail::served_sequence& s, refresh_reason reason) noexcept;
@@ -89,7 +104,7 @@ struct selector::impl : detail::level1_context {
   // refresh.cpp
   status make_plan(detail::served_sequence& s, const sequence_info& info, std::int64_t* asked) noexcept;
   status mark_resident(const detail::served_sequence& s, std::int64_t chunks) noexcept;
-  selection_plan plan_with_fallback(detail::served_sequence& s, std::int64_t chunks,
+  selection_plan plan_with_fallback(detail::served_sequence& s, std::int64_t chunks, std::int64_t bad_count,
                                     std::int64_t* budget) noexcept;
   std::int64_t stage_budget(const detail::served_sequence& s, fallback_stage stage,
                             std::int64_t chunks) const noexcept;

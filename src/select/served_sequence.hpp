@@ -60,6 +60,7 @@ struct served_sequence {
   std::int64_t processed = 0;    ///< tokens at the last select_chunks()
   std::int64_t refreshed = 0;    ///< tokens at the last try
   std::int64_t next_due = 0;     ///< tokens from which on it is due
+  std::int32_t failures = 0;     ///< refreshes running that met something that may pass
   std::int32_t step_tokens = 1;  ///< of the newest step, unless it was a prompt's
   std::uint64_t last_call = 0;   ///< finds duplicates in a batch
 

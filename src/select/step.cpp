@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: MIT
 #include <algorithm>
-#include <limits>
 
 #include "src/select/selector_impl.hpp"
 
@@ -10,36 +9,28 @@ inline namespace v0 {
 using detail::flight_phase;
 using detail::served_sequence;
 
-/// At most an interval, on a step on which as few others as possible are due, and of those as far from theirs as
-/// possible: what refreshes that overlap with steps share, copies above all, is then used evenly.
+namespace {
+
+std::int64_t retry_after(const served_sequence& s) noexcept {
+  return std::min<std::int64_t>(std::int64_t{1} << std::clamp(s.failures - 1, 0, 30), s.policy.interval);
+}
+
+}  // namespace
+
+/// At most an interval, and a function of the prompt's length alone, so that a request's refreshes, and with them what it
+/// generates, do not depend on what else is served. Multiples of the golden ratio spread neighbouring lengths evenly.
 std::int64_t selector::impl::steps_to_first_refresh(const served_sequence& s) const noexcept {
   const std::int64_t interval = s.policy.interval;
   if (!options.stagger) return interval;
-  // With equal intervals some step among the first max_sequences is free; the bound is for mixed ones.
-  const std::int64_t furthest = std::min<std::int64_t>(interval, 4096);
-  std::int64_t best_steps = interval, least = std::numeric_limits<std::int64_t>::max(), widest = -1;
-  for (std::int64_t early = 0; early < furthest; ++early) {
-    const std::int64_t steps = interval - early;
-    std::int64_t load = 0, gap = interval;
-    for (const auto& other : pool) {
-      if (!other->active || !other->started || other.get() == &s ||
-          other->policy.mode == selection_mode::everything)
-        continue;
-      // One that is due now, later in this batch, comes again after its whole interval.
-      const std::int64_t period = other->policy.interval;
-      std::int64_t next = other->next_due - other->processed;
-      if (next <= 0) next = period;
-      const std::int64_t after = ((steps - next) % period + period) % period;
-      load += steps >= next && after == 0;
-      gap = std::min({gap, after, period - after});
-    }
-    if (load < least || (load == least && gap > widest)) {
-      least = load;
-      widest = gap;
-      best_steps = steps;
-    }
-  }
-  return best_steps;
+  const std::uint64_t turn = static_cast<std::uint64_t>(s.processed) * 0x9e3779b97f4a7c15u >> 32;
+  return interval - static_cast<std::int64_t>(turn * static_cast<std::uint64_t>(interval) >> 32);
+}
+
+/// After each refresh. One that met something that may pass is tried again soon, and less and less soon.
+void selector::impl::note_outcome(served_sequence& s, bool may_pass) noexcept {
+  s.failures = may_pass ? s.failures + 1 : 0;
+  if (!may_pass || !s.started) return;
+  s.next_due = std::min(s.next_due, s.processed + retry_after(s));
 }
 
 bool selector::impl::is_due(const served_sequence& s) const noexcept {
@@ -47,7 +38,8 @@ bool selector::impl::is_due(const served_sequence& s) const noexcept {
 }
 
 void selector::impl::schedule_next(served_sequence& s) noexcept {
-  s.next_due = s.processed + (s.started ? s.policy.interval : steps_to_first_refresh(s));
+  s.next_due = s.processed + (s.started ? std::int64_t{s.policy.interval} : steps_to_first_refresh(s));
+  if (s.failures > 0) s.next_due = std::min(s.next_due, s.processed + retry_after(s));
   s.started = true;
   s.requested = false;
   s.refreshed = s.processed;
@@ -95,6 +87,7 @@ status selector::impl::step(batch items, stream_ref stream) noexcept {
     const refresh_reason reason = s->report.refreshes == 0 ? refresh_reason::warm_start
                                   : s->requested           ? refresh_reason::requested
                                                            : refresh_reason::interval;
+    counters.retries += s->failures > 0;
     if (launch(*s, reason) == status::ok && s->flight.phase == flight_phase::scoring) to_score.push_back(s);
   }
   if (!to_score.empty()) {
@@ -116,6 +109,7 @@ status selector::impl::step(batch items, stream_ref stream) noexcept {
       continue;  // not started, so it is due in the next step as well
     } else {
       ++counters.refreshes_failed;
+      note_outcome(*s, detail::may_pass(s->flight.failure.code));
       note(fail(s->flight.failure));
     }
     schedule_next(*s);

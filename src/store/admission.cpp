@@ -9,6 +9,7 @@
 namespace flashmemory {
 inline namespace v0 {
 
+using detail::make_fault;
 using detail::saturating_add;
 using detail::saturating_multiply;
 using detail::sequence_state;
@@ -63,13 +64,18 @@ std::int64_t tiered_chunk_store::impl::slots_to_keep() const noexcept {
   return quota_sum + std::max(transition_slots(nullptr), slots_in_transit());
 }
 
+void tiered_chunk_store::impl::refuse_admission(const std::string& message) {
+  ++counters.admissions_refused;
+  tell(store_event_kind::admission_refused, -1, make_fault(status::budget_exceeded, "admission"));
+  throw admission_error(status::budget_exceeded, message);
+}
+
 sequence_state* tiered_chunk_store::impl::admit(const sequence_options& wanted, std::uint32_t* index) {
   check_options(wanted);
   std::int32_t place = 0;
   while (place < options.max_sequences && places[place].state) ++place;
   if (place == options.max_sequences)
-    throw admission_error(
-        status::budget_exceeded,
+    refuse_admission(
         formatted("all {} places of store_options::max_sequences are taken", options.max_sequences));
 
   const std::int64_t chunks = geometry.chunks_for(wanted.max_tokens);
@@ -115,10 +121,9 @@ sequence_state* tiered_chunk_store::impl::admit(const sequence_options& wanted, 
         std::size_t(reserved_records) * chunk_bytes, options.backing_bytes);
   };
   if (!fast_fits || !backing_fits)
-    throw admission_error(status::budget_exceeded,
-                          arithmetic(fast_fits      ? "the backing store has no room for the sequence"
-                                     : backing_fits ? "the fast tier has no room for the sequence"
-                                                    : "neither tier has room for the sequence"));
+    refuse_admission(arithmetic(fast_fits      ? "the backing store has no room for the sequence"
+                                : backing_fits ? "the fast tier has no room for the sequence"
+                                               : "neither tier has room for the sequence"));
 
   void* block = nullptr;
   std::byte* key_block = nullptr;
@@ -141,9 +146,8 @@ sequence_state* tiered_chunk_store::impl::admit(const sequence_options& wanted, 
     taken = take();
   }
   if (!taken)
-    throw admission_error(
-        status::budget_exceeded,
-        arithmetic("the memory that the sequence needs could not be had") + tier->allocation_failure());
+    refuse_admission(arithmetic("the memory that the sequence needs could not be had") +
+                     tier->allocation_failure());
   sequence_state* const s = detail::make_sequence(block, geometry, wanted, quota, chunks);
   s->keys = key_block;
   s->key_bytes = keys;
@@ -211,7 +215,7 @@ void tiered_chunk_store::impl::discard(std::uint32_t index) noexcept {
   exchange(*s, 0);
   for (std::int64_t c = 0; c < s->num_chunks; ++c) drop_reference(*s->chunks[c].record);
   place.state = nullptr;
-  if (++place.generation == 0) place.generation = 1;
+  if (++place.generation > detail::generation_mask) place.generation = 1;
   quota_sum -= s->quota;
   reserved_records -= s->capacity;
   --num_sequences;
@@ -222,7 +226,7 @@ sequence_handle tiered_chunk_store::impl::open(const sequence_options& wanted) {
   std::uint32_t index = 0;
   sequence_state* const admitted = admit(wanted, &index);
   publish(index, admitted);
-  return {index, places[index].generation};
+  return {index, generation_base | places[index].generation};
 }
 
 status tiered_chunk_store::impl::close(sequence_handle sequence) noexcept {

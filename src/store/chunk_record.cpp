@@ -144,6 +144,8 @@ void record_pool::release(chunk_record* record) noexcept {
     with_free_ = segment;
   }
   record->sealed = false;
+  record->bad = false;
+  record->failures = 0;
   record->references = 0;
   record->pins = 0;
   record->next_free = segment->free;

@@ -26,6 +26,8 @@ struct chunk_record {
   std::int32_t references = 0;         ///< sequences that contain it
   std::int32_t pins = 0;               ///< resident sets that contain it, those under way included
   bool sealed = false;                 ///< complete, and complete in the backing store
+  bool bad = false;                    ///< given up as unreadable
+  std::int32_t failures = 0;           ///< reads running that the medium has refused
   record_segment* home = nullptr;
   chunk_record* next_free = nullptr;
 };

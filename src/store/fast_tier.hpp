@@ -92,6 +92,13 @@ class fast_tier {
   /// Names the stream of the calls that follow. unsupported if the tier cannot work on it.
   virtual fault enter(stream_ref stream) noexcept = 0;
 
+  /// Makes what is queued on `stream` from now on come after everything that was asked for and everything queued before
+  /// on the stream in force, which stays the one it is. For readers that bring a stream of their own.
+  virtual fault order(stream_ref stream) const noexcept {
+    static_cast<void>(stream);
+    return {};
+  }
+
   /// Ends a call that had a stream; of host() streams everything has happened by then.
   virtual fault leave(stream_ref stream) noexcept = 0;
 
@@ -103,6 +110,13 @@ class fast_tier {
 
   /// Makes a slot that was just acquired ready for rows: zeroes the padding of every layer.
   virtual void prepare(fast_slot& slot) noexcept = 0;
+
+  /// Zeroes the entries of every layer from `first_entry` on, for store_options::scrub.
+  virtual fault scrub(fast_slot& slot, std::int64_t first_entry) noexcept {
+    static_cast<void>(slot);
+    static_cast<void>(first_entry);
+    return make_fault(status::unsupported, "scrub");
+  }
 
   /// Starts the rows of one append().
   virtual void begin_rows() noexcept = 0;

@@ -26,9 +26,10 @@ fault tiered_chunk_store::impl::landed(sequence_state& s, std::uint32_t sequence
   std::uint64_t newest = 0;
   for (std::int64_t i = 0; i < s.num_coming; ++i) {
     const std::uint64_t ticket = ticket_of(s.coming[i]);
-    if (ticket == lost_arrival)
-      return of_chunk(make_fault(status::io_error, "the copy of the chunk has failed"), sequence,
-                      s.coming[i].id);
+    if (ticket == lost_arrival) {  // in another sequence's recall, which has been given up
+      drop_coming(s, sequence, i--);
+      continue;
+    }
     if (ticket == 0) continue;
     if (ticket != newest) {
       const fault f = tier->loaded(ticket);
@@ -49,6 +50,19 @@ fault tiered_chunk_store::impl::await(sequence_state& s, std::uint32_t sequence)
     s.coming[i].record->arrival = 0;
   }
   return landed(s, sequence);
+}
+
+/// A chunk that the recall shared with another one, whose copy has failed, is left out.
+void tiered_chunk_store::impl::drop_coming(sequence_state& s, std::uint32_t sequence,
+                                           std::int64_t at) noexcept {
+  const pinned_chunk lost = s.coming[at];
+  std::copy(s.coming + at + 1, s.coming + s.num_coming, s.coming + at);
+  --s.num_coming;
+  --s.coming_extra;  // what is in the sequence's own set has landed long since
+  --(lost.loaded ? s.coming_report.recalled : s.coming_report.hits);
+  leave_out(s.coming_report, *lost.record,
+            of_chunk(make_fault(status::io_error, "the copy of the chunk has failed"), sequence, lost.id));
+  if (--lost.record->pins == 0) slots.release(*lost.record);
 }
 
 /// Takes the pins of the recall under way back. Slots that nobody else has pinned become free.
@@ -104,22 +118,25 @@ std::int64_t tiered_chunk_store::impl::exchange(sequence_state& s, std::int64_t 
 }
 
 /// Ends a recall whose copies have landed.
-void tiered_chunk_store::impl::flip(sequence_state& s, recall_report* report) noexcept {
+void tiered_chunk_store::impl::flip(sequence_state& s, std::uint32_t sequence,
+                                    recall_report* report) noexcept {
   const std::int64_t complete = s.complete_chunks();
-  const std::uint32_t taken = s.fresh_mark();
+  const std::uint32_t named = s.fresh_mark();
+  for (std::int64_t i = 0; i < s.num_coming; ++i) s.chunks[s.coming[i].id].mark = named;
   std::int64_t next = 0;
   for (std::int64_t i = 0; i < s.num_pinned; ++i) {
     const pinned_chunk& old = s.pinned[i];
     if (old.id < s.coming_complete && !s.always_resident(old.id, complete)) continue;
-    s.spare[next++] = {old.record, old.id, false, false};
-    s.chunks[old.id].mark = taken;
+    s.spare[next++] = {old.record, old.id, false, false, s.chunks[old.id].mark == named};
   }
+  const std::uint32_t taken = s.fresh_mark();
+  for (std::int64_t i = 0; i < next; ++i) s.chunks[s.spare[i].id].mark = taken;
   recall_report r = s.coming_report;
   for (std::int64_t i = 0; i < s.num_coming; ++i) {
     const pinned_chunk& asked = s.coming[i];
     if (s.chunks[asked.id].mark == taken) continue;
     if (next < s.quota) {
-      s.spare[next++] = {asked.record, asked.id, false, false};
+      s.spare[next++] = {asked.record, asked.id, false, false, true};
       continue;
     }
     --(asked.loaded ? r.recalled : r.hits);
@@ -128,7 +145,6 @@ void tiered_chunk_store::impl::flip(sequence_state& s, recall_report* report) no
   std::sort(s.spare, s.spare + next,
             [](const pinned_chunk& a, const pinned_chunk& b) { return a.id < b.id; });
   r.evicted = exchange(s, next);
-  s.recalled_chunks = s.coming_complete;
   release_coming(s);
   refresh_views(s);
   r.bytes = r.recalled * static_cast<std::int64_t>(chunk_bytes);
@@ -138,6 +154,8 @@ void tiered_chunk_store::impl::flip(sequence_state& s, recall_report* report) no
   counters.recalled += r.recalled;
   counters.refused += r.refused;
   counters.bytes_recalled += r.bytes;
+  counters.chunks_unreadable += r.unreadable;
+  tell(store_event_kind::recalled, sequence, {}, std::size_t(r.bytes));
   if (report) *report = r;
 }
 
@@ -162,6 +180,7 @@ status tiered_chunk_store::impl::finish_recall(sequence_handle sequence, late_po
   f = landed(*s, sequence.index);
   if (f.code == status::pending) {
     ++counters.recalls_late;
+    tell(store_event_kind::recall_late, sequence.index);
     if (late == late_policy::keep) return status::pending;
     if (late == late_policy::fail) {
       f.code = status::timed_out;
@@ -180,7 +199,7 @@ status tiered_chunk_store::impl::finish_recall(sequence_handle sequence, late_po
     drop_recall(*s);
     return refuse_recall(f);
   }
-  flip(*s, report);
+  flip(*s, sequence.index, report);
   return status::ok;
 }
 

@@ -39,12 +39,12 @@ sequence_handle tiered_chunk_store::impl::fork(sequence_handle parent, const seq
   std::int64_t optional = 0;
   for (std::int64_t i = 0; i < from->num_pinned; ++i)
     if (!s->always_resident(from->pinned[i].id, complete)) ++optional;
-  const std::uint32_t copied = s->fresh_mark();
+  const std::uint32_t copied = s->fresh_mark(), selected = s->fresh_mark();
   std::int64_t skipped = std::max<std::int64_t>(optional - room, 0);
   for (std::int64_t i = 0; i < from->num_pinned; ++i) {
     const std::int64_t id = from->pinned[i].id;
     if (!s->always_resident(id, complete) && skipped-- > 0) continue;
-    s->chunks[id].mark = copied;
+    s->chunks[id].mark = from->pinned[i].selected ? selected : copied;
   }
 
   fault f;
@@ -52,7 +52,8 @@ sequence_handle tiered_chunk_store::impl::fork(sequence_handle parent, const seq
   chunk_record* open_chunk = nullptr;
   tier->begin_loads(true);
   for (std::int64_t id = 0; id < chunks && f.code == status::ok; ++id) {
-    const bool wanted_here = s->chunks[id].mark == copied || s->always_resident(id, complete);
+    const bool chosen = s->chunks[id].mark == selected;
+    const bool wanted_here = chosen || s->chunks[id].mark == copied || s->always_resident(id, complete);
     chunk_record* record = from->chunks[id].record;
     if (id >= complete) {
       open_chunk = records.acquire();
@@ -61,6 +62,8 @@ sequence_handle tiered_chunk_store::impl::fork(sequence_handle parent, const seq
         break;
       }
       f = tier->copy_slot(*open_chunk->slot, *record->slot);
+      if (f.code == status::ok && options.scrub)
+        f = tier->scrub(*open_chunk->slot, from->entries() - id * geometry.entries_per_chunk);
       if (f.code != status::ok) {
         f = detail::of_chunk(f, parent.index, id);
         break;
@@ -72,7 +75,7 @@ sequence_handle tiered_chunk_store::impl::fork(sequence_handle parent, const seq
     const bool present = record->slot && record->arrival != detail::lost_arrival;
     const bool fresh = !record->slot;
     if (!present) f = load(*record, parent.index, id);
-    if (f.code == status::ok) s->spare[next++] = {record, static_cast<chunk_id>(id), false, fresh};
+    if (f.code == status::ok) s->spare[next++] = {record, static_cast<chunk_id>(id), false, fresh, chosen};
   }
   if (f.code == status::ok) {
     f = settle(s->spare, next);
@@ -103,12 +106,11 @@ sequence_handle tiered_chunk_store::impl::fork(sequence_handle parent, const seq
   for (std::int64_t id = 0; id < chunks; ++id) ++s->chunks[id].record->references;
   s->num_chunks = chunks;
   s->tokens = from->tokens;
-  s->recalled_chunks = from->recalled_chunks;
   if (open_chunk) ++counters.copies_on_write;
   exchange(*s, next);
   refresh_views(*s);
   publish(index, s);
-  return {index, places[index].generation};
+  return {index, generation_base | places[index].generation};
 }
 
 }  // namespace v0

@@ -81,6 +81,19 @@ void host_tier::prepare(fast_slot& slot) noexcept {
     zero_piece_padding(slot.data + std::size_t(layer) * layer_bytes_);
 }
 
+fault host_tier::scrub(fast_slot& slot, std::int64_t first_entry) noexcept {
+  for (std::int32_t layer = 0; layer < layout_.geometry.layers; ++layer)
+    zero_entries(layout_.geometry, first_entry, slot.data + layout_.key_offset(layer, 0));
+  return {};
+}
+
+status host_tier::read(std::int64_t record, std::size_t offset, std::byte* to, std::size_t bytes,
+                       int* os_error) const noexcept {
+  std::unique_lock<std::mutex> lock(read_mutex_, std::defer_lock);
+  if (!backing_->concurrent_reads()) lock.lock();
+  return backing_->read(record, offset, to, bytes, os_error);
+}
+
 fault host_tier::write_rows(const row_span& span, const const_tensor<3>& k,
                             const const_tensor<3>& v) noexcept {
   chunk_record& record = *span.record;
@@ -108,7 +121,7 @@ fault host_tier::write_record(chunk_record& record, const std::byte* chunk) noex
 
 fault host_tier::read_record(const chunk_record& record, std::byte* chunk) const noexcept {
   int os_error = 0;
-  const status code = backing_->read(record.backing, 0, chunk, chunk_bytes_, &os_error);
+  const status code = read(record.backing, 0, chunk, chunk_bytes_, &os_error);
   if (code != status::ok) return backing_fault(code, "reading the backing store", os_error);
   for (std::int32_t layer = 0; verify_ && layer < layout_.geometry.layers; ++layer) {
     if (checksum(chunk + std::size_t(layer) * layer_bytes_, layer_bytes_) == record.checksums[layer])
@@ -122,8 +135,7 @@ fault host_tier::read_record(const chunk_record& record, std::byte* chunk) const
 
 fault host_tier::read_piece(const chunk_record& record, std::int32_t layer, std::byte* piece) const noexcept {
   int os_error = 0;
-  const status code =
-      backing_->read(record.backing, layout_.key_offset(layer, 0), piece, layer_bytes_, &os_error);
+  const status code = read(record.backing, layout_.key_offset(layer, 0), piece, layer_bytes_, &os_error);
   fault f = backing_fault(code, "reading the backing store", os_error);
   if (code == status::ok && verify_ && checksum(piece, layer_bytes_) != record.checksums[layer])
     f = make_fault(status::corrupt_chunk, "checksum");

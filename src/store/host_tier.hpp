@@ -2,6 +2,7 @@
 #pragma once
 
 #include <flashmemory/store/backing_store.hpp>
+#include <mutex>
 
 #include "src/store/fast_tier.hpp"
 
@@ -29,6 +30,7 @@ class host_tier final : public fast_tier {
   fault leave(stream_ref) noexcept override { return {}; }
   void poison(fast_slot& slot) noexcept override;
   void prepare(fast_slot& slot) noexcept override;
+  fault scrub(fast_slot& slot, std::int64_t first_entry) noexcept override;
   void begin_rows() noexcept override {}
   fault write_rows(const row_span& span, const const_tensor<3>& k,
                    const const_tensor<3>& v) noexcept override;
@@ -58,12 +60,15 @@ class host_tier final : public fast_tier {
 
  private:
   void zero_piece_padding(std::byte* piece) const noexcept;
+  status read(std::int64_t record, std::size_t offset, std::byte* to, std::size_t bytes,
+              int* os_error) const noexcept;
 
   chunk_layout layout_;
   std::size_t chunk_bytes_, layer_bytes_;
   memory_resource memory_;
   std::unique_ptr<backing_store> backing_;
   bool verify_ = false;
+  mutable std::mutex read_mutex_;  ///< const calls may come from several threads, most media take one
   char failure_[96] = "";
   std::byte* staging_ = nullptr;  ///< one layer's piece on its way to the backing store
 };

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <flashmemory/store/tiered_chunk_store.hpp>
@@ -18,6 +19,9 @@
 namespace flashmemory {
 inline namespace v0 {
 namespace detail {
+
+/// Low bits of a handle's generation that count; those above them tell stores apart.
+inline constexpr std::uint32_t generation_bits = 20, generation_mask = (1u << generation_bits) - 1;
 
 /// Where a sequence lives; what a handle's index means.
 struct sequence_place {
@@ -55,6 +59,7 @@ struct tiered_chunk_store::impl {
   ~impl();
 
   // admission.cpp
+  [[noreturn]] void refuse_admission(const std::string& message);
   sequence_handle open(const sequence_options& wanted);
   void check_options(const sequence_options& wanted) const;
   detail::sequence_state* admit(const sequence_options& wanted, std::uint32_t* index);
@@ -75,7 +80,7 @@ struct tiered_chunk_store::impl {
   // append.cpp
   status append(batch items, std::int32_t layer, const_tensor<3> k, const_tensor<3> v,
                 stream_ref stream) noexcept;
-  fault check_rows(const char* name, const const_tensor<3>& rows, std::int64_t dim) const noexcept;
+  fault check_rows(const char* const* names, const const_tensor<3>& rows, std::int64_t dim) const noexcept;
   fault check_item(const batch_item& item, std::int32_t layer) const noexcept;
   /// Rows of K and V that an item has, an empty one included.
   std::int64_t rows_of(const batch_item& item) const noexcept {
@@ -84,10 +89,16 @@ struct tiered_chunk_store::impl {
   /// What a batch brings: rows of K and V and, with layer 0, new chunks.
   struct span_needs {
     std::int64_t rows = 0, slots = 0, records = 0;
+    std::int64_t way = 0;  ///< slots that give_way() frees
   };
   fault check_growth(const batch_item& item, detail::sequence_state& s, span_needs* needs) noexcept;
-  std::int64_t give_way(detail::sequence_state& s, std::int64_t num_tokens, bool apply) noexcept;
-  bool begin_span(detail::sequence_state& s, std::int64_t num_tokens) noexcept;
+  template <class F>
+  std::int64_t for_each_giving_way(detail::sequence_state& s, std::int64_t num_tokens,
+                                   const F& visit) noexcept;
+  void give_way(detail::sequence_state& s, std::int64_t num_tokens) noexcept;
+  void vacate(detail::sequence_state& s, std::int64_t num_tokens) noexcept;
+  void restore(detail::sequence_state& s, std::uint32_t sequence) noexcept;
+  fault begin_span(detail::sequence_state& s, std::int64_t num_tokens) noexcept;
   void abandon_span(detail::sequence_state& s) noexcept;
   fault write_rows(const batch_item& item, std::int32_t layer, const const_tensor<3>& k,
                    const const_tensor<3>& v, std::int64_t first_row) noexcept;
@@ -96,8 +107,9 @@ struct tiered_chunk_store::impl {
   void end_span(const batch_item& item) noexcept;
   fault check_items(batch items, std::int32_t layer, span_needs* needs) noexcept;
   fault check_pools(const span_needs& needs) const noexcept;
-  fault begin_spans(batch items) noexcept;
+  fault begin_spans(batch items, const span_needs& needs) noexcept;
   void abandon_spans(batch items) noexcept;
+  void adopt_spans(batch items) noexcept;
 
   // pass.cpp
   status begin_pass(batch items, stream_ref stream) noexcept;
@@ -115,7 +127,12 @@ struct tiered_chunk_store::impl {
                 stream_ref stream) noexcept;
   status start_recall(sequence_handle sequence, view<const chunk_id, 1> chunks, recall_report* report,
                       stream_ref stream) noexcept;
+  fault fetch(detail::chunk_record& record, detail::fast_slot& slot, std::uint32_t sequence,
+              std::int64_t chunk) noexcept;
   fault load(detail::chunk_record& record, std::uint32_t sequence, std::int64_t chunk) noexcept;
+  void count_failure(detail::chunk_record& record, const fault& f) noexcept;
+  void read_again(detail::chunk_record& record) noexcept;
+  void leave_out(recall_report& r, const detail::chunk_record& record, const fault& f) noexcept;
   fault settle(detail::pinned_chunk* list, std::int64_t count) noexcept;
   void undo_loads(detail::pinned_chunk* list, std::int64_t count) noexcept;
   std::int64_t slots_in_transit() const noexcept;
@@ -132,10 +149,11 @@ struct tiered_chunk_store::impl {
   fault landed(detail::sequence_state& s, std::uint32_t sequence) noexcept;
   fault await(detail::sequence_state& s, std::uint32_t sequence) noexcept;
   void release_coming(detail::sequence_state& s) noexcept;
+  void drop_coming(detail::sequence_state& s, std::uint32_t sequence, std::int64_t at) noexcept;
   void drop_recall(detail::sequence_state& s) noexcept;
   void make_room(detail::sequence_state& s, std::int64_t wanted) noexcept;
   std::int64_t exchange(detail::sequence_state& s, std::int64_t count) noexcept;
-  void flip(detail::sequence_state& s, recall_report* report) noexcept;
+  void flip(detail::sequence_state& s, std::uint32_t sequence, recall_report* report) noexcept;
 
   // truncate.cpp
   status truncate(sequence_handle sequence, std::int64_t tokens) noexcept;
@@ -149,6 +167,11 @@ struct tiered_chunk_store::impl {
   status find(sequence_handle sequence, detail::sequence_state** out, const char** what) const noexcept;
   detail::sequence_state* find_or_fail(sequence_handle sequence, status* code) const noexcept;
   status fail(const fault& f) const noexcept;
+  status misused() const noexcept;
+  void note(const fault& f) const noexcept;
+  void tell(store_event_kind kind, std::int64_t sequence, const fault& why = {},
+            std::size_t bytes = 0) const noexcept;
+  bool owns(sequence_handle sequence) const noexcept;
   void drop_reference(detail::chunk_record& record) noexcept;
   void mark_sealed(detail::chunk_record& record) noexcept;
   void refresh_views(detail::sequence_state& s) noexcept;
@@ -169,8 +192,12 @@ struct tiered_chunk_store::impl {
   std::int64_t quota_sum = 0;         ///< slots that open sequences may pin
   std::int64_t reserved_records = 0;  ///< chunks that open sequences may have
   std::int64_t sealed_records = 0;
+  std::int64_t bad_records = 0;
+  std::uint32_t generation_base = 0;  ///< generations of this store's handles lie above it
   std::uint64_t batch_mark = 0;
 
+  mutable std::atomic<std::int32_t> inside{
+      0};                   ///< for call_scope: -1 in a call that changes something, n in const ones
   store_counters counters;  ///< `faults` lives below
   // Const calls may run beside each other and fail beside each other.
   mutable std::mutex fault_mutex;

@@ -24,9 +24,11 @@ status tiered_chunk_store::impl::append_index_keys(sequence_handle sequence, std
     return refuse(status::out_of_range, "lane", geometry.index_keys.lanes, lane);
   const std::int64_t count = keys.shape[0];
   const std::int64_t key_bytes = geometry.index_keys.bytes();
-  if (count < 0) return refuse(status::bad_shape, "keys.shape[0]", 0, count);
-  if (keys.shape[1] != key_bytes) return refuse(status::bad_shape, "keys.shape[1]", key_bytes, keys.shape[1]);
-  if (count > 0 && keys.stride[1] != 1) return refuse(status::bad_shape, "keys.stride[1]", 1, keys.stride[1]);
+  if (count < 0) return refuse(status::bad_shape, "count of keys", 0, count);
+  if (keys.shape[1] != key_bytes)
+    return refuse(status::bad_shape, "key_bytes of keys", key_bytes, keys.shape[1]);
+  if (count > 0 && keys.stride[1] != 1)
+    return refuse(status::bad_shape, "last stride of keys", 1, keys.stride[1]);
   if (count > 0 && !keys.data) return refuse(status::null_data, "keys", -1, -1);
   const std::int64_t present = s->num_keys[lane];
   if (first_key != present) return refuse(status::out_of_order, "first_key", present, first_key);

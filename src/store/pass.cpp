@@ -32,15 +32,15 @@ status tiered_chunk_store::impl::begin_pass(batch items, stream_ref stream) noex
   if (f.code != status::ok) return fail(f);
 
   tier->begin_rows();
-  f = begin_spans(items);
+  f = begin_spans(items, needs);
   if (f.code == status::ok) f = tier->leave(stream);
   if (f.code != status::ok) {
     abandon_spans(items);
     return fail(f);
   }
+  adopt_spans(items);
   for (std::int64_t i = 0; i < items.shape[0]; ++i) {
     if (items(i).empty()) continue;
-    adopt_span(items(i));
     // The open chunk goes on being written; a rollback may have brought it back only just now.
     sequence_state& s = *places[items(i).sequence.index].state;
     const std::int64_t open = s.entries() / geometry.entries_per_chunk;

@@ -52,6 +52,7 @@ class ram_backing final : public backing_store {
   }
 
   bool needs_verification() const noexcept override { return false; }
+  bool concurrent_reads() const noexcept override { return true; }
 
  private:
   bool inside(std::int64_t record, std::size_t offset, std::size_t bytes) const noexcept {

@@ -13,16 +13,71 @@ using detail::of_chunk;
 using detail::pinned_chunk;
 using detail::sequence_state;
 
-/// Adds the record to the group of loads in progress and gives it a slot if it has none.
+namespace {
+
+/// Refusals running after which a chunk is given up. A checksum that is wrong twice in a row is enough.
+constexpr std::int32_t most_failures = 3;
+
+/// Whether a load failed because of the chunk, not of the tier or of the room in it.
+bool costs_the_chunk(status code) noexcept {
+  return code != status::cuda_error && code != status::timed_out && code != status::budget_exceeded;
+}
+
+}  // namespace
+
+/// After a read that failed twice.
+void tiered_chunk_store::impl::count_failure(chunk_record& record, const fault& f) noexcept {
+  ++record.failures;
+  if (record.bad || (f.code == status::io_error && record.failures < most_failures)) return;
+  record.bad = true;
+  ++bad_records;
+  ++counters.chunks_bad;
+  tell(store_event_kind::chunk_bad, f.sequence, f);
+}
+
+void tiered_chunk_store::impl::read_again(chunk_record& record) noexcept {
+  bad_records -= record.bad;
+  record.bad = false;
+  record.failures = 0;
+}
+
+/// One chunk of a request that will not be in the set.
+void tiered_chunk_store::impl::leave_out(recall_report& r, const chunk_record& record,
+                                         const fault& f) noexcept {
+  ++r.refused;
+  ++r.unreadable;
+  r.bad += record.bad;
+  if (r.first_unreadable < 0) r.first_unreadable = static_cast<chunk_id>(f.chunk);
+  note(f);
+  tell(store_event_kind::chunk_unreadable, f.sequence, f);
+}
+
+/// Adds a copy of the record to the group of loads in progress. A read that fails is tried again once: what passes in a
+/// moment should cost nobody anything.
+fault tiered_chunk_store::impl::fetch(chunk_record& record, detail::fast_slot& slot, std::uint32_t sequence,
+                                      std::int64_t chunk) noexcept {
+  fault f = tier->load(record, slot);
+  if (f.code != status::ok) f = of_chunk(f, sequence, chunk);
+  if (f.code != status::ok && costs_the_chunk(f.code)) {
+    ++counters.read_retries;
+    tell(store_event_kind::read_retried, sequence, f);
+    f = tier->load(record, slot);
+    if (f.code != status::ok) f = of_chunk(f, sequence, chunk);
+    if (f.code != status::ok && costs_the_chunk(f.code)) count_failure(record, f);
+  }
+  if (f.code == status::ok) read_again(record);
+  return f;
+}
+
+/// The same into the record's slot, which it gets if it has none.
 fault tiered_chunk_store::impl::load(chunk_record& record, std::uint32_t sequence,
                                      std::int64_t chunk) noexcept {
   const bool fresh = !record.slot;
   if (fresh && !slots.acquire(record))
     return of_chunk(make_fault(status::budget_exceeded, "no free slot", -1, 1, 0), sequence, chunk);
-  const fault f = tier->load(record, *record.slot);
-  if (f.code == status::ok) return f;
-  if (fresh) slots.release(record);
-  return of_chunk(f, sequence, chunk);
+  const fault f = fetch(record, *record.slot, sequence, chunk);
+  if (f.code != status::ok && fresh) slots.release(record);
+  return f;
 }
 
 /// For calls that need at once what they load: ends the group and waits for it, then for what other sequences'
@@ -116,9 +171,16 @@ fault tiered_chunk_store::impl::begin_recall(sequence_state& s, std::uint32_t se
       ++r.refused;
       continue;
     }
-    if (!present) f = load(record, sequence, id);
-    if (f.code != status::ok) break;
-    if (!present) record.arrival = lost_arrival;  // until there is a ticket
+    if (!present) {
+      f = load(record, sequence, id);
+      if (f.code != status::ok && costs_the_chunk(f.code) && !forced) {
+        leave_out(r, record, f);
+        f = {};
+        continue;
+      }
+      if (f.code != status::ok) break;
+      record.arrival = lost_arrival;  // until there is a ticket
+    }
     ++record.pins;
     s.coming[s.num_coming++] = {&record, id, false, !present};
     if (!own) ++s.coming_extra;
@@ -154,6 +216,7 @@ fault tiered_chunk_store::impl::enter_recall(sequence_handle sequence, stream_re
 
 status tiered_chunk_store::impl::refuse_recall(const fault& f) noexcept {
   ++counters.recalls_failed;
+  tell(store_event_kind::recall_failed, f.sequence, f);
   return fail(f);
 }
 
@@ -179,7 +242,7 @@ status tiered_chunk_store::impl::recall(sequence_handle sequence, view<const chu
     f.sequence = sequence.index;
     return refuse_recall(f);
   }
-  flip(*s, report);
+  flip(*s, sequence.index, report);
   return status::ok;
 }
 

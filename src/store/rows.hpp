@@ -31,6 +31,31 @@ void for_each_padding(const chunk_layout& layout, const F& f) noexcept {
   if (layout.layer_bytes() > raw) f(raw, layout.layer_bytes() - raw);
 }
 
+/// Calls f(offset, bytes) for the parts of a layer's piece that hold entries [first_entry, entries_per_chunk).
+template <class F>
+void for_each_tail(const chunk_layout& layout, std::int64_t first_entry, const F& f) noexcept {
+  const kv_geometry& g = layout.geometry;
+  const std::size_t each = std::size_t(g.entries_per_chunk), first = std::size_t(first_entry),
+                    left = each - first;
+  const std::size_t values = layout.value_offset(0, 0);
+  if (g.format == kv_format::deepseek_v4) {
+    const std::size_t row = std::size_t(deepseek_v4::row_bytes),
+                      scale = std::size_t(deepseek_v4::scale_row_bytes);
+    const std::size_t key = std::size_t(deepseek_v4::index_dim);
+    f(first * row, left * row);
+    f(std::size_t(deepseek_v4::scales_offset(g.entries_per_chunk)) + first * scale, left * scale);
+    f(values + first * key, left * key);
+    f(values + each * key + first * sizeof(float), left * sizeof(float));
+    return;
+  }
+  const std::size_t k = std::size_t(g.key_dim) * size_of(g.type),
+                    v = std::size_t(g.value_dim) * size_of(g.type);
+  for (std::size_t h = 0; h < std::size_t(g.kv_heads); ++h) {
+    f((h * each + first) * k, left * k);
+    f(values + (h * each + first) * v, left * v);
+  }
+}
+
 /// Copies rows [first_row, first_row + count) of `rows` [entries, heads, dim] to entries [first_entry, ...)
 /// of one layer's K or V block [heads, entries_per_chunk, dim] at `block`, rounding f32 to `stored` if that
 /// is narrower.

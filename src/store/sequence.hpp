@@ -24,6 +24,8 @@ struct pinned_chunk {
   chunk_id id = 0;
   bool imported = false;  ///< placed by append_chunk() and not confirmed by a recall since
   bool loaded = false;    ///< of a set that is being built: copied into its slot for it
+  bool selected = false;  ///< a recall has asked for it
+  bool vacated = false;   ///< makes room in the append() in progress: its pin is gone already
 };
 
 /// Everything the store knows of one open sequence. One block, allocated by open(): this struct, then its
@@ -45,8 +47,6 @@ struct sequence_state {
   std::uint32_t mark = 0;
   std::uint64_t batch_mark = 0;  ///< the append() that saw this sequence last
 
-  std::int64_t recalled_chunks = 0;  ///< complete ones at the last recall(); later ones nobody has selected
-
   std::int64_t num_pinned = 0;
   pinned_chunk* pinned = nullptr;  ///< [quota] ascending
   pinned_chunk* spare = nullptr;   ///< [quota] where the next resident set is built
@@ -67,6 +67,8 @@ struct sequence_state {
 
   std::byte* keys = nullptr;         ///< [key_streams][capacity] pages
   std::int64_t* num_keys = nullptr;  ///< [key_streams]
+
+  rollback_guard guard;  ///< of who follows rollbacks
 
   std::size_t table_bytes = 0;
   std::size_t key_bytes = 0;

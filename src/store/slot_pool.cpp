@@ -4,6 +4,7 @@
 #include <cstring>
 #include <new>
 
+#include "src/core/checked.hpp"
 #include "src/store/fast_tier.hpp"
 
 namespace flashmemory {
@@ -165,7 +166,7 @@ void slot_pool::release(chunk_record& record) noexcept {
 }
 
 void slot_pool::poison([[maybe_unused]] fast_slot& slot) noexcept {
-#ifndef NDEBUG
+#if FLASHMEMORY_CHECKED
   // All ones is a NaN in f32, bf16 and f16: whoever reads a free slot sees it in the result.
   if (slow_)
     slow_->poison(slot);

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: MIT
 #include <algorithm>
+#include <atomic>
 #include <flashmemory/error.hpp>
 #include <new>
 
 #include "src/core/format.hpp"
+#include "src/store/call_scope.hpp"
 #include "src/store/host_tier.hpp"
 #include "src/store/impl.hpp"
 
@@ -30,6 +32,12 @@ store_options checked(const store_options& options) {
   if (!options.memory.allocate || !options.memory.deallocate)
     throw argument_error(status::null_data, "store_options::memory lacks a function");
   return options;
+}
+
+/// Tells the stores of a process apart by the upper bits of their handles' generations.
+std::uint32_t next_generation_base() noexcept {
+  static std::atomic<std::uint32_t> stores{0};
+  return stores.fetch_add(1, std::memory_order_relaxed) << detail::generation_bits;
 }
 
 std::int64_t records_in(std::size_t bytes, std::size_t chunk_bytes) noexcept {
@@ -68,6 +76,7 @@ tiered_chunk_store::impl::impl(const store_options& wanted, std::unique_ptr<back
                   needed));
   tier->open_backing(options, records.max_records(), std::move(own_backing));
 
+  generation_base = next_generation_base();
   places = static_cast<detail::sequence_place*>(fast.allocate(place_bytes, alignment));
   if (!places || !tier->set_up(fast)) {
     fast.release(places, place_bytes, alignment);
@@ -104,14 +113,44 @@ status tiered_chunk_store::impl::fail(const fault& f) const noexcept {
   return f.code;
 }
 
+status tiered_chunk_store::impl::misused() const noexcept {
+  return fail(make_fault(status::bad_argument, "another thread is in a call of the store"));
+}
+
+/// What went wrong with a part of a call that goes on.
+void tiered_chunk_store::impl::note(const fault& f) const noexcept {
+  const std::lock_guard<std::mutex> lock(fault_mutex);
+  newest_fault = f;
+}
+
+void tiered_chunk_store::impl::tell(store_event_kind kind, std::int64_t sequence, const fault& why,
+                                    std::size_t bytes) const noexcept {
+  if (!options.events.notify) return;
+  store_event event;
+  event.kind = kind;
+  event.sequence = sequence;
+  event.bytes = bytes;
+  event.why = why;
+  options.events.notify(options.events.context, event);
+}
+
+bool tiered_chunk_store::impl::owns(sequence_handle sequence) const noexcept {
+  return (sequence.generation & ~detail::generation_mask) == generation_base;
+}
+
 status tiered_chunk_store::impl::find(sequence_handle sequence, sequence_state** out,
                                       const char** what) const noexcept {
   *out = nullptr;
   *what = "handle never named an open sequence";
   if (sequence.index >= static_cast<std::uint32_t>(options.max_sequences)) return status::unknown_sequence;
   const detail::sequence_place& place = places[sequence.index];
-  if (sequence.generation == 0 || sequence.generation > place.generation) return status::unknown_sequence;
-  if (sequence.generation < place.generation) {
+  const std::uint32_t generation = sequence.generation & detail::generation_mask;
+  if (generation != 0 && !owns(sequence)) {
+    *what = "handle of another store";
+    return status::unknown_sequence;
+  }
+  if (generation == 0 || generation > place.generation) return status::unknown_sequence;
+  if (generation < place.generation) {
     *what = "handle of a closed sequence";
     return status::stale_sequence;
   }
@@ -132,11 +171,13 @@ sequence_state* tiered_chunk_store::impl::find_or_fail(sequence_handle sequence,
 void tiered_chunk_store::impl::drop_reference(detail::chunk_record& record) noexcept {
   if (--record.references > 0) return;
   if (record.sealed) --sealed_records;
+  bad_records -= record.bad;
   records.release(&record);
 }
 
 void tiered_chunk_store::impl::mark_sealed(detail::chunk_record& record) noexcept {
   record.sealed = true;
+  read_again(record);
   ++sealed_records;
   ++counters.chunks_sealed;
   ++counters.chunks_written;
@@ -167,62 +208,113 @@ tiered_chunk_store::~tiered_chunk_store() = default;
 
 const kv_geometry& tiered_chunk_store::geometry() const noexcept { return impl_->geometry; }
 
-sequence_handle tiered_chunk_store::open(const sequence_options& options) { return impl_->open(options); }
+sequence_handle tiered_chunk_store::open(const sequence_options& options) {
+  const detail::call_scope scope(impl_->inside, true);
+  if (!scope.entered()) throw error(impl_->misused(), "open: another thread is in a call of the store");
+  return impl_->open(options);
+}
 
 sequence_handle tiered_chunk_store::fork(sequence_handle parent, const sequence_options& options) {
+  const detail::call_scope scope(impl_->inside, true);
+  if (!scope.entered()) throw error(impl_->misused(), "fork: another thread is in a call of the store");
   return impl_->fork(parent, options);
 }
 
 status tiered_chunk_store::truncate(sequence_handle sequence, std::int64_t tokens) noexcept {
+  const detail::call_scope scope(impl_->inside, true);
+  if (!scope.entered()) return impl_->misused();
   return impl_->truncate(sequence, tokens);
 }
 
-status tiered_chunk_store::close(sequence_handle sequence) noexcept { return impl_->close(sequence); }
+status tiered_chunk_store::close(sequence_handle sequence) noexcept {
+  const detail::call_scope scope(impl_->inside, true);
+  if (!scope.entered()) return impl_->misused();
+  return impl_->close(sequence);
+}
 
 status tiered_chunk_store::append(batch items, std::int32_t layer, const_tensor<3> k, const_tensor<3> v,
                                   stream_ref stream) noexcept {
+  const detail::call_scope scope(impl_->inside, true);
+  if (!scope.entered()) return impl_->misused();
   return impl_->append(items, layer, k, v, stream);
 }
 
 status tiered_chunk_store::begin_pass(batch items, stream_ref stream) noexcept {
+  const detail::call_scope scope(impl_->inside, true);
+  if (!scope.entered()) return impl_->misused();
   return impl_->begin_pass(items, stream);
 }
 
 status tiered_chunk_store::commit_pass(batch items, bool index_keys, stream_ref stream) noexcept {
+  const detail::call_scope scope(impl_->inside, true);
+  if (!scope.entered()) return impl_->misused();
   return impl_->commit_pass(items, index_keys, stream);
 }
 
 status tiered_chunk_store::append_index_keys(sequence_handle sequence, std::int32_t lane,
                                              std::int64_t first_key, view<const std::byte, 2> keys,
                                              stream_ref stream) noexcept {
+  const detail::call_scope scope(impl_->inside, true);
+  if (!scope.entered()) return impl_->misused();
   return impl_->append_index_keys(sequence, lane, first_key, keys, stream);
 }
 
 status tiered_chunk_store::recall(sequence_handle sequence, view<const chunk_id, 1> chunks,
                                   recall_report* report, stream_ref stream) noexcept {
+  const detail::call_scope scope(impl_->inside, true);
+  if (!scope.entered()) return impl_->misused();
   return impl_->recall(sequence, chunks, report, stream);
 }
 
 status tiered_chunk_store::start_recall(sequence_handle sequence, view<const chunk_id, 1> chunks,
                                         recall_report* report, stream_ref stream) noexcept {
+  const detail::call_scope scope(impl_->inside, true);
+  if (!scope.entered()) return impl_->misused();
   return impl_->start_recall(sequence, chunks, report, stream);
 }
 
 status tiered_chunk_store::poll_recall(sequence_handle sequence) noexcept {
+  const detail::call_scope scope(impl_->inside, true);
+  if (!scope.entered()) return impl_->misused();
   return impl_->poll_recall(sequence);
 }
 
 status tiered_chunk_store::finish_recall(sequence_handle sequence, late_policy late, recall_report* report,
                                          stream_ref stream) noexcept {
+  const detail::call_scope scope(impl_->inside, true);
+  if (!scope.entered()) return impl_->misused();
   return impl_->finish_recall(sequence, late, report, stream);
 }
 
 status tiered_chunk_store::cancel_recall(sequence_handle sequence) noexcept {
+  const detail::call_scope scope(impl_->inside, true);
+  if (!scope.entered()) return impl_->misused();
   return impl_->cancel_recall(sequence);
+}
+
+std::int64_t tiered_chunk_store::bad_chunks(sequence_handle sequence, view<chunk_id, 1> out) const noexcept {
+  sequence_state* s = nullptr;
+  const char* ignored = nullptr;
+  if (impl_->bad_records == 0 || impl_->find(sequence, &s, &ignored) != status::ok) return 0;
+  std::int64_t count = 0;
+  for (std::int64_t id = 0; id < s->complete_chunks(); ++id) {
+    if (!s->chunks[id].record->bad) continue;
+    if (out.data && count < out.shape[0]) out(count) = static_cast<chunk_id>(id);
+    ++count;
+  }
+  return count;
+}
+
+void tiered_chunk_store::guard_rollback(sequence_handle sequence, rollback_guard guard) noexcept {
+  sequence_state* s = nullptr;
+  const char* ignored = nullptr;
+  if (impl_->find(sequence, &s, &ignored) == status::ok) s->guard = guard;
 }
 
 status tiered_chunk_store::resident(sequence_handle sequence, std::int32_t layer, resident_set* out,
                                     std::uint64_t known) const noexcept {
+  const detail::call_scope scope(impl_->inside, false);
+  if (!scope.entered()) return impl_->misused();
   status code;
   const sequence_state* const s = impl_->find_or_fail(sequence, &code);
   if (!s) return code;
@@ -252,6 +344,8 @@ status tiered_chunk_store::resident(sequence_handle sequence, std::int32_t layer
 
 status tiered_chunk_store::index_keys(sequence_handle sequence, std::int32_t lane,
                                       index_key_pages* out) const noexcept {
+  const detail::call_scope scope(impl_->inside, false);
+  if (!scope.entered()) return impl_->misused();
   status code;
   const sequence_state* const s = impl_->find_or_fail(sequence, &code);
   if (!s) return code;
@@ -274,6 +368,8 @@ bool tiered_chunk_store::is_open(sequence_handle sequence) const noexcept {
 }
 
 status tiered_chunk_store::info(sequence_handle sequence, sequence_info* out) const noexcept {
+  const detail::call_scope scope(impl_->inside, false);
+  if (!scope.entered()) return impl_->misused();
   status code;
   const sequence_state* const s = impl_->find_or_fail(sequence, &code);
   if (!s) return code;
@@ -286,17 +382,22 @@ status tiered_chunk_store::info(sequence_handle sequence, sequence_info* out) co
   out->slot_bytes = std::size_t(s->num_pinned) * impl_->chunk_bytes;
   out->index_key_bytes = s->key_bytes;
   out->table_bytes = s->table_bytes;
+  out->bad_chunks = bad_chunks(sequence, {});
   out->backing_bytes = std::size_t(s->complete_chunks()) * impl_->chunk_bytes;
   return status::ok;
 }
 
 status tiered_chunk_store::read_chunk(sequence_handle sequence, chunk_id chunk,
                                       view<std::byte, 1> out) const noexcept {
+  const detail::call_scope scope(impl_->inside, false);
+  if (!scope.entered()) return impl_->misused();
   return impl_->read_chunk(sequence, chunk, out);
 }
 
 status tiered_chunk_store::append_chunk(sequence_handle sequence, view<const std::byte, 1> bytes,
                                         std::int64_t tokens) noexcept {
+  const detail::call_scope scope(impl_->inside, true);
+  if (!scope.entered()) return impl_->misused();
   return impl_->append_chunk(sequence, bytes, tokens);
 }
 

@@ -37,8 +37,8 @@ status tiered_chunk_store::impl::read_chunk(sequence_handle sequence, chunk_id c
   const std::int64_t touched = geometry.chunks_for(s->tokens + s->span_tokens);
   if (chunk < 0 || chunk >= touched) return refuse(status::out_of_range, "chunk", touched, chunk);
   if (out.shape[0] != static_cast<std::int64_t>(chunk_bytes))
-    return refuse(status::bad_shape, "out.shape[0]", static_cast<std::int64_t>(chunk_bytes), out.shape[0]);
-  if (out.stride[0] != 1) return refuse(status::bad_shape, "out.stride[0]", 1, out.stride[0]);
+    return refuse(status::bad_shape, "bytes of out", static_cast<std::int64_t>(chunk_bytes), out.shape[0]);
+  if (out.stride[0] != 1) return refuse(status::bad_shape, "stride of out", 1, out.stride[0]);
   if (!out.data) return refuse(status::null_data, "out", -1, -1);
 
   if (chunk >= s->num_chunks) {  // its first tokens do not make an entry yet
@@ -54,7 +54,9 @@ status tiered_chunk_store::impl::read_chunk(sequence_handle sequence, chunk_id c
     return status::ok;
   }
   if (record.sealed) {
-    const fault f = tier->read_record(record, out.data);
+    fault f = tier->read_record(record, out.data);
+    if (f.code == status::io_error || f.code == status::corrupt_chunk)
+      f = tier->read_record(record, out.data);  // what passes in a moment should cost nobody anything
     return f.code == status::ok ? f.code : fail(detail::of_chunk(f, sequence.index, chunk));
   }
   // In the middle of a forward pass that sends this chunk straight to the backing store, layer by layer.
@@ -79,9 +81,9 @@ status tiered_chunk_store::impl::append_chunk(sequence_handle sequence, view<con
     return fail(f);
   };
   if (bytes.shape[0] != static_cast<std::int64_t>(chunk_bytes))
-    return refuse(status::bad_shape, "bytes.shape[0]", static_cast<std::int64_t>(chunk_bytes),
+    return refuse(status::bad_shape, "length of bytes", static_cast<std::int64_t>(chunk_bytes),
                   bytes.shape[0]);
-  if (bytes.stride[0] != 1) return refuse(status::bad_shape, "bytes.stride[0]", 1, bytes.stride[0]);
+  if (bytes.stride[0] != 1) return refuse(status::bad_shape, "stride of bytes", 1, bytes.stride[0]);
   if (!bytes.data) return refuse(status::null_data, "bytes", -1, -1);
   if (tokens < 1 || tokens > per_chunk) return refuse(status::bad_argument, "tokens", per_chunk, tokens);
   if (s->in_span()) return refuse(status::out_of_order, "layer", s->next_layer, 0);
@@ -128,7 +130,7 @@ status tiered_chunk_store::impl::append_chunk(sequence_handle sequence, view<con
   s->chunks[id].record = record;
   s->num_chunks = id + 1;
   s->tokens += tokens;
-  if (resident) s->spare[next++] = {record, static_cast<chunk_id>(id), true, false};
+  if (resident) s->spare[next++] = {record, static_cast<chunk_id>(id), true};
   exchange(*s, next);
   refresh_views(*s);
   return status::ok;

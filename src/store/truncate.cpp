@@ -17,6 +17,10 @@ status tiered_chunk_store::impl::truncate(sequence_handle sequence, std::int64_t
   if (!s) return code;
   if (tokens < 0 || tokens > s->tokens)
     return fail(make_fault(status::out_of_range, "tokens", sequence.index, s->tokens, tokens));
+  if (std::int64_t lowest = 0;
+      tokens < s->tokens && s->guard.allows && !s->guard.allows(s->guard.context, sequence, tokens, &lowest))
+    return fail(make_fault(status::out_of_range, "tokens: further back than max_rollback_tokens",
+                           sequence.index, lowest, tokens));
 
   const std::int64_t entries = geometry.entries_for(tokens);
   const std::int64_t complete = entries / geometry.entries_per_chunk;
@@ -56,7 +60,7 @@ status tiered_chunk_store::impl::truncate(sequence_handle sequence, std::int64_t
   tier->begin_loads(true);
 
   std::int64_t next = 0;
-  bool imported = false;  // the chunk that is reopened
+  bool imported = false, selected = false;  // the chunk that is reopened
   fault f;
   for (std::int64_t i = 0; i < kept; ++i) {
     const pinned_chunk& old = s->pinned[i];
@@ -66,9 +70,10 @@ status tiered_chunk_store::impl::truncate(sequence_handle sequence, std::int64_t
     }
     if (shared && old.id == reopened) {
       imported = old.imported;
+      selected = old.selected;
       continue;
     }
-    s->spare[next++] = {old.record, old.id, old.imported, false};
+    s->spare[next++] = {old.record, old.id, old.imported, false, old.selected};
   }
   for_each_missing([&](std::int64_t id) {
     chunk_record& record = *s->chunks[id].record;
@@ -91,14 +96,14 @@ status tiered_chunk_store::impl::truncate(sequence_handle sequence, std::int64_t
         f = tier->copy_slot(*own->slot, *shared->slot);
       } else {
         tier->begin_loads(true);
-        f = tier->load(*shared, *own->slot);
+        f = fetch(*shared, *own->slot, sequence.index, reopened);
         if (const fault settled = settle(nullptr, 0); f.code == status::ok) f = settled;
       }
       if (f.code != status::ok) f = detail::of_chunk(f, sequence.index, reopened);
     }
     if (f.code == status::ok) {
       own->references = 1;
-      s->spare[next++] = {own, static_cast<chunk_id>(reopened), imported, false};
+      s->spare[next++] = {own, static_cast<chunk_id>(reopened), imported, false, selected};
     } else if (own) {
       slots.release(*own);
       records.release(own);
@@ -118,6 +123,7 @@ status tiered_chunk_store::impl::truncate(sequence_handle sequence, std::int64_t
     ++counters.copies_on_write;
   } else if (reopened >= 0) {
     s->chunks[reopened].record->sealed = false;
+    read_again(*s->chunks[reopened].record);
     --sealed_records;
   }
   for (std::int64_t id = chunks; id < s->num_chunks; ++id) {
@@ -126,7 +132,6 @@ status tiered_chunk_store::impl::truncate(sequence_handle sequence, std::int64_t
   }
   s->num_chunks = chunks;
   s->tokens = tokens;
-  s->recalled_chunks = std::min(s->recalled_chunks, complete);
   s->coming_complete = std::min(s->coming_complete, complete);
   s->span_tokens = 0;
   s->next_layer = 0;

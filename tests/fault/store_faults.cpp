@@ -175,7 +175,28 @@ TEST_CASE("whichever write fails, nothing has changed and the same call succeeds
   }
 }
 
-TEST_CASE("whichever read fails, nothing has changed and the same call succeeds when repeated") {
+TEST_CASE("a read that fails once costs nothing, whichever it is") {
+  failing_backing::switches clean;
+  REQUIRE(scripted(clean, false).run() == 0);
+  const bool changed = GENERATE(false, true);
+  for (std::int64_t n = 0; n < clean.reads; ++n) {
+    CAPTURE(n, changed);
+    failing_backing::switches control;
+    control.verify = true;
+    (changed ? control.flip_read : control.fail_read) = n;
+    scripted script(control, false);
+    REQUIRE(script.run() == 0);
+    script.check_all();
+    const fm::store_counters c = script.store->counters();
+    REQUIRE(c.read_retries == 1);
+    REQUIRE(c.chunks_unreadable == 0);
+    REQUIRE(c.faults == 0);
+  }
+}
+
+TEST_CASE(
+    "a read that fails twice costs a recall the chunk; else nothing has changed, and the call may be "
+    "repeated") {
   failing_backing::switches clean;
   REQUIRE(scripted(clean, false).run() == 0);
   REQUIRE(clean.reads > 10);
@@ -183,14 +204,19 @@ TEST_CASE("whichever read fails, nothing has changed and the same call succeeds 
     CAPTURE(n);
     failing_backing::switches control;
     control.fail_read = n;
+    control.failing_reads = 2;
     control.os_error = EIO;
     scripted script(control, false);
-    REQUIRE(script.run() == 1);
+    const int failed = script.run();
     script.check_all();
+    const fm::store_counters c = script.store->counters();
+    REQUIRE(failed + c.chunks_unreadable == 1);
+    REQUIRE(c.selected == c.hits + c.recalled + c.refused);
+    REQUIRE(c.chunks_bad == 0);
   }
 }
 
-TEST_CASE("whichever read returns a changed byte, it is found and never used") {
+TEST_CASE("whichever reads return a changed byte, it is found and never used") {
   failing_backing::switches clean;
   clean.verify = true;
   REQUIRE(scripted(clean, false).run() == 0);
@@ -199,11 +225,14 @@ TEST_CASE("whichever read returns a changed byte, it is found and never used") {
     failing_backing::switches control;
     control.verify = true;
     control.flip_read = n;
+    control.failing_reads = 2;
     control.flip_at = std::size_t(n * 37);
     scripted script(control, false);
     script.expected = status::corrupt_chunk;
-    REQUIRE(script.run() == 1);
+    const int failed = script.run();
     script.check_all();
+    REQUIRE(failed + script.store->counters().chunks_unreadable == 1);
+    REQUIRE(script.store->counters().chunks_bad == 1);
   }
 }
 
@@ -255,7 +284,6 @@ TEST_CASE("one changed byte anywhere in the file is a corrupt chunk that names s
   while (at < file.size() && std::memcmp(file.data() + at, chunk.data(), bytes) != 0) at += bytes;
   REQUIRE(at < file.size());
 
-  const snapshot before(store, s);
   const auto flip = [&](std::size_t offset) {
     std::fstream f(backing, std::ios::binary | std::ios::in | std::ios::out);
     f.seekg(std::streamoff(at + offset));
@@ -268,19 +296,22 @@ TEST_CASE("one changed byte anywhere in the file is a corrupt chunk that names s
     CAPTURE(offset);
     flip(offset);
     fm::recall_report r;
-    REQUIRE(recall(store, s, {5, 6, 7}, &r) == status::corrupt_chunk);
+    REQUIRE(recall(store, s, {5, 6, 7}, &r) == status::ok);
+    CHECK(resident_ids(store, s) == ids{0, 5, 7, 18, 19, 20});
+    CHECK(r.first_unreadable == 6);
     const fm::fault f = store.last_fault();
     CHECK(f.code == status::corrupt_chunk);
     CHECK(f.sequence == s.handle.index);
     CHECK(f.chunk == 6);
     CHECK(f.layer == std::int64_t(offset / layout.layer_bytes()));
-    CHECK(snapshot(store, s) == before);
     CHECK(resident_bytes_right(store, s));
+    const snapshot after(store, s);
     std::vector<std::byte> out(bytes);
     CHECK(store.read_chunk(s.handle, 6, fm::view<std::byte, 1>(out.data(), bytes)) == status::corrupt_chunk);
     CHECK(store.truncate(s.handle, 26) == status::corrupt_chunk);
-    CHECK(snapshot(store, s) == before);
+    CHECK(snapshot(store, s) == after);
     CHECK_THROWS_AS(store.fork(s.handle, tokens(200)), fm::error);
+    CHECK(snapshot(store, s) == after);
     flip(offset);
   }
   CHECK(recall(store, s, {5, 6, 7}) == status::ok);
@@ -294,12 +325,15 @@ TEST_CASE("a file that somebody cut short is an io_error") {
   fm::tiered_chunk_store store(o);
   engine_sequence s = open(store, tokens(200, 8));
   REQUIRE(grow(store, s, 82, 1) == status::ok);
-  const snapshot before(store, s);
   std::filesystem::resize_file(nameless_file_of(path), 10);
-  CHECK(recall(store, s, {3}) == status::io_error);
+  fm::recall_report r;
+  CHECK(recall(store, s, {3}, &r) == status::ok);
+  CHECK(r.unreadable == 1);
+  CHECK(store.last_fault().code == status::io_error);
   CHECK(store.last_fault().os_error == EIO);
   CHECK(store.last_fault().chunk == 3);
-  CHECK(snapshot(store, s) == before);
+  std::vector<std::byte> out(fm::chunk_layout(o.geometry).chunk_bytes());
+  CHECK(store.read_chunk(s.handle, 3, fm::view<std::byte, 1>(out.data(), out.size())) == status::io_error);
 }
 
 TEST_CASE("RAM is verified only when asked to") {
@@ -311,7 +345,10 @@ TEST_CASE("RAM is verified only when asked to") {
   engine_sequence s = open(store, tokens(200, 8));
   REQUIRE(grow(store, s, 82, 1) == status::ok);
   control.flip_read = control.reads;
-  CHECK(recall(store, s, {3}) == (verify ? status::corrupt_chunk : status::ok));
+  control.failing_reads = 2;
+  fm::recall_report r;
+  CHECK(recall(store, s, {3}, &r) == status::ok);
+  CHECK(r.unreadable == (verify ? 1 : 0));
 }
 
 TEST_CASE("backing stores refuse sizes that cannot be and ranges outside of a record") {

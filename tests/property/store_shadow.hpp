@@ -18,7 +18,7 @@ struct shadow_sequence {
   std::vector<int> chunks;  ///< number of the record behind each chunk
   std::set<int> resident;   ///< chunk ids
   std::set<int> imported;
-  int recalled = 0;                          ///< complete chunks at the last recall
+  std::set<int> selected;                    ///< of them, those that a recall has asked for
   std::vector<std::vector<std::byte>> keys;  ///< [streams] rows
 
   std::int64_t span_tokens = 0;
@@ -129,14 +129,14 @@ class shadow_store {
       if (forced(q, id, done)) ids.push_back(id);
     return ids;
   }
-  /// What makes room for a span that brings whole chunks of its own.
+  /// What makes room for a span where the quota is full.
   std::vector<int> giving_way(const shadow_sequence& q, std::int64_t tokens) const {
     const int done = int(g.entries_for(q.s.tokens + tokens) / g.entries_per_chunk);
-    if (q.whole || done <= existing(q.s.tokens)) return {};
+    if (q.whole) return {};
     std::int64_t wanted = std::int64_t(q.resident.size() + newly_resident(q, tokens).size()) - q.quota;
     std::vector<int> ids;
     for (int id : q.resident)
-      if (wanted > 0 && id >= q.recalled && !forced(q, id, complete(q)) && !forced(q, id, done)) {
+      if (wanted > 0 && !q.selected.count(id) && !forced(q, id, complete(q)) && !forced(q, id, done)) {
         ids.push_back(id);
         --wanted;
       }
@@ -230,7 +230,7 @@ class shadow_store {
     for (int id : q.resident) r.evicted += next.count(id) == 0;
     r.bytes = r.recalled * std::int64_t(fm::chunk_layout(g).chunk_bytes());
     q.resident = next;
-    q.recalled = q.coming_complete;
+    q.selected = both(std::set<int>(q.coming.begin(), q.coming.end()), next);
     q.imported.clear();
     const std::int64_t cancelled = counters.recalls_cancelled;
     cancel(q);
@@ -274,10 +274,17 @@ class shadow_store {
     for (int id : old) r.evicted += next.count(id) == 0;
     r.bytes = r.recalled * std::int64_t(fm::chunk_layout(g).chunk_bytes());
     q.resident = next;
-    q.recalled = done;
+    q.selected = both(std::set<int>(wanted.begin(), wanted.end()), next);
     q.imported.clear();
     count(r);
     return r;
+  }
+
+  static std::set<int> both(const std::set<int>& a, const std::set<int>& b) {
+    std::set<int> out;
+    for (int id : a)
+      if (b.count(id)) out.insert(id);
+    return out;
   }
 
   void count(const fm::recall_report& r) {
@@ -320,7 +327,7 @@ class shadow_store {
       at = q.resident.count(*at) ? std::next(at) : q.imported.erase(at);
     q.chunks.resize(std::size_t(chunks));
     q.s.tokens = tokens;
-    q.recalled = std::min(q.recalled, done);
+    q.selected = both(q.selected, q.resident);
     q.coming_complete = std::min(q.coming_complete, done);
     q.s.tags.resize(std::size_t(g.entries_for(tokens)));
     q.span_tokens = 0;
@@ -376,7 +383,7 @@ class shadow_store {
     }
     q.resident = settle(q, parent.resident, int(q.chunks.size()), done);
     q.keys = parent.keys;
-    q.recalled = parent.recalled;
+    q.selected = both(parent.selected, q.resident);
     const auto most = std::size_t(o.max_tokens / g.index_keys.tokens_per_key * g.index_keys.bytes());
     for (auto& stream : q.keys)
       if (stream.size() > most) stream.resize(most);
@@ -414,6 +421,7 @@ class shadow_store {
     }
     for (auto at = q.imported.begin(); at != q.imported.end();)
       at = q.resident.count(*at) ? std::next(at) : q.imported.erase(at);
+    q.selected = both(q.selected, q.resident);
   }
 };
 

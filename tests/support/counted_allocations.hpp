@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Counts every allocation of the program: it replaces operator new, so one source file of a program of its own includes
+// Counts every allocation of the program, and refuses one of them on demand: it replaces operator new, so one source file of a program of its own includes
 // it.
 #include <atomic>
 #include <cstddef>
@@ -12,11 +12,18 @@
 namespace {
 
 std::atomic<std::int64_t> allocations{0};
+/// Allocations that still succeed before one, and only one, is refused; negative = all do.
+[[maybe_unused]] std::atomic<std::int64_t> allocations_left{-1};
+
+void* counted_or_null(std::size_t bytes, std::size_t alignment) noexcept {
+  ++allocations;
+  if (allocations_left >= 0 && allocations_left-- == 0) return nullptr;
+  const std::size_t a = alignment < sizeof(void*) ? sizeof(void*) : alignment;
+  return std::aligned_alloc(a, (bytes + a) / a * a);
+}
 
 void* counted(std::size_t bytes, std::size_t alignment) {
-  ++allocations;
-  const std::size_t a = alignment < sizeof(void*) ? sizeof(void*) : alignment;
-  void* const p = std::aligned_alloc(a, (bytes + a) / a * a);
+  void* const p = counted_or_null(bytes, alignment);
   if (p == nullptr) throw std::bad_alloc();
   return p;
 }
@@ -31,16 +38,16 @@ void* counted(std::size_t bytes, std::size_t alignment) {
   return counted(n, std::size_t(a));
 }
 [[gnu::noinline]] void* operator new(std::size_t n, const std::nothrow_t&) noexcept {
-  return counted(n, alignof(std::max_align_t));
+  return counted_or_null(n, alignof(std::max_align_t));
 }
 [[gnu::noinline]] void* operator new(std::size_t n, std::align_val_t a, const std::nothrow_t&) noexcept {
-  return counted(n, std::size_t(a));
+  return counted_or_null(n, std::size_t(a));
 }
 [[gnu::noinline]] void* operator new[](std::size_t n, const std::nothrow_t&) noexcept {
-  return counted(n, alignof(std::max_align_t));
+  return counted_or_null(n, alignof(std::max_align_t));
 }
 [[gnu::noinline]] void* operator new[](std::size_t n, std::align_val_t a, const std::nothrow_t&) noexcept {
-  return counted(n, std::size_t(a));
+  return counted_or_null(n, std::size_t(a));
 }
 [[gnu::noinline]] void operator delete(void* p) noexcept { std::free(p); }
 [[gnu::noinline]] void operator delete[](void* p) noexcept { std::free(p); }

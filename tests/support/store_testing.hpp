@@ -71,12 +71,13 @@ class temporary_path {
   std::string path_ = folder_.file("store");
 };
 
-/// Passes calls on to another backing store and refuses the n-th read or write.
+/// Passes calls on to another backing store and refuses the n-th read or write, or several from there on.
 class failing_backing : public fm::backing_store {
  public:
   struct switches {
     std::int64_t reads = 0, writes = 0;  ///< so far
     std::int64_t fail_read = -1;         ///< the read with this number fails
+    std::int64_t failing_reads = 1;      ///< as many running; flip_read likewise
     std::int64_t fail_write = -1;
     std::int64_t read_only_after = -1;  ///< every write from this number on fails
     int os_error = 5;
@@ -104,18 +105,23 @@ class failing_backing : public fm::backing_store {
   fm::status read(std::int64_t record, std::size_t offset, void* data, std::size_t bytes,
                   int* os_error) const noexcept override {
     const std::int64_t number = control_->reads++;
-    if (number == control_->fail_read) {
+    if (hit(control_->fail_read, number)) {
       std::memset(data, 0x5a, bytes / 2);
       *os_error = control_->os_error;
       return fm::status::io_error;
     }
     const fm::status code = inner_->read(record, offset, data, bytes, os_error);
-    if (number == control_->flip_read) static_cast<unsigned char*>(data)[control_->flip_at % bytes] ^= 0x10;
+    if (hit(control_->flip_read, number))
+      static_cast<unsigned char*>(data)[control_->flip_at % bytes] ^= 0x10;
     return code;
   }
   bool needs_verification() const noexcept override { return control_->verify; }
 
  private:
+  bool hit(std::int64_t first, std::int64_t number) const noexcept {
+    return first >= 0 && number >= first && number < first + control_->failing_reads;
+  }
+
   std::unique_ptr<fm::backing_store> inner_;
   switches* control_;
 };

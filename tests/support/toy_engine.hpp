@@ -134,6 +134,7 @@ class failing_store final : public fm::chunk_store {
   std::int64_t fail_append_keys_after = -1;  ///< calls that still succeed; -1 = all
   fm::status fail_info = fm::status::ok;
   fm::status fail_resident = fm::status::ok;
+  std::map<fm::chunk_id, fm::status> fail_reads;  ///< of read_chunk()
   /// Copies of a started recall are there after that many calls of poll_recall(); finish_recall() that waits gets them
   /// at once, unless they are stuck.
   std::int64_t polls_until_landed = 0;
@@ -223,6 +224,12 @@ class failing_store final : public fm::chunk_store {
   fm::status commit_pass(fm::batch items, bool keys, fm::stream_ref r) noexcept override {
     return inner_.commit_pass(items, keys, r);
   }
+  std::int64_t bad_chunks(fm::sequence_handle s, fm::view<fm::chunk_id, 1> out) const noexcept override {
+    return inner_.bad_chunks(s, out);
+  }
+  void guard_rollback(fm::sequence_handle s, fm::rollback_guard guard) noexcept override {
+    inner_.guard_rollback(s, guard);
+  }
   bool is_open(fm::sequence_handle s) const noexcept override { return inner_.is_open(s); }
   fm::status info(fm::sequence_handle s, fm::sequence_info* out) const noexcept override {
     ++infos;
@@ -231,6 +238,7 @@ class failing_store final : public fm::chunk_store {
   }
   fm::status read_chunk(fm::sequence_handle s, fm::chunk_id c,
                         fm::view<std::byte, 1> out) const noexcept override {
+    if (const auto at = fail_reads.find(c); at != fail_reads.end()) return fail(at->second, s, c);
     return inner_.read_chunk(s, c, out);
   }
   fm::status append_chunk(fm::sequence_handle s, fm::view<const std::byte, 1> b,
@@ -253,6 +261,11 @@ class failing_store final : public fm::chunk_store {
   }
   fm::chunk_store& inner_;
 };
+
+inline std::int64_t tokens(const fm::chunk_store& store, fm::sequence_handle handle) {
+  fm::sequence_info i;
+  return store.info(handle, &i) == fm::status::ok ? i.tokens : -1;
+}
 
 /// A sequence as the engine sees it. `tag` decides its vectors; `branch` changes them from a token on.
 struct sequence {

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 flashmemory_test(flashmemory_attend_unit LABELS unit SOURCES
+  ${CMAKE_CURRENT_LIST_DIR}/attend/edges.cpp
   ${CMAKE_CURRENT_LIST_DIR}/attend/input.cpp
   ${CMAKE_CURRENT_LIST_DIR}/attend/lists.cpp
   ${CMAKE_CURRENT_LIST_DIR}/attend/mass.cpp

@@ -9,3 +9,9 @@ flashmemory_test(flashmemory_store_slots LABELS unit SOURCES ${_store}/store/slo
   ${PROJECT_SOURCE_DIR}/src/store/slot_pool.cpp ${PROJECT_SOURCE_DIR}/src/store/chunk_record.cpp)
 # alone, because it replaces operator new
 flashmemory_test(flashmemory_store_allocation LABELS unit SOURCES ${_store}/store/allocation.cpp)
+flashmemory_test(flashmemory_store_late LABELS unit INTERNAL LIBRARIES xxHash::inline SOURCES ${_store}/store/late.cpp)
+# The store's own files once more, with the checks that the library may have been built without.
+file(GLOB _store_sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/src/store/*.cpp)
+flashmemory_test(flashmemory_store_checked LABELS unit INTERNAL LIBRARIES xxHash::inline fmt::fmt-header-only
+  SOURCES ${_store}/store/checked.cpp ${_store_sources})
+target_compile_definitions(flashmemory_store_checked PRIVATE FLASHMEMORY_CHECKED=1)

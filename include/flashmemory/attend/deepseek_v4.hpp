@@ -39,7 +39,7 @@ struct entry_source {
   page_pool pool;
   view<const std::int32_t, 2>
       entries;  ///< [rows, capacity] entry numbers; those outside the pool, -1 above all, are
-                ///< ignored. Data null = no such source
+                ///< ignored. A default view, or a capacity of 0, = no entries from here
   view<const std::int32_t, 1>
       counts;  ///< [rows] how many of a row's numbers count, clamped to [0, capacity]; data
                ///< null = all

@@ -17,14 +17,15 @@ struct attend_options {
   float logit_soft_cap =
       0;  ///< c > 0: logit = c * tanh(logit / c), after scaling; not with DeepSeek-V4's entries
   view<const float, 1>
-      sink_logits;  ///< [query heads]: a logit without a value in each head's denominator, unscaled
+      sink_logits;  ///< [query heads]: a logit without a value in each head's denominator, unscaled. +inf
+                    ///< leaves nothing for the entries: the output is zero and lse is +inf
   view<float, 2>
       lse;  ///< [query tokens, query heads] out: natural log of the softmax denominator, sink included;
             ///< -inf if that is 0, as it is for a row that attends to nothing
 
   /// Level 2, CPU and separate K and V only: entry positions in the sequence that a row may attend to, [query tokens, k];
-  /// -1 pads, any order, no duplicates. Entries that the row may not see yet are skipped. Data null = all resident
-  /// entries.
+  /// -1 pads, any order, no duplicates. Entries that the row may not see yet are skipped. k of 0 = none; only a
+  /// default view = all resident entries.
   view<const std::int32_t, 2> entries;
 
   workspace

@@ -17,7 +17,7 @@ inline namespace v0 {
 inline constexpr std::int32_t max_query_tokens = 8;
 
 /// Bytes of scratch for sparse_attend() with up to `rows` query tokens in all and sequences of up to
-/// `max_resident_chunks` resident chunks.
+/// `max_resident_chunks` resident chunks; the largest size_t if that is more than can be addressed.
 FLASHMEMORY_API std::size_t attend_workspace_bytes(const kv_geometry& geometry, std::int32_t query_heads,
                                                    std::int64_t rows,
                                                    std::int64_t max_resident_chunks) noexcept;
@@ -45,7 +45,7 @@ FLASHMEMORY_API status sparse_attend(const chunk_reader& reader, batch items, st
                                      stream_ref stream) noexcept;
 
 /// Joins two partial results over disjoint sets of entries into the result over both, in place of the first.
-/// The sink logit must be part of at most one of them.
+/// The sink logit must be part of at most one of them. A part with lse +inf has all the weight.
 /// \param[in,out] out  [rows, heads, value_dim]
 /// \param[in,out] lse  [rows, heads]
 /// \param[in]     other_out, other_lse  the other part

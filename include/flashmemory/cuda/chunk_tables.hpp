@@ -59,9 +59,11 @@ class FLASHMEMORY_API chunk_tables {
   /// Bytes of changes that were sent so far.
   std::int64_t bytes_sent() const noexcept;
 
-  /// What a row shows is taken from the reader's sets by their versions, so that a row whose set has not changed costs next
-  /// to nothing. Makes row i show what items(i) may attend to in `layer`; rows beyond the items, and items with a default
-  /// sequence_handle, become empty. Enqueued on `stream`: earlier work sees the old tables, later work the new ones.
+  /// Makes row i show what items(i) may attend to in `layer`; rows beyond the items, and items with a default
+  /// sequence_handle, become empty. A row costs next to nothing while its set keeps its version. If `stream` is not the one
+  /// that a tiered_chunk_store was given last, it is made to wait for what that one has queued, so that attention here reads
+  /// what has been appended there; appending waits for this stream only if it is given to the store. Enqueued on `stream`:
+  /// earlier work sees the old tables, later work the new ones.
   /// Never allocates; never blocks, unless the host is staging_steps ahead of the device. Not to be captured.
   /// \returns bad_shape for more items than rows, budget_exceeded (expected, actual) for more chunks than max_chunks,
   ///     timed_out if the device is still behind at the context's deadline, unsupported for stream_ref::host(), cuda_error, what

@@ -110,7 +110,8 @@ class FLASHMEMORY_API decode_step {
   ///     not; what commit_pass() returns, after which it can be called again
   status finish(stream_ref stream) noexcept;
 
-  /// Gives the open step up, so that its sequences are what they were before prepare(). Harmless without one.
+  /// Gives the open step up, so that its sequences are what they were before prepare(). Harmless without one. If some
+  /// sequence cannot be rolled back (last_fault() says why) the step stays open for it, and the call may be repeated.
   void abandon() noexcept;
 
   /// Details of the last call that did not return ok.

@@ -37,7 +37,8 @@ class FLASHMEMORY_API random_indexer final : public indexer {
 /// Keeps per-chunk summaries of K, taken from the store when a chunk is first scored: 2 x layers x kv_heads x
 /// key_dim floats a chunk, reserved by the constructor and touched as used. The two chunks that were newest
 /// at the last scoring are always taken again, and everything from where a sequence was seen to be shorter; a
-/// rollback further than that between two scorings, made up for by new tokens, goes unnoticed. Not for
+/// rollback further than that between two scorings, made up for by new tokens, goes unnoticed. A chunk that
+/// cannot be read scores NaN, which ranks last; one that the medium refused is tried again the next time. Not for
 /// several threads at a time.
 class FLASHMEMORY_API quest_indexer final : public indexer {
  public:

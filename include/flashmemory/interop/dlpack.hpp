@@ -12,10 +12,16 @@ namespace flashmemory {
 inline namespace v0 {
 
 /// Sets `out` to what a DLTensor describes: byte_offset honoured, null strides mean compact.
-/// \returns false if its rank is not `Rank`, or its element type is none of f32, bf16 and f16
+/// \param device  where the tensor must lie: nothing in a view says so. kDLCPU also takes host memory that is pinned
+///     for a device, kDLCUDA memory that CUDA manages
+/// \returns false if its rank is not `Rank`, its element type is none of f32, bf16 and f16, or it lies elsewhere
 template <int Rank>
-bool from_dlpack(const DLTensor& in, tensor<Rank>& out) noexcept {
+bool from_dlpack(const DLTensor& in, tensor<Rank>& out, DLDeviceType device = kDLCPU) noexcept {
   if (in.ndim != Rank || in.dtype.lanes != 1) return false;
+  const DLDeviceType at = in.device.device_type;
+  if (at != device && !(device == kDLCPU && at == kDLCUDAHost) &&
+      !(device == kDLCUDA && at == kDLCUDAManaged))
+    return false;
   if (in.dtype.code == kDLFloat && in.dtype.bits == 32) {
     out.type = dtype::f32;
   } else if (in.dtype.code == kDLFloat && in.dtype.bits == 16) {

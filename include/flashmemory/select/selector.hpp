@@ -33,8 +33,9 @@ struct selector_options {
   /// How far truncate() may go back, counted from the longest length that was observed, without the key
   /// encoder losing its window. Going back to 0 is always possible.
   std::int32_t max_rollback_tokens = 64;
-  bool stagger =
-      true;  ///< spread refreshes over the interval, so that sequences do not all refresh on one step
+  /// Spread refreshes over the interval, so that sequences do not all refresh on one step: the first one after the warm
+  /// start comes early, by how much depends on the length of the sequence's prompt and on nothing else.
+  bool stagger = true;
   apply_mode apply = apply_mode::at_once;
   /// Overlapped: a set that was chosen more steps ago than this when its chunks are not there yet is late.
   /// Room for as many steps' tokens, at most an interval's, is kept free in a sequence's quota; see
@@ -78,6 +79,9 @@ struct selector_counters {
   std::int64_t steps = 0;  ///< calls of select_chunks()
   std::int64_t refreshes = 0;
   std::int64_t refreshes_failed = 0;
+  std::int64_t retries =
+      0;  ///< refreshes that were due early, since the one before met something that may pass
+  std::int64_t unreadable = 0;  ///< chunks that refreshes had to leave out; sum of recall_report::unreadable
   std::int64_t nan_scores = 0;
   std::int64_t nan_keys = 0;    ///< keys that NaN or Inf went into; stored as all zero
   std::int64_t widened = 0;     ///< stage changes towards more
@@ -100,6 +104,7 @@ class FLASHMEMORY_API selector {
   /// For backends: with a level 1 of theirs.
   selector(std::unique_ptr<detail::level1> scoring, chunk_store& store, const selection_policy& policy,
            const selector_options& options);
+  /// Gives up the refreshes that are under way, with the recalls that were started for them.
   ~selector();
   selector(const selector&) = delete;
   selector& operator=(const selector&) = delete;
@@ -116,13 +121,14 @@ class FLASHMEMORY_API selector {
   ///     and the child's is not, since the parent then was not observed; error with unknown_sequence
   void attach_fork(sequence_handle parent, sequence_handle child, const selection_policy* policy = nullptr);
 
-  /// Stops to serve a sequence. Closed sequences are detached by attach() of a new one in their place.
+  /// Stops to serve a sequence, and gives up a recall that was started for it. Closed sequences are detached by attach() of a new one in their place.
   void detach(sequence_handle sequence) noexcept;
 
   /// Shows the hidden states of one layer for this forward pass; layers that no tap reads are ignored, and so
   /// are sequences whose policy is `everything`. For a key tap, the index keys that became complete are
   /// encoded and appended to the store. Call it for every tap layer in every forward pass, prefill included,
-  /// before select_chunks(). After store.truncate() simply continue at the shorter length.
+  /// before select_chunks(). After store.truncate() simply continue at the shorter length; the store refuses to go
+  /// back further than the key encoder can follow (out_of_range, fault: max_rollback_tokens).
   ///
   /// NaNs and Infs are no error: in the newest token they travel to the scores; a key that they went into is
   /// stored as all zero. Both are counted.
@@ -147,6 +153,7 @@ class FLASHMEMORY_API selector {
   status report_attention_mass(sequence_handle sequence, float mass) noexcept;
 
   /// The last refresh of a sequence.
+  /// \returns stale_sequence if it was closed
   status report(sequence_handle sequence, selection_report* out) const noexcept;
 
   /// Scores of the last refresh [complete_chunks then]; valid until the next call that refreshes any
@@ -194,8 +201,8 @@ class FLASHMEMORY_API selector {
 /// The first of the two calls of every step: once, after the last layer. Counts tokens per sequence; for a
 /// sequence that is due, scores its chunks, applies the policy and exchanges its resident set, which then
 /// serves the next `interval` tokens. The first call for a sequence (after its prompt) is the warm start;
-/// from then on it is due every `interval` tokens, the first time earlier where that spreads refreshes of
-/// several sequences over different steps. After a rollback by a whole interval or more it is due at once,
+/// from then on it is due every `interval` tokens, the first time earlier with selector_options::stagger, which spreads
+/// the refreshes of several sequences over different steps. After a rollback by a whole interval or more it is due at once,
 /// after a shorter one when it gets to where it would have been due.
 ///
 /// In overlapped mode a call moves each refresh under way as far as it gets without blocking - scores, plan, recall, new
@@ -203,10 +210,14 @@ class FLASHMEMORY_API selector {
 /// CPU backend, is in force when it returns. A sequence has one refresh under way at most. While it is on its way
 /// chunks that are completed stay resident. selection_report::staleness says how old a set was when it came into force.
 ///
-/// When nothing is due it costs next to nothing. It never allocates. If a sequence's refresh fails its old
-/// set stays, the others go on, and the first error is returned; it is tried again after another interval, or
-/// at once by request_refresh().
-/// \returns hidden_missing or index_keys_missing if observe() was not called for all taps; what recall() returns; timed_out
+/// When nothing is due it costs next to nothing. It never allocates. A recall that the sequence has under way from
+/// elsewhere is cancelled. If a sequence's refresh fails its old set stays, the others go on, and the first error is
+/// returned; it is tried again after another interval, or at once by request_refresh(). What may pass - cuda_error,
+/// timed_out, chunks that could not be read - is tried again after 1 token, then 2, 4, 8 and so on, up to the interval.
+/// Chunks that could not be read are no error: the rest of the set comes into force, and a chunk that is bad is not
+/// planned any more; see selection_report::recall and selector_counters::unreadable.
+/// \returns stale_sequence if a sequence was closed, without any change; hidden_missing or index_keys_missing if observe() was
+///     not called for all taps; what recall() returns; timed_out
 FLASHMEMORY_API status select_chunks(selector& select, batch items, stream_ref stream) noexcept;
 
 }  // namespace v0

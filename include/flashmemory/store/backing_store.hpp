@@ -14,7 +14,8 @@ inline namespace v0 {
 
 /// Where the complete copy of every chunk lies: a flat space of records of equal size. An engine may bring
 /// its own (another medium, a wrapper that injects faults); the store above it does the checksums. Calls are
-/// made from one thread at a time.
+/// made from one thread at a time, also where several threads are in const calls of the store, unless
+/// concurrent_reads() says that reads may meet.
 class FLASHMEMORY_API backing_store {
  public:
   virtual ~backing_store() = default;
@@ -42,6 +43,9 @@ class FLASHMEMORY_API backing_store {
   /// True if what is read should be verified against its checksum (media that can rot or be changed by
   /// others).
   virtual bool needs_verification() const noexcept = 0;
+
+  /// True if read() may be called by several threads at once. write() never runs beside another call.
+  virtual bool concurrent_reads() const noexcept { return false; }
 
  protected:
   backing_store() = default;

@@ -70,8 +70,8 @@ class FLASHMEMORY_API chunk_reader {
                             view<std::byte, 1> out) const noexcept = 0;
 
   /// The one place to look after any call of a step that did not return ok: details of the last such call, const calls
-  /// and those of attention, selectors and tables over this reader included; with several threads in const calls, of any
-  /// of them.
+  /// and those of attention, selectors and tables over this reader included, or of the chunk that a recall left out last,
+  /// whichever is newer; with several threads in const calls, of any of them.
   virtual fault last_fault() const noexcept = 0;
 
   /// Takes note of a fault that a call over this reader met, for last_fault(). A reader need not.

@@ -14,15 +14,28 @@
 namespace flashmemory {
 inline namespace v0 {
 
-/// How a change of the resident set went. selected = hits + recalled + refused.
+/// Asked before truncate() shortens a sequence, by whoever keeps something besides K/V that has to follow; see
+/// chunk_store::guard_rollback().
+struct rollback_guard {
+  void* context = nullptr;
+  /// Whether `sequence` may go back to `tokens`; if not, the shortest length that is in reach in `*lowest`.
+  bool (*allows)(void* context, sequence_handle sequence, std::int64_t tokens,
+                 std::int64_t* lowest) = nullptr;
+};
+
+/// How a change of the resident set went, chunk by chunk. selected = hits + recalled + refused.
 struct recall_report {
   std::int64_t selected = 0;
   std::int64_t hits = 0;      ///< were in the fast tier already
   std::int64_t recalled = 0;  ///< were copied from the backing store
-  std::int64_t refused =
-      0;  ///< found no slot within the quota or the transition pool; the last of the request
+  /// Found no slot within the quota or the transition pool - the last of the request - or could not be read.
+  std::int64_t refused = 0;
   std::int64_t evicted = 0;  ///< chunks that lost their pin
   std::int64_t bytes = 0;    ///< recalled x chunk bytes
+  std::int64_t unreadable =
+      0;                 ///< of refused: corrupt, or the medium would not give them; the rest came into force
+  std::int64_t bad = 0;  ///< of unreadable: given up, so that planning should leave them out
+  chunk_id first_unreadable = -1;
 };
 
 /// What finish_recall() does about copies that are still under way.
@@ -47,6 +60,10 @@ struct store_counters {
   std::int64_t copies_on_write =
       0;                    ///< chunks duplicated because a fork or rollback had to write into a shared one
   std::int64_t faults = 0;  ///< calls that returned anything but ok and pending
+  std::int64_t read_retries = 0;        ///< reads that were tried again at once
+  std::int64_t chunks_unreadable = 0;   ///< sum of recall_report::unreadable
+  std::int64_t chunks_bad = 0;          ///< times that a chunk was given up
+  std::int64_t admissions_refused = 0;  ///< open() and fork() that threw admission_error
 };
 
 /// What a store occupies now, and may.
@@ -71,12 +88,19 @@ struct store_usage {
 /// whatever is recalled.
 ///
 /// A prompt may come in pieces: where an append() brings whole chunks and the quota is full, the oldest
-/// chunks completed since the last recall() that are neither sink nor recent make room; a quota of at least
-/// sink_chunks + 2 * recent_chunks + 2 besides the selected chunks is always enough. Otherwise an append()
-/// never drops a chunk: what the quota has no room for is budget_exceeded, so in decoding what can be recalled
-/// at once is the quota less the chunks that the next interval completes.
+/// chunks that no recall has selected and that are neither sink nor recent make room; a quota of at least
+/// sink_chunks + 2 * recent_chunks + 2 besides the selected chunks is always enough. In decoding it is the same:
+/// where the quota is full, the oldest such chunk makes room for the next, so that decoding goes on although no
+/// recall succeeds. Selected chunks are never dropped: if only they are left, append() returns budget_exceeded, so what
+/// can be recalled at once is the quota less the chunks that the next interval completes.
 ///
-/// Calls are made from one thread at a time; const calls may run beside each other.
+/// A chunk that cannot be read costs that chunk: see recall(). One whose bytes are not those that were stored, or that
+/// the medium has refused several times running, is bad: bad_chunks() names it, and it is tried again only if it is
+/// asked for by name. One that is read again after all, or written again after a rollback, is bad no longer.
+///
+/// Threads: calls that change anything - all that are not const - are made by one thread at a time and never beside any
+/// other call. Const calls may run beside each other. What lies behind the store is called accordingly: see
+/// backing_store.
 class FLASHMEMORY_API chunk_store : public chunk_reader {
  public:
   /// Opens an empty sequence and reserves all it may hold in both tiers.
@@ -97,8 +121,9 @@ class FLASHMEMORY_API chunk_store : public chunk_reader {
   /// middle of a forward pass, the pass as well. The chunk that becomes the open one is copied if it is
   /// shared. It and the chunks that are the newest complete ones then are made resident; if they need the
   /// room, the oldest chunks that only a recall wanted lose their place.
-  /// \returns out_of_range if `tokens` is negative or beyond what every layer has; io_error or corrupt_chunk
-  ///     from the recall. On error nothing has changed
+  /// \returns out_of_range if `tokens` is negative or beyond what every layer has, or further back than the
+  ///     sequence's selector can follow (fault: max_rollback_tokens; detach it first); io_error or corrupt_chunk from
+  ///     the recall. On error nothing has changed
   virtual status truncate(sequence_handle sequence, std::int64_t tokens) noexcept = 0;
 
   /// Releases everything the sequence holds. Its handle becomes stale.
@@ -147,10 +172,10 @@ class FLASHMEMORY_API chunk_store : public chunk_reader {
   /// the chunks that are always resident, the sequence's resident set. The old set stays readable until the
   /// new one is complete; then they are exchanged in one step. What the quota has no room for is refused from
   /// the end of the list, and so are chunks that would have to be copied when no slot is free; they are
-  /// counted. On error the old set stays. A recall of the sequence that is under way is cancelled; else this
+  /// counted. A chunk that cannot be read, though the read is tried again at once, is left out and counted, named by the
+  /// report and by last_fault(), and the rest comes into force. On error the old set stays. A recall of the sequence that is under way is cancelled; else this
   /// is start_recall() and finish_recall() with late_policy::wait in one, with all free slots to use.
-  /// \returns out_of_range (fault: chunk), bad_argument for a duplicate, corrupt_chunk, io_error, cuda_error,
-  ///     timed_out
+  /// \returns out_of_range (fault: chunk), bad_argument for a duplicate, cuda_error, timed_out
   virtual status recall(sequence_handle sequence, view<const chunk_id, 1> chunks, recall_report* report,
                         stream_ref stream) noexcept = 0;
 
@@ -184,6 +209,21 @@ class FLASHMEMORY_API chunk_store : public chunk_reader {
   /// do where they drop chunks that the recall has asked for, or need its slots. truncate() and append_chunk() may
   /// need those of other sequences' recalls too, and give them up even if they fail then.
   virtual status cancel_recall(sequence_handle sequence) noexcept = 0;
+
+  /// Names the complete chunks that are given up as unreadable, ascending, as many as `out` has room for.
+  /// \returns how many there are; 0 for a handle that names no open sequence
+  virtual std::int64_t bad_chunks(sequence_handle sequence, view<chunk_id, 1> out) const noexcept {
+    static_cast<void>(sequence);
+    static_cast<void>(out);
+    return 0;
+  }
+
+  /// From now on truncate() to less than the sequence's length asks `guard` first; a default one ends that. A selector
+  /// sets it for the sequences that it serves.
+  virtual void guard_rollback(sequence_handle sequence, rollback_guard guard) noexcept {
+    static_cast<void>(sequence);
+    static_cast<void>(guard);
+  }
 
   /// Whether the handle names an open sequence. Asking is never a fault.
   virtual bool is_open(sequence_handle sequence) const noexcept = 0;

@@ -87,7 +87,8 @@ struct kv_geometry {
 
   /// Chunks that `tokens` tokens touch; the last one may be partly filled.
   constexpr std::int64_t chunks_for(std::int64_t tokens) const noexcept {
-    return (tokens + tokens_per_chunk() - 1) / tokens_per_chunk();
+    const std::int64_t each = tokens_per_chunk();
+    return tokens / each + (tokens % each > 0);
   }
 
   /// Entries that are complete once the first `tokens` tokens are there.

@@ -31,6 +31,8 @@ struct sequence_info {
   /// Slots that a recall under way holds besides, in the transition pool: chunks that are on their way, or
   /// that other sequences had.
   std::int64_t pending_chunks = 0;
+  std::int64_t bad_chunks =
+      0;  ///< complete chunks that have been given up as unreadable; see chunk_store::bad_chunks()
 };
 
 }  // namespace v0

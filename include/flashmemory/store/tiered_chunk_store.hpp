@@ -6,6 +6,7 @@
 #include <flashmemory/memory.hpp>
 #include <flashmemory/store/backing_store.hpp>
 #include <flashmemory/store/chunk_store.hpp>
+#include <flashmemory/store/store_events.hpp>
 #include <memory>
 #include <string>
 
@@ -40,6 +41,13 @@ struct store_options {
 
   /// Verify checksums on every recall: media that ask for it (files) always are; this adds host memory.
   bool verify_ram = false;
+
+  /// Zeroes every slot before its first entry is written, and in a fork what lies behind the copied entries, so that
+  /// behind a chunk's readable end there is never what another sequence has left there. Costs the writing of each new
+  /// chunk once more; advised where sequences of several tenants share a process.
+  bool scrub = false;
+
+  store_event_hook events;
 
   memory_resource memory = default_memory();
 };
@@ -93,6 +101,8 @@ class FLASHMEMORY_API tiered_chunk_store final : public chunk_store {
   status finish_recall(sequence_handle sequence, late_policy late, recall_report* report,
                        stream_ref stream) noexcept override;
   status cancel_recall(sequence_handle sequence) noexcept override;
+  std::int64_t bad_chunks(sequence_handle sequence, view<chunk_id, 1> out) const noexcept override;
+  void guard_rollback(sequence_handle sequence, rollback_guard guard) noexcept override;
   status resident(sequence_handle sequence, std::int32_t layer, resident_set* out,
                   std::uint64_t known = 0) const noexcept override;
   status index_keys(sequence_handle sequence, std::int32_t lane,

@@ -58,6 +58,7 @@ std::vector<double> expected(const toy::sequence& s, const std::vector<std::vect
 struct bench {
   fm::kv_geometry g = geometry();
   fm::tiered_chunk_store store{toy::store_options(g)};
+  toy::failing_store front{store};
   fm::quest_indexer index;
   fm::selection_policy policy;
   fm::recency_indexer unused;
@@ -79,7 +80,7 @@ struct bench {
     std::vector<const float*> rows;
     for (const auto& r : q) rows.push_back(r.data());
     fm::score_request r;
-    r.reader = &store;
+    r.reader = &front;
     r.sequence = s.handle;
     r.position = s.tokens - 1;
     r.chunks = chunks;
@@ -122,6 +123,27 @@ TEST_CASE("quest scores the softmax over chunks of upper bounds, largest over la
   auto u = scaled.open(5);
   REQUIRE(scaled.engine->pass({&u}, {64}) == status::ok);
   scaled.check(u, 0.5);
+}
+
+TEST_CASE("a chunk that cannot be read costs quest that chunk's score, until it can be read", "[controls]") {
+  const status why = GENERATE(status::io_error, status::corrupt_chunk, status::stale_slot);
+  bench b;
+  auto s = b.open(3);
+  REQUIRE(b.engine->pass({&s}, {100}) == status::ok);
+  const std::vector<std::vector<float>> q(2, std::vector<float>(query_heads * 16, 0.5f));
+  std::vector<float> scores;
+  b.front.fail_reads[4] = why;
+  if (why == status::stale_slot) {  // nothing that a medium does
+    CHECK(b.score(s, q, 12, &scores) == why);
+    return;
+  }
+  REQUIRE(b.score(s, q, 12, &scores) == status::ok);
+  for (std::size_t c = 0; c < 12; ++c) CHECK(std::isnan(scores[c]) == (c == 4));
+  b.front.fail_reads.clear();
+  REQUIRE(b.engine->pass({&s}, {4}) == status::ok);
+  REQUIRE(b.score(s, q, 13, &scores) == status::ok);
+  CHECK(std::isnan(scores[4]) == (why == status::corrupt_chunk));
+  if (why == status::io_error) b.check(s);
 }
 
 TEST_CASE("quest never uses the summaries of tokens that were rolled back or of a closed sequence",

@@ -23,6 +23,7 @@ struct bench {
   explicit bench(std::int32_t rollback = 64) {
     policy.interval = 8;
     options.max_rollback_tokens = rollback;
+    options.stagger = false;
     select = std::make_unique<fm::selector>(store, index, policy, options);
     engine = std::make_unique<toy::engine>(store, *select);
   }
@@ -114,21 +115,43 @@ TEST_CASE("index keys after rollbacks are those of the tokens that stayed", "[se
   b.check_keys(s);
 }
 
-TEST_CASE("a rollback beyond max_rollback_tokens is out of order, one to the start is not",
+TEST_CASE("a rollback beyond max_rollback_tokens is refused at once and by name, one to the start is not",
           "[selector][keys]") {
   bench b(6);
   auto s = b.open(5);
   REQUIRE(b.engine->step(s, 100) == status::ok);
   const std::int64_t back = GENERATE(94, 93, 50, 0);
   CAPTURE(back);
-  REQUIRE(b.store.truncate(s.handle, back) == status::ok);
-  s.tokens = back;
-  const status code = b.engine->step(s, 20);
   if (back == 94 || back == 0) {
-    CHECK(code == status::ok);
+    REQUIRE(b.store.truncate(s.handle, back) == status::ok);
+    s.tokens = back;
+    CHECK(b.engine->step(s, 20) == status::ok);
     b.check_keys(s);
   } else {
-    CHECK(code == status::out_of_order);
+    CHECK(b.store.truncate(s.handle, back) == status::out_of_range);
+    CHECK(std::string(b.store.last_fault().what).find("max_rollback_tokens") != std::string::npos);
+    CHECK(b.store.last_fault().expected == 94);
+    CHECK(b.store.last_fault().actual == back);
+    CHECK(toy::tokens(b.store, s.handle) == 100);
+    b.check_keys(s);
+    REQUIRE(b.engine->step(s, 1) == status::ok);
+    // Who has nobody to follow may go anywhere; who was away finds that out.
+    b.select->detach(s.handle);
+    REQUIRE(b.store.truncate(s.handle, back) == status::ok);
+    CHECK_THROWS_AS(b.select->attach(s.handle), fm::argument_error);
+  }
+}
+
+TEST_CASE("an engine that goes back behind the selector's back is told when it goes on", "[selector][keys]") {
+  bench b(6);
+  auto s = b.open(5);
+  REQUIRE(b.engine->step(s, 100) == status::ok);
+  const std::int64_t back = GENERATE(93, 50);
+  b.store.guard_rollback(s.handle, {});
+  REQUIRE(b.store.truncate(s.handle, back) == status::ok);
+  s.tokens = back;
+  {
+    CHECK(b.engine->step(s, 20) == status::out_of_order);
     const fm::fault f = b.select->last_fault();
     CHECK(f.sequence == s.handle.index);
     CHECK(f.layer == 0);

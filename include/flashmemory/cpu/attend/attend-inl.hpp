@@ -226,9 +226,11 @@ void join_row(D d, const Call& call, std::int64_t row, std::int64_t query_head, 
   float max = sink;
   for (std::int64_t s = 0; s < splits; ++s) max = std::max(max, states[s * stride].max);
   const float base = max == -inf ? 0 : max;
-  float denominator = sink == -inf ? 0 : std::exp(sink - base);
+  // A sink of +inf has all the weight, and no value.
+  const bool all_sink = sink == inf;
+  float denominator = all_sink ? inf : sink == -inf ? 0 : std::exp(sink - base);
   HWY_ALIGN float total[max_dim] = {};
-  for (std::int64_t s = 0; s < splits; ++s) {
+  for (std::int64_t s = 0; s < splits && !all_sink; ++s) {
     const softmax_state& state = states[s * stride];
     if (state.sum == 0) continue;
     const float factor = std::exp(state.max - base);
