@@ -1,12 +1,30 @@
 # SPDX-License-Identifier: MIT
-# Debian's libxxhash-dev has no CMake package. Defines xxHash::inline: the header, compiled into the including file
-# (XXH_INLINE_ALL), nothing to link.
-find_path(xxHash_INCLUDE_DIR xxhash.h)
-mark_as_advanced(xxHash_INCLUDE_DIR)
-include(FindPackageHandleStandardArgs)
-find_package_handle_standard_args(xxHash REQUIRED_VARS xxHash_INCLUDE_DIR)
-if(xxHash_FOUND AND NOT TARGET xxHash::inline)
-  add_library(xxHash::inline INTERFACE IMPORTED)
-  set_target_properties(xxHash::inline PROPERTIES
-    INTERFACE_INCLUDE_DIRECTORIES "${xxHash_INCLUDE_DIR}" INTERFACE_COMPILE_DEFINITIONS XXH_INLINE_ALL)
+# Debian's libxxhash-dev has no CMake package, and others' packages bring the compiled library. Defines xxHash::inline: the
+# header, compiled into the including file (XXH_INLINE_ALL), nothing to link. A host's target xxHash::xxhash or xxhash says
+# where its header is.
+if(NOT TARGET xxHash::inline)
+  set(_directories "")
+  foreach(_target xxHash::xxhash xxhash)
+    if(TARGET ${_target} AND NOT _directories)
+      get_target_property(_directories ${_target} INTERFACE_INCLUDE_DIRECTORIES)
+    endif()
+  endforeach()
+  if(_directories)
+    set(xxHash_FOUND TRUE)
+  else()
+    find_path(xxHash_INCLUDE_DIR xxhash.h)
+    mark_as_advanced(xxHash_INCLUDE_DIR)
+    include(FindPackageHandleStandardArgs)
+    find_package_handle_standard_args(xxHash REQUIRED_VARS xxHash_INCLUDE_DIR)
+    set(_directories ${xxHash_INCLUDE_DIR})
+  endif()
+  if(xxHash_FOUND)
+    add_library(xxHash::inline INTERFACE IMPORTED)
+    set_target_properties(xxHash::inline PROPERTIES
+      INTERFACE_INCLUDE_DIRECTORIES "${_directories}" INTERFACE_COMPILE_DEFINITIONS XXH_INLINE_ALL)
+  endif()
+  unset(_directories)
+  unset(_target)
+else()
+  set(xxHash_FOUND TRUE)
 endif()

@@ -5,20 +5,22 @@
 #   tests/run.sh --sanitizers    and the unit tests under ASan + UBSan and under TSan
 #   tests/run.sh --fuzz SECONDS  and each fuzzer for so long
 #   tests/run.sh --checks        and format, files and API documentation
-#   tests/run.sh --all           all of these, fuzzers for a minute each
+#   tests/run.sh --chroot        and docs/packaging.md's commands up to configuring, in a bare Debian
+#   tests/run.sh --all           all of these, fuzzers for half a minute each
 # CTEST_ARGS is passed on to the first run of ctest.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 . cmake/debian.sh
 
-sanitizers=0 checks=0 fuzz=0
+sanitizers=0 checks=0 chroot=0 fuzz=0
 while [ $# -gt 0 ]; do
   case $1 in
     --sanitizers) sanitizers=1 ;;
     --fuzz) shift; fuzz=${1:?--fuzz needs a number of seconds} ;;
     --checks) checks=1 ;;
-    --all) sanitizers=1 checks=1 fuzz=60 ;;
-    *) sed -n '3,10s/^# //p' "$0"; exit 2 ;;
+    --chroot) chroot=1 ;;
+    --all) sanitizers=1 checks=1 chroot=1 fuzz=30 ;;  # fuzzers start from what earlier ones found
+    *) sed -n '3,11s/^# //p' "$0"; exit 2 ;;
   esac
   shift
 done
@@ -27,9 +29,11 @@ need_packages "${library_packages[@]}" "${train_packages[@]}" "${example_package
 if [ "$fuzz" -gt 0 ]; then need_packages clang libclang-rt-14-dev || exit 1; fi
 if [ $checks -eq 1 ]; then need_packages clang-format doxygen || exit 1; fi
 
-# What several builds compile alike is compiled once: only paths below build/ differ between them.
-export CCACHE_BASEDIR=$PWD/build CCACHE_NOHASHDIR=1
+# What several builds compile alike is compiled once, and what another checkout has compiled not at all: paths are relative
+# to the checkout, and builds lie side by side below build/.
+export CCACHE_BASEDIR=$PWD CCACHE_NOHASHDIR=1
 jobs=$(nproc)
+begin=$SECONDS
 passed=0 failed=0 summary=()
 
 # step NAME COMMAND...: runs it, times it, goes on whatever comes of it.
@@ -57,6 +61,30 @@ build() {  # PRESET OPTION...
   rm -f "$log"
 }
 
+# Runs ctest and says which tests took longest.
+tests() {  # PRESET OPTION...
+  local log result
+  log=$(mktemp)
+  ctest --preset "$@" | tee "$log"
+  result=${PIPESTATUS[0]}
+  echo "longest of $1:"
+  sed -nE 's/^ *[0-9]+\/[0-9]+ Test +#[0-9]+: (.*[^. ])[ .]+(\*+)?(Passed|Failed|Skipped|\*+[A-Za-z]+) +([0-9.]+) sec.*/\4 s  \1/p' "$log" |
+    sort -rn | head -n 8
+  rm -f "$log"
+  return "$result"
+}
+
+# What compiling cost, from Ninja's own record: per build its seconds of one core, and the longest files.
+compile_times() {
+  local record build
+  for record in build/*/.ninja_log; do
+    build=$(basename "$(dirname "$record")")
+    awk -F '\t' -v build="$build" '/^#/ { next } { spent[$4] = $2 - $1 }
+      END { for (f in spent) { all += spent[f]; n++ }
+            printf "%8.0f s of one core  %s, %d files\n", all / 1000, build, n }' "$record"
+  done | sort -rn | head -n 12
+}
+
 # A fuzzer that was not built is a failure. As many run at a time as there are cores.
 fuzz_one() {  # SOURCE
   local name work
@@ -75,9 +103,12 @@ export -f fuzz_one
 export fuzz
 
 if [ $checks -eq 1 ]; then step "format, files and documentation" tests/checks.sh; fi
+# Conan and a newer fmt, for the package tests. Where PyPI cannot be reached they show as skipped, and this step as failed.
+step "tools from PyPI" tests/package/tools.sh
 if step "build" build cpu "$lines"; then
-  step "tests" ctest --preset cpu -j "$jobs" ${CTEST_ARGS:-}
+  step "tests" tests cpu -j "$jobs" ${CTEST_ARGS:-}
 fi
+if [ $chroot -eq 1 ]; then step "a bare Debian configures what docs/packaging.md says" tests/package/chroot.sh --configure; fi
 # Without a CUDA compiler there is nothing to build, without a GPU every test shows as skipped.
 [ -x /usr/local/cuda/bin/nvcc ] && PATH=$PATH:/usr/local/cuda/bin
 if command -v nvcc >/dev/null; then
@@ -88,14 +119,18 @@ else
   summary+=("skipped          CUDA backend: there is no nvcc")
 fi
 if [ $sanitizers -eq 1 ]; then
-  if step "build, asan" build asan; then step "unit tests, asan" ctest --preset asan -j "$jobs"; fi
-  if step "build, tsan" build tsan; then step "unit tests, tsan" ctest --preset tsan -j "$jobs"; fi
+  if step "build, asan" build asan; then step "unit tests, asan" tests asan -j "$jobs"; fi
+  if step "build, tsan" build tsan; then step "unit tests, tsan" tests tsan -j "$jobs"; fi
 fi
 if [ "$fuzz" -gt 0 ] && step "build, fuzz" build fuzz; then
   step "fuzzers, $fuzz s each" xargs -P "$jobs" -I '{}' bash -c 'fuzz_one "$1"' - '{}' < <(ls tests/fuzz/fuzz_*.cpp)
 fi
 
 echo
+echo "compiling, where it was not cached:"
+compile_times
+echo
 printf '%s\n' "${summary[@]}"
+printf '        %5d s  in all\n' $((SECONDS - begin))
 printf '%d passed, %d failed\n' $passed $failed
 [ $failed -eq 0 ]

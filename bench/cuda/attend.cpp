@@ -30,7 +30,7 @@ void attend_gqa(benchmark::State& state) {
   shape.max_chunks = chunks;
   auto plan = cuda::plan_attend(shape);
   if (const char* forced = std::getenv("SPLIT")) {
-    plan.chunks_per_split = std::atoi(forced);
+    plan.chunks_per_split = std::max(1, std::atoi(forced));
     plan.splits = static_cast<std::int32_t>((chunks + plan.chunks_per_split - 1) / plan.chunks_per_split);
   }
   const std::size_t chunk_bytes = chunk_layout(g).chunk_bytes();

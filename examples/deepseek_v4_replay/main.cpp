@@ -5,7 +5,7 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cmath>
-#include <fstream>
+#include <flashmemory/io/output_file.hpp>
 #include <thread>
 
 #include "admission.hpp"
@@ -74,6 +74,12 @@ comparison compare(const settings& s, std::int64_t context, const fm::dual_encod
 }
 
 int run(const settings& s) {
+  if (!s.json.empty()) fm::check_output_file(s.json);
+  for (const std::int64_t context : s.contexts)
+    if (context - s.steps - s.warmup < 4096)
+      throw std::runtime_error(
+          fmt::format("--contexts {}: --steps {} and --warmup {} leave no prompt of 4096 tokens", context,
+                      s.steps, s.warmup));
   int devices = 0;
   if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
     fmt::print("skipped: no CUDA device\n");
@@ -105,9 +111,7 @@ int run(const settings& s) {
   bar.clear();
   fmt::print("{}", table_text(results, about));
   if (!s.json.empty()) {
-    std::ofstream out(s.json);
-    out << json_text(results, about);
-    if (!out) throw std::runtime_error("cannot write " + s.json);
+    fm::write_file(s.json, json_text(results, about));
   }
   return 0;
 }
@@ -121,7 +125,8 @@ int main(int argc, char** argv) {
       "with "
       "the query-critical ones only"};
   app.add_option("--contexts", s.contexts, "tokens of a sequence, e.g. 262144,524288,1048576")
-      ->delimiter(',');
+      ->delimiter(',')
+      ->check(CLI::Range(std::int64_t{8192}, std::int64_t{1} << 24));
   app.add_option("--batch", s.batch, "sequences that decode together")->check(CLI::Range(1, max_rows));
   app.add_option("--steps", s.steps, "measured decode steps")->check(CLI::Range(1, 100000));
   app.add_option("--warmup", s.warmup, "steps before them")->check(CLI::Range(1, 100000));
@@ -131,7 +136,7 @@ int main(int argc, char** argv) {
       ->check(CLI::Range(0.0, 1.0));
   app.add_option("--gpu-budget", s.gpu_budget,
                  "GB of GPU memory in which sequences are counted; 0 = 95 % of what is free")
-      ->check(CLI::NonNegativeNumber);
+      ->check(CLI::Range(0.0, 1e6));
   app.add_option("--json", s.json, "file for everything measured");
   app.add_flag("--progress", s.progress, "say what is going on even if stderr is no terminal");
   CLI11_PARSE(app, argc, argv);

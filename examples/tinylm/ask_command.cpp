@@ -16,6 +16,7 @@
 #include "engine.hpp"
 #include "generate.hpp"
 #include "memory.hpp"
+#include "option_ranges.hpp"
 #include "scoring.hpp"
 #include "terminal.hpp"
 
@@ -125,6 +126,14 @@ class asking {
     if (d.text_path.empty()) d.text_path = options.data + "/prose.txt";
     d.words_path = options.data + "/words.txt";
     doc_ = make_document(words_, d);
+    questions_ = options.questions.empty() ? default_questions(doc_) : options.questions;
+    for (const std::string& question : questions_) {
+      const auto tokens = static_cast<std::int64_t>(question_ids(question).size());
+      if (tokens + options.max_new_tokens > conversation_room)
+        throw std::runtime_error(fmt::format(
+            "--question: {} tokens and --max-new-tokens {} are more than the {} that are left: {}", tokens,
+            options.max_new_tokens, conversation_room, question));
+    }
     memory_options m;
     m.kv_type = options.kv_type;
     m.max_tokens = options.tokens;
@@ -139,18 +148,21 @@ class asking {
   void run() {
     const served_sequence prompt = memory_->open_prompt(options_.tokens);
     read(prompt);
-    const auto questions = options_.questions.empty() ? default_questions(doc_) : options_.questions;
     ask_view view(label_width_, stdout_is_terminal());
-    for (std::size_t q = 0; q < questions.size(); ++q) {
-      view.question(q + 1, questions.size(), questions[q]);
+    for (std::size_t q = 0; q < questions_.size(); ++q) {
+      view.question(q + 1, questions_.size(), questions_[q]);
       for (std::size_t c = 0; c < cells_.size(); ++c)
-        answer(prompt, questions[q], cells_[c], totals_[c], view);
+        answer(prompt, questions_[q], cells_[c], totals_[c], view);
     }
     memory_->close_prompt(prompt);
     conclude();
   }
 
  private:
+  std::vector<token_id> question_ids(const std::string& question) const {
+    return words_.encode("\nQuestion: " + question + "\nAnswer:");
+  }
+
   void introduce(const std::string& path) const {
     const auto& c = weights_.config;
     const auto& g = memory_->store().geometry();
@@ -185,10 +197,7 @@ class asking {
               ask_total& total, ask_view& view) {
     branch b = memory_->fork(prompt, cell, options_.tokens);
     runner run(engine_, words_, b);
-    const auto ids = words_.encode("\nQuestion: " + question + "\nAnswer:");
-    if (static_cast<std::int64_t>(ids.size()) + options_.max_new_tokens > conversation_room) {
-      throw std::runtime_error("the question is too long");
-    }
+    const auto ids = question_ids(question);
     const auto expected = needles_asked(doc_, question);
     run_record listening, record;
     run_options how;
@@ -239,6 +248,7 @@ class asking {
   engine engine_;
   style look_;
   document doc_;
+  std::vector<std::string> questions_;
   std::unique_ptr<memory> memory_;
   std::vector<ask_total> totals_;
   std::int32_t label_width_ = 0;
@@ -267,10 +277,11 @@ void add_ask_command(CLI::App& app) {
       ->add_option("--tokens", options->tokens,
                    "Context length, questions and answers included; the document is cut or "
                    "repeated to fit")
+      ->check(within<std::int64_t>(1024, 1 << 24))
       ->capture_default_str();
   command
       ->add_option("--needles", options->document.needles, "Sentences with a number to plant in the document")
-      ->check(CLI::Range(0, 200))
+      ->check(within(0, 200))
       ->capture_default_str();
   command->add_option("--question", options->questions,
                       "Ask this; may be repeated. Without it, some of the planted numbers");
@@ -280,21 +291,21 @@ void add_ask_command(CLI::App& app) {
       ->delimiter(',')
       ->capture_default_str();
   command->add_option("--kv-budget", options->budget, "Fraction of the complete chunks that may stay")
-      ->check(CLI::Range(0.001, 1.0))
+      ->check(fraction(0.001))
       ->capture_default_str();
   command
       ->add_option(
           "--recent", options->recent,
           "Newest complete chunks that always stay, paid from the budget [what the indexer was trained "
           "for, else 2]")
-      ->check(CLI::NonNegativeNumber);
+      ->check(within(0, 1 << 20));
   command->add_option("--max-new-tokens", options->max_new_tokens, "Longest answer")
-      ->check(CLI::Range(1, 250))
+      ->check(within(1, 250))
       ->capture_default_str();
   command->add_option("--kv-dtype", options->kv_type, "Of stored K and V")
       ->transform(CLI::CheckedTransformer(std::map<std::string, fm::dtype>{
           {"f32", fm::dtype::f32}, {"bf16", fm::dtype::bf16}, {"f16", fm::dtype::f16}}));
-  command->add_option("--threads", options->threads, "Threads, 0 = all")->check(CLI::NonNegativeNumber);
+  command->add_option("--threads", options->threads, "Threads, 0 = all")->check(thread_count());
   command->add_option("--seed", options->document.seed, "Of the planted keys and numbers")
       ->capture_default_str();
   command->add_option("--data", options->data, "Folder of model, tokenizer and indexer")

@@ -16,6 +16,7 @@
 #include "engine.hpp"
 #include "generate.hpp"
 #include "memory.hpp"
+#include "option_ranges.hpp"
 #include "task_file.hpp"
 
 namespace tinylm {
@@ -287,7 +288,9 @@ void add_check_command(CLI::App& app) {
   auto* tasks = command->add_option("--tasks", options->tasks, "JSONL with the prompts it names")
                     ->check(CLI::ExistingFile);
   lsa->needs(tasks);
-  command->add_option("--threads", options->threads, "Threads, 0 = all")->capture_default_str();
+  command->add_option("--threads", options->threads, "Threads, 0 = all")
+      ->check(thread_count())
+      ->capture_default_str();
   command->callback([options] { run_check(*options); });
 }
 

@@ -19,6 +19,6 @@ void add_record_command(CLI::App& app);  ///< where flashmemory::train is there
 void add_tasks_command(CLI::App& app);
 
 /// Where the shipped data lies unless --data says otherwise: the folder beside the sources.
-inline std::string default_data_folder() { return TINYLM_DATA; }
+std::string default_data_folder();
 
 }  // namespace tinylm

@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: MIT
 #include <cstdio>
 #include <flashmemory/flashmemory.hpp>
+#include <new>
 
 #include "commands.hpp"
+
+std::string tinylm::default_data_folder() { return TINYLM_DATA; }
 
 int main(int argc, char** argv) {
   CLI::App app{"A small language model that keeps its memory in flashmemory.", "tinylm"};
@@ -22,6 +25,9 @@ int main(int argc, char** argv) {
   } catch (const tinylm::command_failed& e) {
     std::fprintf(stderr, "tinylm: %s\n", e.what());
     return 1;
+  } catch (const std::bad_alloc&) {
+    std::fprintf(stderr, "tinylm: out of memory: shorter contexts (--tokens, --lengths) need less\n");
+    return 2;
   } catch (const std::exception& e) {
     std::fprintf(stderr, "tinylm: %s\n", e.what());
     return 2;

@@ -17,6 +17,7 @@
 #include "commands.hpp"
 #include "document_maker.hpp"
 #include "engine.hpp"
+#include "option_ranges.hpp"
 #include "tasks.hpp"
 #include "terminal.hpp"
 
@@ -156,21 +157,23 @@ void add_record_command(CLI::App& app) {
     return command->add_option(name, value, what)->delimiter(',')->capture_default_str();
   };
   const auto count = [&](const char* name, auto& value, const char* what) {
-    return command->add_option(name, value, what)->check(CLI::NonNegativeNumber)->capture_default_str();
+    return command->add_option(name, value, what)->check(tinylm::count())->capture_default_str();
   };
   command->add_option("--out", options->out, "Folder of shards; a stopped run goes on there")->required();
   command->add_flag("--fresh", options->fresh,
                     "Start anew: this writer's recordings there go first, and nothing else");
-  list("--lengths", options->lengths, "Context lengths")
-      ->check(CLI::Range(std::int64_t{512}, std::int64_t{32768}));
+  list("--lengths", options->lengths, "Context lengths")->check(within<std::int64_t>(512, 32768));
   list("--kinds", options->kinds, "Kinds of task, or \"session\": many needles, then question after question")
       ->check(CLI::IsMember(names));
   list("--per-kind", options->per_kind, "Documents of each kind and length; several numbers: one per length")
-      ->check(CLI::NonNegativeNumber);
+      ->check(tinylm::count());
   list("--asks", options->sessions.asks, "Sessions: keys of a question, each as likely as the others")
-      ->check(CLI::Range(1, 16));
-  count("--multivalue", options->sessions.multivalue,
-        "Sessions: share of questions for all numbers of a key");
+      ->check(within(1, 16));
+  command
+      ->add_option("--multivalue", options->sessions.multivalue,
+                   "Sessions: share of questions for all numbers of a key")
+      ->check(fraction())
+      ->capture_default_str();
   count("--session-queries", options->session_queries,
         "Sessions: queries per 1024 tokens, half of them inside answers");
   count("--skip-sink", options->skip_sink, "Attention to so many first chunks is not recorded");
@@ -184,32 +187,37 @@ void add_record_command(CLI::App& app) {
   command->add_flag("--odd", options->odd, "Random prompt lengths, no multiples of 64");
   command->add_flag("--greedy", options->greedy, "The model's own answers instead of the right ones");
   command->add_option("--tau", options->tau, "Tokens after a query whose attention is recorded")
-      ->check(CLI::PositiveNumber)
+      ->check(within<std::int64_t>(1, 1 << 20))
       ->capture_default_str();
   count("--background", options->background,
         "Queries inside the text, besides the question's end and the answer");
   command->add_option("--validation", options->validation, "Share of the documents that is held out")
-      ->check(CLI::Range(0.0, 1.0))
+      ->check(fraction())
       ->capture_default_str();
-  list("--query-layers", options->query_layers, "Whose hidden states are recorded [all]");
-  list("--key-layers", options->key_layers, "Whose hidden states key encoders see");
-  list("--key-windows", options->key_windows, "Tokens that a key sees");
+  list("--query-layers", options->query_layers, "Whose hidden states are recorded [all]")
+      ->check(within(0, 65535));
+  list("--key-layers", options->key_layers, "Whose hidden states key encoders see")->check(within(0, 65535));
+  list("--key-windows", options->key_windows, "Tokens that a key sees")->check(within(1, 65536));
   command->add_option("--tokens-per-key", options->tokens_per_key, "Stride of keys")
-      ->check(CLI::PositiveNumber)
+      ->check(within(1, 64))
       ->capture_default_str();
   count("--max-entries", options->max_entries, "Attention: most entries kept per token, layer and head");
-  count("--min-mass", options->min_mass, "Attention: lightest entry that is kept");
+  command->add_option("--min-mass", options->min_mass, "Attention: lightest entry that is kept")
+      ->check(fraction())
+      ->capture_default_str();
   command->add_option("--writer", options->writer, "Name of this run's shards")->capture_default_str();
   count("--share", options->share, "Which share of the documents, where several processes record");
   command->add_option("--shares", options->shares, "How many shares there are")
-      ->check(CLI::PositiveNumber)
+      ->check(tinylm::count(1))
       ->capture_default_str();
   command->add_option("--memory", options->memory_mib, "MiB that may wait to be written")
-      ->check(CLI::PositiveNumber)
+      ->check(tinylm::count(1))
       ->capture_default_str();
   command->add_option("--data", options->data, "Folder of model, tokenizer, words and text")
       ->capture_default_str();
-  count("--threads", options->threads, "Threads, 0 = all");
+  command->add_option("--threads", options->threads, "Threads, 0 = all")
+      ->check(thread_count())
+      ->capture_default_str();
   command->add_flag("--progress", options->progress, "Show progress even without a terminal");
   command->callback([options] { run_record(*options); });
 }

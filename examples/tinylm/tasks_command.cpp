@@ -2,7 +2,7 @@
 #include <fmt/format.h>
 
 #include <cstdint>
-#include <fstream>
+#include <flashmemory/io/output_file.hpp>
 #include <memory>
 #include <set>
 #include <stdexcept>
@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "commands.hpp"
+#include "option_ranges.hpp"
 #include "tasks.hpp"
 
 namespace tinylm {
@@ -28,6 +29,7 @@ struct tasks_options {
 };
 
 void run_tasks(const tasks_options& options) {
+  flashmemory::check_output_file(options.out);
   const tokenizer words(options.data + "/tokenizer.json");
   const task_maker maker(words, options.text.empty() ? options.data + "/prose.txt" : options.text,
                          options.data + "/words.txt", options.seed, text_part_from(options.part));
@@ -44,10 +46,7 @@ void run_tasks(const tasks_options& options) {
       }
     }
   }
-  std::ofstream file(options.out, std::ios::binary);
-  file << lines;
-  file.close();
-  if (!file) throw std::runtime_error(fmt::format("{}: cannot be written", options.out));
+  flashmemory::write_file(options.out, lines);
   fmt::print("{} prompts of {} tokens in {}\n", tasks, tokens, options.out);
 }
 
@@ -64,14 +63,14 @@ void add_tasks_command(CLI::App& app) {
   command->add_option("--out", options->out, "JSONL file to write")->required();
   command->add_option("--lengths", options->lengths, "Context lengths; a prompt has 256 tokens less")
       ->delimiter(',')
-      ->check(CLI::Range(std::int64_t{512}, std::int64_t{1} << 30))
+      ->check(within<std::int64_t>(512, 1 << 30))
       ->capture_default_str();
   command->add_option("--tasks", options->kinds, "Kinds of task")
       ->delimiter(',')
       ->check(CLI::IsMember(names))
       ->capture_default_str();
   command->add_option("--per-task", options->per_task, "Prompts of each kind and length")
-      ->check(CLI::PositiveNumber)
+      ->check(count(1))
       ->capture_default_str();
   command->add_option("--seed", options->seed, "Same seed, same file")->capture_default_str();
   command->add_option("--text", options->text, "Text to hide things in [prose.txt of the data folder]")

@@ -2,6 +2,9 @@
 #include "thread_pool.hpp"
 
 #include <algorithm>
+#include <stdexcept>
+#include <string>
+#include <system_error>
 
 namespace tinylm {
 namespace {
@@ -23,10 +26,19 @@ void pause_briefly() noexcept {
 
 thread_pool::thread_pool(std::int32_t threads) {
   if (threads <= 0) threads = static_cast<std::int32_t>(std::max(1u, std::thread::hardware_concurrency()));
-  for (std::int32_t i = 1; i < threads; ++i) workers_.emplace_back([this, i] { work(i); });
+  try {
+    for (std::int32_t i = 1; i < threads; ++i) workers_.emplace_back([this, i] { work(i); });
+  } catch (const std::system_error& e) {
+    const std::int32_t started = size();
+    stop();
+    throw std::runtime_error("--threads " + std::to_string(threads) + ": only " + std::to_string(started) +
+                             " can be had: " + e.code().message());
+  }
 }
 
-thread_pool::~thread_pool() {
+thread_pool::~thread_pool() { stop(); }
+
+void thread_pool::stop() noexcept {
   stop_.store(true, std::memory_order_relaxed);
   ticket_.fetch_add(left_mask + 1, std::memory_order_release);
   ticket_.notify_all();

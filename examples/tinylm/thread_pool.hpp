@@ -15,6 +15,7 @@ namespace tinylm {
 class thread_pool {
  public:
   /// \param threads  the caller's included; 0 = as many as the machine has
+  /// \throws std::runtime_error if the system does not give so many
   explicit thread_pool(std::int32_t threads);
   ~thread_pool();
   thread_pool(const thread_pool&) = delete;
@@ -41,6 +42,7 @@ class thread_pool {
   static std::int32_t current() noexcept;
 
  private:
+  void stop() noexcept;
   bool work_once() noexcept;
   void work(std::int32_t number) noexcept;
 

@@ -14,8 +14,8 @@ inline namespace v0 {
 template <class T, int Rank>
 struct view {
   T* data = nullptr;
-  std::int64_t shape[Rank] = {};
-  std::int64_t stride[Rank] = {};
+  std::int64_t shape[static_cast<std::size_t>(Rank)] = {};
+  std::int64_t stride[static_cast<std::size_t>(Rank)] = {};
 
   constexpr view() noexcept = default;
 
@@ -62,8 +62,8 @@ template <class Void, int Rank>
 struct basic_tensor {
   Void* data = nullptr;
   dtype type = dtype::f32;
-  std::int64_t shape[Rank] = {};
-  std::int64_t stride[Rank] = {};
+  std::int64_t shape[static_cast<std::size_t>(Rank)] = {};
+  std::int64_t stride[static_cast<std::size_t>(Rank)] = {};
 
   constexpr basic_tensor() noexcept = default;
 

@@ -32,13 +32,14 @@ void run_openmp(void*, std::int32_t count, void (*task)(void*, std::int32_t), vo
 #pragma omp parallel for schedule(dynamic, 1)
   for (std::int32_t i = 0; i < count; ++i) task(task_context, i);
 }
+
 }  // namespace
 
 thread_hook default_threads() noexcept {
   watch_for_fork();
   thread_hook hook;
   hook.run = run_openmp;
-  hook.concurrency = omp_get_max_threads();
+  hook.concurrency = forked.load(std::memory_order_relaxed) ? 1 : omp_get_max_threads();
   return hook;
 }
 #else

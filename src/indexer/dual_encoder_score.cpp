@@ -96,7 +96,7 @@ status dual_encoder_indexer::score_keys(std::int32_t retriever, const float* que
   if (count == 0) return status::ok;
   if (!queries || !gates || !keys || !logits) return status::null_data;
   const float offset = impl_->config.retrievers[static_cast<std::size_t>(retriever)].logit_offset;
-  const detail::key_source source{keys, page_keys, layout};
+  const detail::stored_keys source{keys, page_keys, layout};
   const auto tasks = static_cast<std::int32_t>((count + task_keys - 1) / task_keys);
   detail::parallel_for(threads, tasks, [&](std::int32_t task) {
     const std::int64_t first = task * task_keys;
@@ -121,7 +121,7 @@ status dual_encoder_indexer::score(const score_request& request, view<float, 1> 
     return status::bad_shape;
   }
   const std::int64_t per_chunk = geometry.index_keys_per_chunk();
-  detail::key_source sources[detail::max_retrievers];
+  detail::stored_keys sources[detail::max_retrievers];
   for (std::int32_t i = 0; i < retrievers; ++i) {
     index_key_pages pages;
     if (const status s = request.reader->index_keys(request.sequence, i, &pages); s != status::ok) return s;

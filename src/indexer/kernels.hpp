@@ -13,7 +13,7 @@ namespace detail {
 inline constexpr std::int32_t index_key_bytes = index_key_dim + 4;
 
 /// Keys as a store keeps them: pages of `page_keys` keys, back to back.
-struct key_source {
+struct stored_keys {
   const std::byte* data = nullptr;
   std::int64_t page_keys = 1;
   index_key_layout layout = index_key_layout::interleaved;
@@ -22,7 +22,7 @@ struct key_source {
 /// Logits of keys [first, first + count) against `heads` queries [heads, 128] and gates [heads]. Key n's
 /// logit has the same bits whatever range it is asked in. A key with a NaN byte or a non-finite scale gets
 /// NaN.
-void score_keys_range(const float* queries, const float* gates, std::int32_t heads, const key_source& keys,
+void score_keys_range(const float* queries, const float* gates, std::int32_t heads, const stored_keys& keys,
                       std::int64_t first, std::int64_t count, float offset, float* logits) noexcept;
 
 /// out[r] = matrix[r, :] . x for `rows` rows of a row-major matrix.

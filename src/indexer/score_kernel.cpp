@@ -40,7 +40,7 @@ struct key_run {
 };
 
 // The keys from `first` on, up to `most` of them or the end of a planar page.
-HWY_INLINE key_run run_at(const key_source& source, std::int64_t first, std::size_t most) {
+HWY_INLINE key_run run_at(const stored_keys& source, std::int64_t first, std::size_t most) {
   const auto* base = reinterpret_cast<const std::uint8_t*>(source.data);
   if (source.layout == index_key_layout::interleaved) {  // pages follow each other without a seam
     const std::uint8_t* at = base + static_cast<std::size_t>(first) * index_key_bytes;
@@ -133,7 +133,8 @@ HWY_INLINE bool has_nan(const std::uint8_t* row) {
   return std::any_of(row, row + index_key_dim, [](std::uint8_t bits) { return (bits & 0x7f) == 0x7f; });
 }
 
-HWY_INLINE void decode_tile(const key_source& source, std::int64_t first, std::size_t count, key_tile& tile) {
+HWY_INLINE void decode_tile(const stored_keys& source, std::int64_t first, std::size_t count,
+                            key_tile& tile) {
   const std::uint8_t* rows[tile_keys];
   for (std::size_t done = 0; done < count;) {
     const key_run run = run_at(source, first + static_cast<std::int64_t>(done), count - done);
@@ -165,7 +166,7 @@ HWY_INLINE void decode_tile(const key_source& source, std::int64_t first, std::s
 // Not Max(): what that makes of NaN differs among targets.
 HWY_INLINE float_vec relu(float_vec x) { return hn::IfThenZeroElse(hn::Lt(x, hn::Zero(float_tag())), x); }
 
-void ScoreRange(const float* queries, const float* gates, std::int32_t heads, const key_source& keys,
+void ScoreRange(const float* queries, const float* gates, std::int32_t heads, const stored_keys& keys,
                 std::int64_t first, std::int64_t count, float offset, float* logits) {
   const float_tag d;
   key_tile tile;
@@ -215,7 +216,7 @@ namespace detail {
 
 HWY_EXPORT(ScoreRange);
 
-void score_keys_range(const float* queries, const float* gates, std::int32_t heads, const key_source& keys,
+void score_keys_range(const float* queries, const float* gates, std::int32_t heads, const stored_keys& keys,
                       std::int64_t first, std::int64_t count, float offset, float* logits) noexcept {
   HWY_DYNAMIC_DISPATCH(ScoreRange)(queries, gates, heads, keys, first, count, offset, logits);
 }

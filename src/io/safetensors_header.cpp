@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #include "src/io/safetensors_header.hpp"
 
+#include <fmt/ranges.h>
+
 #include <algorithm>
 #include <cstring>
 #include <limits>

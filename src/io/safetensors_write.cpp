@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: MIT
+#include <fmt/ranges.h>
+
 #include <flashmemory/io/safetensors.hpp>
 #include <set>
 

@@ -1,17 +1,29 @@
 # SPDX-License-Identifier: MIT
 # The trainer's half of flashmemory::train. A GEMM of the CPU: OpenBLAS where there is one, else any BLAS with the C
 # interface; Eigen for factorisations.
-if(NOT DEFINED BLA_VENDOR)  # the variables of this folder alone
+if(NOT DEFINED BLA_VENDOR AND NOT TARGET BLAS::BLAS)  # the variables of this folder alone
   set(BLA_VENDOR OpenBLAS)
   find_package(BLAS)
   if(NOT BLAS_FOUND)
     unset(BLA_VENDOR)
   endif()
 endif()
-find_package(BLAS REQUIRED)
-find_path(FLASHMEMORY_CBLAS_INCLUDE_DIR cblas.h PATH_SUFFIXES openblas REQUIRED)
+if(NOT TARGET BLAS::BLAS)
+  find_package(BLAS QUIET)
+endif()
+find_path(FLASHMEMORY_CBLAS_INCLUDE_DIR cblas.h PATH_SUFFIXES openblas)
 mark_as_advanced(FLASHMEMORY_CBLAS_INCLUDE_DIR)
-find_package(Eigen3 3.3 REQUIRED NO_MODULE)
+if(NOT TARGET BLAS::BLAS OR NOT FLASHMEMORY_CBLAS_INCLUDE_DIR)
+  message(FATAL_ERROR "FLASHMEMORY_TRAIN is ON and needs a BLAS with the C interface, and there is none: install one (Debian: "
+    "libopenblas-dev), or set FLASHMEMORY_TRAIN=OFF for the library without the trainer.")
+endif()
+if(NOT TARGET Eigen3::Eigen)
+  find_package(Eigen3 3.3 QUIET NO_MODULE)
+endif()
+if(NOT TARGET Eigen3::Eigen)
+  message(FATAL_ERROR "FLASHMEMORY_TRAIN is ON and needs Eigen 3.3 or newer, and there is none: install it (Debian: "
+    "libeigen3-dev), or set FLASHMEMORY_TRAIN=OFF for the library without the trainer.")
+endif()
 
 target_sources(flashmemory_train PRIVATE
   exchange/artifact.cpp
@@ -40,4 +52,4 @@ if(BLA_VENDOR STREQUAL "OpenBLAS")
   set_source_files_properties(learn/gemm.cpp PROPERTIES COMPILE_DEFINITIONS FLASHMEMORY_OPENBLAS)
 endif()
 target_link_libraries(flashmemory_train PRIVATE
-  BLAS::BLAS $<BUILD_INTERFACE:Eigen3::Eigen> $<BUILD_INTERFACE:hwy::hwy>)
+  BLAS::BLAS $<BUILD_INTERFACE:Eigen3::Eigen>)

@@ -1,4 +1,4 @@
 # SPDX-License-Identifier: MIT
 include(${CMAKE_CURRENT_LIST_DIR}/common.cmake)
 configure_and_build(${CMAKE_CURRENT_LIST_DIR}/consumer add_subdirectory -D SUBDIRECTORY=${SOURCE})
-run_consumer(${WORK}/add_subdirectory/build/consumer)
+run_consumer(${build}/consumer)

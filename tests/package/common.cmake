@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: MIT
-# What the cases share. Paths: SOURCE the checkout, WORK a folder for all cases, <WORK>/<kind> a moved install.
+# What the cases share. Paths: SOURCE the checkout, WORK a folder for all cases, <WORK>/<kind> a moved install, BUILDS where
+# this build's folder lies.
 cmake_minimum_required(VERSION 3.24)
 
 find_program(ccache ccache)
 set(launcher "")
 if(ccache)
-  # The cases compile the same files as each other and as the build that they are tests of. What differs are paths
-  # below that build's folder; relative ones make them one entry each.
-  set(ENV{CCACHE_BASEDIR} ${BUILDS})
+  # The cases compile the same files as each other and as the build that they are tests of, in folders beside it: paths
+  # relative to the checkout are then the same for all, and for every other checkout.
+  set(ENV{CCACHE_BASEDIR} ${SOURCE})
   set(ENV{CCACHE_NOHASHDIR} 1)
   set(launcher -D CMAKE_CXX_COMPILER_LAUNCHER=${ccache})
 endif()
@@ -15,6 +16,10 @@ endif()
 # What is tested is how things fit together. `as_built` compiles the library as the build that this is a test of did,
 # `quick` is for code that it did not compile: the quickest will do, the same in all configurations.
 set(quick -D CMAKE_CXX_FLAGS_DEBUG=-O0 -D CMAKE_CXX_FLAGS_RELEASE=-O0)
+execute_process(COMMAND uname -m OUTPUT_VARIABLE machine OUTPUT_STRIP_TRAILING_WHITESPACE)
+if(machine STREQUAL "x86_64")
+  list(APPEND quick -D CMAKE_CXX_FLAGS=-m64)  # as Conan has it
+endif()
 set(as_built -D CMAKE_BUILD_TYPE=${TYPE} -D "CMAKE_CXX_FLAGS=${FLAGS}" -D FLASHMEMORY_WERROR=${WERROR})
 foreach(type DEBUG RELEASE RELWITHDEBINFO)
   list(APPEND as_built -D "CMAKE_CXX_FLAGS_${type}=${TYPE_FLAGS}")
@@ -30,12 +35,19 @@ function(run)
   set(output "${output}" PARENT_SCOPE)
 endfunction()
 
-# configure_and_build(source folder options...): in WORK/<folder>/build, freshly.
-function(configure_and_build source folder)
-  file(REMOVE_RECURSE ${WORK}/${folder}/build)
-  run(${CMAKE_COMMAND} -S ${source} -B ${WORK}/${folder}/build -G ${GENERATOR} -D CMAKE_BUILD_TYPE=Debug
+# build_folder(name): where a case builds.
+function(build_folder name)
+  set(build ${BUILDS}/package_${name} PARENT_SCOPE)
+endfunction()
+
+# configure_and_build(source name options...): freshly, in the folder of that name; sets `build`.
+function(configure_and_build source name)
+  build_folder(${name})
+  set(build ${build} PARENT_SCOPE)
+  file(REMOVE_RECURSE ${build})
+  run(${CMAKE_COMMAND} -S ${source} -B ${build} -G ${GENERATOR} -D CMAKE_BUILD_TYPE=Debug
     -D CMAKE_CXX_COMPILER=${CXX} ${quick} ${launcher} ${ARGN})
-  run(${CMAKE_COMMAND} --build ${WORK}/${folder}/build --parallel 2)
+  run(${CMAKE_COMMAND} --build ${build} --parallel 2)
 endfunction()
 
 # expect(text value what)

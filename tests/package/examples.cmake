@@ -6,8 +6,10 @@ foreach(example minimal paged_engine tinylm)
     configure_and_build(${SOURCE}/examples/${example} example_${example} -D CMAKE_PREFIX_PATH=${WORK}/static/prefix)
   endif()
 endforeach()
-run(${WORK}/example_minimal/build/minimal)
-run(${WORK}/example_paged_engine/build/paged_engine)
+build_folder(example_minimal)
+run(${build}/minimal)
+build_folder(example_paged_engine)
+run(${build}/paged_engine)
 
 # This one needs the CUDA component, and says so where a package has none.
 file(REMOVE_RECURSE ${WORK}/example_deepseek_v4_replay)

@@ -6,11 +6,16 @@ set(flags ${as_built})
 if(KIND STREQUAL "shared")  # its objects are others
   set(shared ON)
   set(flags "")
+  # One link that sees all types of the library: two classes of one name are an error here, and nowhere else.
+  if(CXX_ID STREQUAL "GNU")
+    set(flags -D "CMAKE_CXX_FLAGS=-flto -Werror=odr -Werror=lto-type-mismatch")
+  endif()
 endif()
 file(REMOVE_RECURSE ${WORK}/installed_${KIND} ${WORK}/${KIND}/prefix)
 configure_and_build(${SOURCE} ${KIND} ${flags} -D BUILD_SHARED_LIBS=${shared} -D FLASHMEMORY_TESTS=OFF
   -D FLASHMEMORY_EXAMPLES=OFF -D FLASHMEMORY_INSTALL=ON -D CMAKE_INSTALL_PREFIX=${WORK}/installed_${KIND} -D CMAKE_INSTALL_LIBDIR=lib)
-run(${CMAKE_COMMAND} --install ${WORK}/${KIND}/build)
+run(${CMAKE_COMMAND} --install ${build})
+file(MAKE_DIRECTORY ${WORK}/${KIND})
 file(RENAME ${WORK}/installed_${KIND} ${WORK}/${KIND}/prefix)
 
 set(prefix ${WORK}/${KIND}/prefix)
@@ -39,3 +44,19 @@ foreach(file IN LISTS texts)
     message(FATAL_ERROR "${file} asks consumers for a private dependency: ${CMAKE_MATCH_0}")
   endif()
 endforeach()
+
+# A shared library shows its API, and nothing of what its classes keep to themselves.
+if(KIND STREQUAL "shared")
+  foreach(library flashmemory flashmemory_train)
+    run(nm -DC --defined-only ${prefix}/lib/lib${library}.so)
+    string(REGEX REPLACE "\n$" "" output "${output}")
+    string(REPLACE ";" "," output "${output}")
+    string(REPLACE "\n" ";" symbols "${output}")
+    foreach(symbol IN LISTS symbols)
+      if(NOT symbol MATCHES "^[0-9a-f]+ [A-Za-z] (flashmemory::|typeinfo for flashmemory::|typeinfo name for flashmemory::|vtable for flashmemory::)"
+          OR symbol MATCHES "::impl::")
+        message(FATAL_ERROR "lib${library}.so shows what is not its API: ${symbol}")
+      endif()
+    endforeach()
+  endforeach()
+endif()

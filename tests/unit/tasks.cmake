@@ -28,3 +28,10 @@ flashmemory_test(flashmemory_tinylm_report_unit SERIAL LABELS unit SOURCES
   ${_tinylm}/terminal.cpp
   LIBRARIES fmt::fmt nlohmann_json::nlohmann_json)
 target_include_directories(flashmemory_tinylm_report_unit PRIVATE ${_tinylm})
+
+if(TARGET tinylm)
+  flashmemory_test(flashmemory_tinylm_program SERIAL LABELS example SOURCES ${CMAKE_CURRENT_LIST_DIR}/examples/tinylm_program.cpp
+    LIBRARIES nlohmann_json::nlohmann_json)
+  target_compile_definitions(flashmemory_tinylm_program PRIVATE FLASHMEMORY_TINYLM="$<TARGET_FILE:tinylm>")
+  add_dependencies(flashmemory_tinylm_program tinylm)
+endif()

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: MIT
 #include <flashmemory/flashmemory.hpp>
 #include <iostream>
+#ifdef WITH_TRAIN
+#include <flashmemory/train/learn/trainer.hpp>
+#endif
 
 int main() {
   flashmemory::store_options options;
@@ -10,4 +13,8 @@ int main() {
   flashmemory::tiered_chunk_store store(options);
   std::cout << "flashmemory " << flashmemory::version() << " works, " << store.usage().sequences
             << " sequences open\n";
+#ifdef WITH_TRAIN
+  flashmemory::train::validate(flashmemory::train::trainer_options());
+  std::cout << "so does its trainer\n";
+#endif
 }

@@ -118,7 +118,7 @@ class FLASHMEMORY_API decode_step {
   fault last_fault() const noexcept;
 
  private:
-  struct impl;
+  struct FLASHMEMORY_LOCAL impl;
   std::unique_ptr<impl> impl_;
 };
 

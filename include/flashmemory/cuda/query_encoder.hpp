@@ -62,7 +62,7 @@ class FLASHMEMORY_API query_encoder {
                 fault* error = nullptr) const noexcept;
 
  private:
-  struct impl;
+  struct FLASHMEMORY_LOCAL impl;
   std::unique_ptr<impl> impl_;
 };
 

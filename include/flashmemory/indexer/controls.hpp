@@ -55,7 +55,7 @@ class FLASHMEMORY_API quest_indexer final : public indexer {
                               std::int64_t max_keys) const noexcept override;
 
  private:
-  struct impl;
+  struct FLASHMEMORY_LOCAL impl;
   std::unique_ptr<impl> impl_;
 };
 
@@ -78,7 +78,7 @@ class FLASHMEMORY_API oracle_indexer final : public indexer {
   status score(const score_request& request, view<float, 1> scores) noexcept override;
 
  private:
-  struct impl;
+  struct FLASHMEMORY_LOCAL impl;
   std::unique_ptr<impl> impl_;
 };
 

@@ -107,7 +107,7 @@ class FLASHMEMORY_API dual_encoder_indexer final : public indexer {
                     thread_hook threads) const noexcept;
 
  private:
-  struct impl;
+  struct FLASHMEMORY_LOCAL impl;
   std::unique_ptr<impl> impl_;
 };
 

@@ -94,7 +94,7 @@ class FLASHMEMORY_API safetensors_file {
 
  private:
   friend struct detail::safetensors_access;
-  struct impl;
+  struct FLASHMEMORY_LOCAL impl;
   explicit safetensors_file(std::unique_ptr<impl> read) noexcept;
   std::unique_ptr<impl> impl_;
 };

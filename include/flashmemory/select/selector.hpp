@@ -194,7 +194,7 @@ class FLASHMEMORY_API selector {
  private:
   friend FLASHMEMORY_API status select_chunks(selector& select, batch items, stream_ref stream) noexcept;
   friend struct detail::selector_access;
-  struct impl;
+  struct FLASHMEMORY_LOCAL impl;
   std::unique_ptr<impl> impl_;
 };
 

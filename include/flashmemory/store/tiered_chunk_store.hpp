@@ -122,7 +122,7 @@ class FLASHMEMORY_API tiered_chunk_store final : public chunk_store {
 
  private:
   friend struct detail::store_access;
-  struct impl;
+  struct FLASHMEMORY_LOCAL impl;
   std::unique_ptr<impl> impl_;
 };
 

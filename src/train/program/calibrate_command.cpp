@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: MIT
-#include <fcntl.h>
 #include <fmt/format.h>
 
 #include <cstdio>
 #include <flashmemory/error.hpp>
+#include <flashmemory/io/output_file.hpp>
 #include <flashmemory/train/exchange/artifact.hpp>
 #include <flashmemory/train/label/retrieval_heads.hpp>
-#include <fstream>
 
 #include "src/train/program/commands.hpp"
+#include "src/train/program/ranges.hpp"
 
 namespace indexer_program {
 namespace {
@@ -38,6 +38,17 @@ void describe(const ft::training_record& r) {
   if (!r.run.empty()) fmt::print("run {}\n", r.run);
 }
 
+/// A layer whose attention makes labels, -1 = all of them.
+CLI::Validator labelled_layer() {
+  return CLI::Validator(
+      [](const std::string& text) -> std::string {
+        std::int32_t layer = 0;
+        if (CLI::detail::lexical_cast(text, layer) && layer >= -1) return {};
+        return fmt::format("{} is no layer that can be labelled by, nor -1 for all", text);
+      },
+      "-1 or a layer");
+}
+
 }  // namespace
 
 void label_arguments::add_to(CLI::App& app) {
@@ -47,19 +58,42 @@ void label_arguments::add_to(CLI::App& app) {
           {"nucleus", kind::nucleus_votes}, {"max-mass", kind::max_mass}, {"evidence", kind::needed_set}}))
       ->default_str("max-mass");
   app.add_option("--min-mass", rule.min_mass, "max-mass: attention mass of a needed chunk")
+      ->check(fraction())
       ->capture_default_str();
   app.add_option("--min-tokens", rule.min_tokens, "max-mass: tokens of the window that must pay it")
+      ->check(at_least(1))
       ->capture_default_str();
-  app.add_option("--nucleus", rule.nucleus, "nucleus: cumulative mass")->capture_default_str();
-  app.add_option("--votes", rule.votes, "nucleus: layers that must agree")->capture_default_str();
-  app.add_option("--label-layer", rule.layer, "Only this layer's attention; -1 = all")->capture_default_str();
+  app.add_option("--nucleus", rule.nucleus, "nucleus: cumulative mass")
+      ->check(fraction())
+      ->capture_default_str();
+  app.add_option("--votes", rule.votes, "nucleus: layers that must agree")
+      ->check(at_least(1))
+      ->capture_default_str();
+  app.add_option("--label-layer", rule.layer, "Only this layer's attention; -1 = all")
+      ->check(labelled_layer())
+      ->capture_default_str();
   app.add_option("--label-heads", label_heads,
                  "max-mass: only so many heads count, those that look for most by the recordings; 0 = all")
-      ->check(CLI::NonNegativeNumber)
+      ->check(at_least<std::int64_t>(0))
       ->capture_default_str();
-  app.add_option("--tau", tau, "Tokens that a window looks ahead")->capture_default_str();
-  app.add_option("--sink", sink_chunks, "First chunks, always resident")->capture_default_str();
-  app.add_option("--recent", recent_chunks, "Newest complete chunks, always resident")->capture_default_str();
+  app.add_option("--tau", tau, "Tokens that a window looks ahead")
+      ->check(within<std::int64_t>(1, 1 << 20))
+      ->capture_default_str();
+  app.add_option("--sink", sink_chunks, "First chunks, always resident")
+      ->check(within(0, 1 << 20))
+      ->capture_default_str();
+  app.add_option("--recent", recent_chunks, "Newest complete chunks, always resident")
+      ->check(within(0, 1 << 20))
+      ->capture_default_str();
+}
+
+void label_arguments::check(const ft::recording_geometry& geometry) const {
+  if (rule.layer >= geometry.layers)
+    throw CLI::ValidationError(
+        "--label-layer", fmt::format("layer {} of a recording of {} layers", rule.layer, geometry.layers));
+  if (label_heads > std::int64_t{geometry.layers} * geometry.heads)
+    throw CLI::ValidationError("--label-heads", fmt::format("the model has {} heads",
+                                                            std::int64_t{geometry.layers} * geometry.heads));
 }
 
 void label_arguments::find_heads(const ft::document_source& source) {
@@ -89,11 +123,14 @@ ft::window_options label_arguments::windows(const ft::recording_geometry& geomet
 
 void evaluation_arguments::add_to(CLI::App& app, bool goal) {
   app.add_option("--eval-windows", max_windows, "Windows looked at per held-out document; 0 = all")
+      ->check(at_least<std::int64_t>(0))
       ->capture_default_str();
   app.add_option("--eval-documents", max_documents, "Held-out documents looked at; 0 = all")
+      ->check(at_least<std::int64_t>(0))
       ->capture_default_str();
   if (!goal) return;
   auto* by_recall = app.add_option("--recall", recall, "Calibrate: recall that the threshold reaches")
+                        ->check(fraction())
                         ->capture_default_str();
   app.add_option_function<double>(
          "--footprint",
@@ -102,6 +139,7 @@ void evaluation_arguments::add_to(CLI::App& app, bool goal) {
            recall = 0;
          },
          "Calibrate: mean share of chunks that the threshold keeps")
+      ->check(fraction())
       ->excludes(by_recall);
   app.add_flag("--one-offset", one_offset, "Calibrate: the same shift for every retriever");
 }
@@ -116,23 +154,6 @@ ft::evaluation_options evaluation_arguments::options(const label_arguments& labe
   return o;
 }
 
-void write_text(const std::string& path, const std::string& text) {
-  const std::string temporary = path + ".tmp";
-  {
-    std::ofstream file(temporary, std::ios::binary | std::ios::trunc);
-    file << text;
-    file.close();
-    if (!file) {
-      std::remove(temporary.c_str());
-      throw fm::io_failure(fm::status::io_error, "cannot write " + path);
-    }
-  }
-  if (std::rename(temporary.c_str(), path.c_str()) != 0) {
-    std::remove(temporary.c_str());
-    throw fm::io_failure(fm::status::io_error, "cannot write " + path);
-  }
-}
-
 void add_calibrate(CLI::App& app) {
   auto a = std::make_shared<arguments>();
   a->evaluation.recall = 0.9;
@@ -143,8 +164,10 @@ void add_calibrate(CLI::App& app) {
   a->labels.add_to(cmd);
   a->evaluation.add_to(cmd, true);
   cmd.callback([a] {
+    fm::check_output_file(a->out.empty() ? a->indexer : a->out);
     const ft::recordings data(a->recordings);
     const ft::recordings_source source(data);
+    a->labels.check(data.geometry());
     a->labels.find_heads(source);
     fm::dual_encoder_config config = fm::load_dual_encoder(a->indexer);
     ft::training_record record;
@@ -175,13 +198,15 @@ void add_report(CLI::App& app) {
   a->labels.add_to(cmd);
   a->evaluation.add_to(cmd, false);
   cmd.callback([a] {
+    if (!a->json.empty()) fm::check_output_file(a->json);
     const ft::recordings data(a->recordings);
     const ft::recordings_source source(data);
+    a->labels.check(data.geometry());
     a->labels.find_heads(source);
     const ft::evaluation result = ft::evaluate(source, fm::load_dual_encoder(a->indexer),
                                                a->evaluation.options(a->labels, data.geometry()));
     fmt::print("{}", ft::to_table(result));
-    if (!a->json.empty()) write_text(a->json, ft::to_json(result) + "\n");
+    if (!a->json.empty()) fm::write_file(a->json, ft::to_json(result) + "\n");
   });
 }
 

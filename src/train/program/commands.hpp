@@ -30,6 +30,8 @@ struct label_arguments {
   std::int64_t label_heads = 0;
 
   void add_to(CLI::App& app);
+  /// \throws CLI::ValidationError naming the option that the recordings cannot serve
+  void check(const flashmemory::train::recording_geometry& geometry) const;
   /// Where the rule counts some heads only, finds them in the recordings and tells which they are.
   void find_heads(const flashmemory::train::document_source& source);
   flashmemory::train::window_options windows(const flashmemory::train::recording_geometry& geometry) const;
@@ -53,8 +55,5 @@ flashmemory::retriever_weights parse_retriever(const std::string& text);
 
 /// "cpu", "cuda" or "cuda:1" = where training is done; empty for the CPU. \throws CLI::ValidationError
 flashmemory::train::backend_factory parse_device(const std::string& text);
-
-/// Writes a text file whole or not at all. \throws flashmemory::io_failure
-void write_text(const std::string& path, const std::string& text);
 
 }  // namespace indexer_program

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: MIT
 #include <fmt/format.h>
 
+#include <flashmemory/io/output_file.hpp>
 #include <flashmemory/train/exchange/artifact.hpp>
 #include <flashmemory/train/exchange/retrieval.hpp>
 
 #include "src/train/program/commands.hpp"
+#include "src/train/program/ranges.hpp"
 
 namespace indexer_program {
 namespace {
@@ -29,6 +31,7 @@ struct import_arguments {
 };
 
 void import_files(const import_arguments& a) {
+  fm::check_output_file(a.out);
   const ft::recordings data(a.recordings);
   const ft::recording_geometry& g = data.geometry();
   fm::dual_encoder_config base;
@@ -73,14 +76,20 @@ void add_export(CLI::App& app) {
   cmd.add_option("-o,--out", a->out, "Folder to write")->required();
   a->labels.add_to(cmd);
   cmd.add_option("--query-tap", a->options.query_tap, "Number of the recorded query vector")
+      ->check(within(0, 65535))
       ->capture_default_str();
   cmd.add_option("--key-stream", a->options.key_stream, "Number of the recorded index-key lane")
+      ->check(within(0, 65535))
       ->capture_default_str();
-  cmd.add_option("--negatives", a->options.negatives, "Per row")->capture_default_str();
+  cmd.add_option("--negatives", a->options.negatives, "Per row")
+      ->check(within(0, 1 << 20))
+      ->capture_default_str();
   cmd.add_flag("--only-needing", a->only_needing, "Leave out windows that need nothing old");
   cmd.add_option("--seed", a->options.seed)->capture_default_str();
   cmd.callback([a] {
+    fm::check_output_folder(a->out);
     const ft::recordings data(a->recordings);
+    a->labels.check(data.geometry());
     a->labels.find_heads(ft::recordings_source(data));
     a->options.rule = a->labels.rule;
     a->options.windows = a->labels.windows(data.geometry());
@@ -99,7 +108,7 @@ void add_import(CLI::App& app) {
   cmd.add_option("-f,--file", a->files, "QUERY_LAYER:KEY_LAYER=FILE, once per retriever")->required();
   cmd.add_option("-o,--out", a->out, "Indexer file to write")->required();
   cmd.add_option("--prefix", a->prefix, "Of the tensors' names");
-  cmd.add_option("--q-norm-eps", a->q_norm_eps, "Of the query norm")->capture_default_str();
+  cmd.add_option("--q-norm-eps", a->q_norm_eps, "Of the query norm")->check(weight())->capture_default_str();
   cmd.add_flag("--bf16-queries", a->bf16_queries, "Round queries to bf16 as the published scorer does");
   a->labels.add_to(cmd);
   cmd.callback([a] { import_files(*a); });

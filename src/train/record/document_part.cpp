@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #include "src/train/record/document_part.hpp"
 
+#include <fmt/ranges.h>
+
 #include <cstring>
 #include <flashmemory/error.hpp>
 #include <string>

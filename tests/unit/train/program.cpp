@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: MIT
+#include <sys/wait.h>
+
 #include <cstdlib>
 #include <filesystem>
 #include <flashmemory/io/safetensors.hpp>
@@ -143,4 +145,110 @@ TEST_CASE("the program names what is wrong and leaves no file", "[train]") {
         0);
   CHECK_THAT(w.text("err"), Catch::Contains("/proc/nothing/here"));
   CHECK(!std::filesystem::exists(w.at("indexer")));
+}
+
+TEST_CASE("options come from a file, in a section or without, and the command line wins", "[train]") {
+  workplace w;
+  const auto write = [&](const std::string& text) { std::ofstream(w.at("config")) << text; };
+  const std::string train = "train " + w.at("recordings") + " -o " + w.at("indexer") +
+                            " --tau 16 -r 1:0 --heads 4 --start random --tokens-per-step 1000 --serial" +
+                            " --config " + w.at("config");
+  for (const std::string section : {"", "[train]\n"}) {
+    CAPTURE(section);
+    write(section + "layer-steps=3\nensemble-steps=0\n");
+    REQUIRE(w.run(train) == 0);
+    CHECK_THAT(w.text("err"), Catch::Contains("3/3"));
+    REQUIRE(w.run(train + " --layer-steps 2") == 0);
+    CHECK_THAT(w.text("err"), Catch::Contains("2/2"));
+  }
+  std::filesystem::remove(w.at("indexer"));
+  write("no-such-option=1\n");
+  CHECK(w.run(train) != 0);
+  CHECK_THAT(w.text("err"), Catch::Contains("no-such-option"));
+  write("layer-steps=-3\n");
+  CHECK(w.run(train) != 0);
+  CHECK_THAT(w.text("err"), Catch::Contains("--layer-steps"));
+  std::filesystem::remove(w.at("config"));
+  CHECK(w.run(train) != 0);
+  CHECK_THAT(w.text("err"), Catch::Contains("config"));
+  CHECK(!std::filesystem::exists(w.at("indexer")));
+}
+
+TEST_CASE("what cannot end well is refused before the first step, by the name of its option", "[train]") {
+  workplace w;
+  // So many steps that whoever makes them first does not come back in time.
+  const std::string train =
+      "train " + w.at("recordings") + " --tau 16 -r 1:0 --heads 4 --serial --layer-steps 100000000";
+  const std::string good = train + " -o " + w.at("indexer");
+  const std::pair<std::string, const char*> wrong[] = {
+      {train + " -o " + w.at("no/such/folder"), "no/such/folder"},
+      {train + " -o " + w.folder.path(), "write"},
+      {good + " --json " + w.at("no/json"), "no/json"},
+      {good + " --json " + w.at("indexer"), "--json"},
+      {good + " --checkpoint " + w.at("no/checkpoint"), "no/checkpoint"},
+      {good + " --recall nan", "--recall"},
+      {good + " --recall 90", "90 % is 0.9"},
+      {good + " --footprint 13.5", "--footprint"},
+      {good + " --rate inf", "--rate"},
+      {good + " --memory -1", "--memory"},
+      {good + " --memory 100000000", "--memory"},
+      {good + " --tau 0", "--tau"},
+      {good + " --label-layer -2", "--label-layer"},
+      {good + " --label-layer 77", "--label-layer"},
+      {good + " --label-heads 100000", "--label-heads"},
+      {good + " --attention-head a,b,c,d,e", "--attention-head"},
+      {good + " --attention-head a,b,99999999999,0,64", "--attention-head"},
+      {good + " -r 0:99", "--retriever"},
+      {good + " -r 99999999999:0", "--retriever"},
+      {good + " --from " + w.at("nothing"), "--from"},
+      {"calibrate " + w.at("recordings") + " " + w.at("nothing") + " -o " + w.at("no/folder"), "no/folder"},
+      {"report " + w.at("recordings") + " " + w.at("nothing") + " --json " + w.at("no/folder"), "no/folder"},
+      {"export " + w.at("recordings") + " -o " + w.at("out/rows"), "rows"},
+  };
+  for (const auto& [command, named] : wrong) {
+    CAPTURE(command);
+    const int ended = w.run(command);
+    CHECK(WIFEXITED(ended));
+    CHECK(WEXITSTATUS(ended) != 0);
+    CHECK_THAT(w.text("err"), Catch::Contains(named));
+  }
+  CHECK(!std::filesystem::exists(w.at("indexer")));
+}
+
+TEST_CASE("SIGTERM and Ctrl-C leave a checkpoint that the next run goes on from", "[train]") {
+  workplace w;
+  const std::string train = "train " + w.at("recordings") + " -o " + w.at("indexer") +
+                            " --tau 16 -r 1:0 --heads 4 --start random --tokens-per-step 1000 --serial" +
+                            " --ensemble-steps 0 --validate-every 0 --layer-steps ";
+  for (const char* signal : {"TERM", "INT"}) {
+    for (const bool own : {true, false}) {
+      CAPTURE(signal, own);
+      const std::string checkpoint = own ? w.at("checkpoint") : w.at("indexer.checkpoint");
+      std::filesystem::remove(checkpoint);
+      const std::string all = train + "100000000" + (own ? " --checkpoint " + checkpoint : "");
+      // The program's first line of progress says that steps are being made.
+      const std::string script = "bash -c '" + std::string(FLASHMEMORY_TRAIN_INDEXER) + " " + all + " >" +
+                                 w.at("out") + " 2>" + w.at("err") + " & p=$!; until grep -q 100000000 " +
+                                 w.at("err") + "; do kill -0 $p || exit 99; done; kill -" + signal +
+                                 " $p; wait $p; exit $?'";
+      const int ended = std::system(script.c_str());
+      REQUIRE(WIFEXITED(ended));
+      CHECK(WEXITSTATUS(ended) == (std::string(signal) == "TERM" ? 143 : 130));
+      CHECK(std::filesystem::exists(checkpoint));
+      CHECK_THAT(w.text("err"), Catch::Contains("goes on"));
+      CHECK(!std::filesystem::exists(w.at("indexer")));
+    }
+  }
+}
+
+TEST_CASE("an indexer that cannot be calibrated is written as it was trained", "[train]") {
+  workplace w;
+  // No chunk is ever needed by so strict a rule that attention never meets, so recall has no meaning.
+  const std::string train = "train " + w.at("recordings") + " -o " + w.at("indexer") +
+                            " --tau 16 -r 1:0 --heads 4 --start random --tokens-per-step 1000 --serial" +
+                            " --ensemble-steps 0 --layer-steps 2 --min-tokens 1000000";
+  REQUIRE(w.run(train) != 0);
+  CHECK_THAT(w.text("err"), Catch::Contains("not calibrated"));
+  CHECK(!ft::load_training_record(w.at("indexer")).calibrated);
+  CHECK(fm::load_dual_encoder(w.at("indexer")).retrievers.size() == 1);
 }

@@ -113,7 +113,7 @@ class FLASHMEMORY_API trainer {
   std::size_t peak_document_bytes() const noexcept;
 
  private:
-  struct impl;
+  struct FLASHMEMORY_LOCAL impl;
   std::unique_ptr<impl> impl_;
 };
 

@@ -127,7 +127,7 @@ class FLASHMEMORY_API recorder {
   recorder_counters counters() const noexcept;
 
  private:
-  struct impl;
+  struct FLASHMEMORY_LOCAL impl;
   std::unique_ptr<impl> impl_;
 };
 

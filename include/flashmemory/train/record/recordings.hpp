@@ -64,7 +64,7 @@ class FLASHMEMORY_API recordings {
   std::string fingerprint() const;
 
  private:
-  struct impl;
+  struct FLASHMEMORY_LOCAL impl;
   std::unique_ptr<impl> impl_;
 };
 
