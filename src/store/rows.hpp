@@ -41,7 +41,7 @@ void for_each_tail(const chunk_layout& layout, std::int64_t first_entry, const F
   if (g.format == kv_format::deepseek_v4) {
     const std::size_t row = std::size_t(deepseek_v4::row_bytes),
                       scale = std::size_t(deepseek_v4::scale_row_bytes);
-    const std::size_t key = std::size_t(deepseek_v4::index_dim);
+    const std::size_t key = std::size_t(deepseek_v4::lightning_dim);
     f(first * row, left * row);
     f(std::size_t(deepseek_v4::scales_offset(g.entries_per_chunk)) + first * scale, left * scale);
     f(values + first * key, left * key);

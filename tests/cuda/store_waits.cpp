@@ -42,16 +42,16 @@ TEST_CASE(
   struct counted {
     int taken = 0, given = 0;
   } memory;
-  fm::cuda::device_options device;
+  fm::cuda::context device;
   device.deadline = std::chrono::milliseconds(10);
-  device.device_memory.context = &memory;
-  device.device_memory.allocate = [](void* self, std::size_t bytes, std::size_t) -> void* {
+  device.memory.context = &memory;
+  device.memory.allocate = [](void* self, std::size_t bytes, std::size_t) -> void* {
     void* block = nullptr;
     if (cudaMalloc(&block, bytes) != cudaSuccess) return nullptr;
     ++static_cast<counted*>(self)->taken;
     return block;
   };
-  device.device_memory.deallocate = [](void* self, void*, std::size_t, std::size_t) {
+  device.memory.deallocate = [](void* self, void*, std::size_t, std::size_t) {
     ++static_cast<counted*>(self)->given;  // and kept: a test's few megabytes
   };
   const bool stuck = GENERATE(false, true);

@@ -32,7 +32,6 @@ struct bench {
     index.rule = [](const fm::score_request&, std::int64_t c) { return c == 5 ? 1e6f : -float(c); };
     policy.interval = interval;
     policy.budget_fraction = 0.2;
-    options.max_tokens = 1200;
     options.stagger = false;
     options.apply = mode;
     make();

@@ -45,10 +45,9 @@ struct world {
   toy::sequence s;
 
   world() {
-    options = toy::store_options(toy::geometry(index.key_streams()), 6);
+    options = toy::store_options(toy::geometry(static_cast<std::int32_t>(index.taps().index_keys.size())), 6);
     options.fast_bytes = options.backing_bytes = std::size_t{4} << 20;
     options.memory = counted_resource(memory);
-    select_options.max_tokens = 512;
     select_options.memory = counted_resource(memory);
     store = std::make_unique<fm::tiered_chunk_store>(options);
     select = std::make_unique<fm::selector>(*store, index, policy, select_options);
@@ -129,19 +128,19 @@ TEST_CASE("what is reported as a sequence's keys and tables is what was taken fo
   fm::sequence_info i;
   REQUIRE(w.store->info(made, &i) == status::ok);
   const fm::kv_geometry& g = w.options.geometry;
-  CHECK(i.key_bytes ==
+  CHECK(i.index_key_bytes ==
         std::size_t(g.index_keys.lanes * g.chunks_for(333)) * fm::chunk_layout(g).index_key_page_bytes());
   int keys = 0, tables = 0;
   std::size_t taken = 0;
   for (const auto& [block, bytes] : w.memory.blocks) {
     if (before.count(block)) continue;
-    keys += bytes == i.key_bytes;
+    keys += bytes == i.index_key_bytes;
     tables += bytes == i.table_bytes;
     taken += bytes;
   }
   CHECK(keys == 1);
   CHECK(tables == 1);
   CHECK(i.table_bytes > std::size_t(g.chunks_for(333)) * sizeof(void*));
-  CHECK(taken >= i.key_bytes + i.table_bytes);
+  CHECK(taken >= i.index_key_bytes + i.table_bytes);
   REQUIRE(w.store->close(made) == status::ok);
 }

@@ -69,7 +69,7 @@ struct slot_range {
   std::int64_t count = 0;
 };
 
-/// The block of device_options::initial_slots, for kernels that address chunks by number.
+/// The block of device_store_options::initial_slots, for kernels that address chunks by number.
 FLASHMEMORY_API slot_range slots_of(const tiered_chunk_store& store) noexcept;
 
 }  // namespace cuda

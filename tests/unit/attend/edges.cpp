@@ -139,7 +139,7 @@ TEST_CASE("a sink of +inf leaves nothing for DeepSeek-V4's entries, and an empty
   std::vector<float> q(2 * entry_dim, 0.1f), out(2 * entry_dim, -7), lse(2, -7);
   const float sinks[] = {inf, 0};
   fm::fault why;
-  fm::deepseek_v4::attend_options o;
+  fm::attend_options o;
   o.sink_logits = fm::view<const float, 1>(sinks, 2);
   o.lse = fm::view<float, 2>(lse.data(), 1, 2);
   o.error = &why;
