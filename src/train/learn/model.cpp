@@ -88,8 +88,9 @@ dual_model::dual_model(const dual_encoder_config& c, const recording_geometry& g
       shape(shape_of(config, taps.trains_keys)),
       map(shape) {
   if (taps.trains_keys == config.retrievers.front().wk.empty()) {
-    refuse(taps.trains_keys ? "the dual encoder has no key encoder, but key encoder inputs were recorded"
-                            : "the dual encoder has a key encoder, but the model's own keys were recorded");
+    refuse("{}", taps.trains_keys
+                     ? "the dual encoder has no key encoder, but key encoder inputs were recorded"
+                     : "the dual encoder has a key encoder, but the model's own keys were recorded");
   }
   parameters.resize(config.retrievers.size() * static_cast<std::size_t>(map.count));
   for (std::size_t r = 0; r < config.retrievers.size(); ++r) {

@@ -15,7 +15,7 @@ progress_bar::~progress_bar() {
 }
 
 void progress_bar::note(const std::string& text) {
-  fmt::print(stderr, terminal_ ? "\r{}\033[K\n" : "{}\n", text);
+  fmt::print(stderr, "{}{}{}\n", terminal_ ? "\r" : "", text, terminal_ ? "\033[K" : "");
 }
 
 void progress_bar::show(const flashmemory::train::step_report& r) {
@@ -36,7 +36,7 @@ void progress_bar::show(const flashmemory::train::step_report& r) {
       std::string(static_cast<std::size_t>(width - full), ' '), r.step, r.steps,
       r.ensemble ? "ensemble" : "layers", loss_ / steps_, recall_ / steps_, 100 * kept_ / steps_, r.rate,
       gflop_ / seconds_, left_);
-  fmt::print(stderr, terminal_ ? "\r{}\033[K" : "{}\n", line);
+  fmt::print(stderr, "{}{}{}", terminal_ ? "\r" : "", line, terminal_ ? "\033[K" : "\n");
   std::fflush(stderr);
   open_ = terminal_;
   loss_ = recall_ = kept_ = seconds_ = gflop_ = 0;

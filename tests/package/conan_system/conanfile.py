@@ -47,6 +47,8 @@ class SystemPackage(ConanFile):
             return
         self.cpp_info.set_property("cmake_target_name", target)
         self.cpp_info.libs = libraries
+        if self.name == "fmt":
+            self.cpp_info.defines = ["FMT_HEADER_ONLY=1"]
         if not libraries:
             self.cpp_info.libdirs = []
         self.cpp_info.includedirs = sorted({os.path.join("include", h.split("/")[0]) for h in headers
