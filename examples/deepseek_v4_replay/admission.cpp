@@ -34,7 +34,7 @@ bool admits(const engine_options& options, std::size_t fast_bytes, std::int64_t 
                     fm::chunk_layout(s.geometry).chunk_bytes();
   s.max_sequences = static_cast<std::int32_t>(count);
   try {
-    const auto store = fm::cuda::make_store(s, {}, std::make_unique<no_backing>());
+    const auto store = fm::cuda::make_store(s, {}, {}, std::make_unique<no_backing>());
     for (std::int64_t i = 0; i < count; ++i) store->open(sequence_options_of(options));
     return true;
   } catch (const fm::admission_error&) {

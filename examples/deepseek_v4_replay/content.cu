@@ -83,7 +83,7 @@ __device__ __forceinline__ void write_key(const float (&x)[4], bfloat16* key, st
 #pragma unroll
   for (int i = 0; i < 4; ++i) word |= e4m3_of(__fdiv_rn(values[i], scale)) << 8 * i;
   reinterpret_cast<std::uint32_t*>(row)[lane] = word;
-  if (lane == 0) *reinterpret_cast<float*>(row + model::index_dim) = scale;
+  if (lane == 0) *reinterpret_cast<float*>(row + model::lightning_dim) = scale;
 }
 
 /// Noise of a warp's index key; with a direction it is 0.9 of that and 0.44 noise, so that its length stays.
@@ -109,11 +109,11 @@ __global__ void __launch_bounds__(threads)
     const std::int32_t topic =
         rule.topic_of(places[chunk], static_cast<std::int32_t>(entry % model::chunk_entries));
     if (topic >= 0)
-      direction = directions.values + (std::int64_t{layer} * directions.topics + topic) * model::index_dim;
+      direction = directions.values + (std::int64_t{layer} * directions.topics + topic) * model::lightning_dim;
   }
   float x[4];
   make_key(seed, static_cast<std::uint64_t>(entry), direction, x);
-  write_key(x, keys + at * model::index_dim, rows != nullptr ? rows + at * (model::index_dim + 4) : nullptr);
+  write_key(x, keys + at * model::lightning_dim, rows != nullptr ? rows + at * (model::lightning_dim + 4) : nullptr);
 }
 
 __device__ __forceinline__ float2 topic_hidden(std::int32_t retriever, std::int32_t topic,
@@ -151,13 +151,13 @@ __global__ void __launch_bounds__(threads)
   const std::int32_t layer = part;
   const std::int64_t at = std::int64_t{layer} * topics.rows + row;
   const float* const direction =
-      directions.values + (std::int64_t{layer} * directions.topics + topics.queries[row]) * model::index_dim;
+      directions.values + (std::int64_t{layer} * directions.topics + topics.queries[row]) * model::lightning_dim;
   // Heads that look for the topic, each in its own way.
-  constexpr int quads = model::index_heads * model::index_dim / 4;
+  constexpr int quads = model::index_heads * model::lightning_dim / 4;
   const auto number = static_cast<std::uint64_t>(layer) * max_rows + static_cast<std::uint64_t>(row);
   auto* const queries = reinterpret_cast<std::uint32_t*>(out.queries) + at * quads;
   for (int i = thread; i < quads; i += threads) {
-    const int d = i % (model::index_dim / 4) * 4;
+    const int d = i % (model::lightning_dim / 4) * 4;
     const std::uint64_t pair = (number * quads + static_cast<std::uint64_t>(i)) * 2;
     const float2 a = noise2(seed + 2, pair), b = noise2(seed + 2, pair + 1);
     queries[i] = e4m3_of(0.5f * direction[d] + a.x) | e4m3_of(0.5f * direction[d + 1] + a.y) << 8 |
@@ -171,8 +171,8 @@ __global__ void __launch_bounds__(threads)
     make_key(seed + 4, number, nullptr, x);
     const std::int32_t r = model::retriever_of(layer);
     std::byte* const rows =
-        r >= 0 ? out.index_rows + (std::int64_t{r} * topics.rows + row) * (model::index_dim + 4) : nullptr;
-    write_key(x, out.index_keys + at * model::index_dim, rows);
+        r >= 0 ? out.index_rows + (std::int64_t{r} * topics.rows + row) * (model::lightning_dim + 4) : nullptr;
+    write_key(x, out.index_keys + at * model::lightning_dim, rows);
   }
 }
 

@@ -17,7 +17,7 @@ namespace v4 = fm::cuda::deepseek_v4;
 namespace {
 
 constexpr std::int64_t dim = v4::entry_dim;
-constexpr std::int64_t key_row = model::index_dim + 4;
+constexpr std::int64_t key_row = model::lightning_dim + 4;
 
 double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
@@ -141,9 +141,9 @@ struct engine::impl {
   void make_tensors() {
     const auto n = std::size_t(options.rows);
     hidden = device_array<bfloat16>(model::retrievers * n * model::hidden);
-    level2_queries = device_array<std::byte>(model::csa_layers * n * model::index_heads * model::index_dim);
+    level2_queries = device_array<std::byte>(model::csa_layers * n * model::index_heads * model::lightning_dim);
     level2_weights = device_array<float>(model::csa_layers * n * model::index_heads);
-    index_keys = device_array<bfloat16>(model::csa_layers * n * model::index_dim);
+    index_keys = device_array<bfloat16>(model::csa_layers * n * model::lightning_dim);
     index_rows = device_array<std::byte>(model::retrievers * n * key_row);
     tensors = {hidden.data(), level2_queries.data(), level2_weights.data(), index_keys.data(),
                index_rows.data()};
@@ -205,7 +205,7 @@ void engine::impl::append_piece(row& s, std::int32_t number, std::int64_t tokens
                     seed + 1, stream.get());
     must(store->append(fm::batch(&item, 1), layer,
                        fm::const_tensor<3>(piece_entries.data(), fm::dtype::bf16, count, 1, dim),
-                       fm::const_tensor<3>(piece_keys.data(), fm::dtype::bf16, count, 1, model::index_dim),
+                       fm::const_tensor<3>(piece_keys.data(), fm::dtype::bf16, count, 1, model::lightning_dim),
                        stream.ref()),
          store->last_fault());
     if (retriever >= 0)
@@ -221,7 +221,7 @@ void engine::impl::prefill(const std::function<void(std::int64_t)>& progress) {
   constexpr std::int64_t at_once = 16384;  // tokens
   const std::size_t most = at_once / model::csa_tokens + 1;
   piece_entries = device_array<bfloat16>(most * dim);
-  piece_keys = device_array<bfloat16>(most * model::index_dim);
+  piece_keys = device_array<bfloat16>(most * model::lightning_dim);
   piece_rows = device_array<std::byte>(most * key_row);
   std::int64_t done = 0;
   for (std::int32_t r = 0; r < options.rows; ++r) {
@@ -281,8 +281,8 @@ void engine::impl::enqueue() {
         }
         must(
             step->append(csa, fm::const_tensor<3>(entries.data() + csa * n * dim, fm::dtype::bf16, n, 1, dim),
-                         fm::const_tensor<3>(index_keys.data() + csa * n * model::index_dim, fm::dtype::bf16,
-                                             n, 1, model::index_dim),
+                         fm::const_tensor<3>(index_keys.data() + csa * n * model::lightning_dim, fm::dtype::bf16,
+                                             n, 1, model::lightning_dim),
                          stream.ref()),
             step->last_fault());
         second->select(csa, stream);

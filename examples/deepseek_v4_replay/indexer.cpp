@@ -71,7 +71,7 @@ class topic_encoder {
   }
 
  private:
-  static constexpr std::int64_t head_values = model::retriever_heads * model::index_dim;
+  static constexpr std::int64_t head_values = model::retriever_heads * model::lightning_dim;
   static fm::cuda::query_encoder_options options_for(std::int32_t max_topics) {
     fm::cuda::query_encoder_options o;
     o.max_rows = max_topics;
@@ -92,17 +92,17 @@ class topic_encoder {
 /// sum over heads of gate * query, less its rotated half, at root mean square 1. Heads that count for a key then look
 /// its way, those that count against it look away, and relu leaves them out.
 void looked_for(const float* heads, const float* gates, float* direction) {
-  std::vector<double> sum(model::index_dim, 0.0);
+  std::vector<double> sum(model::lightning_dim, 0.0);
   for (std::int32_t h = 0; h < model::retriever_heads; ++h) {
-    float head[model::index_dim];
-    std::copy_n(heads + h * model::index_dim, model::index_dim, head);
+    float head[model::lightning_dim];
+    std::copy_n(heads + h * model::lightning_dim, model::lightning_dim, head);
     fm::hadamard_128(head);  // its own inverse
     // The gate carries the head's quantisation scale, a factor near the same for all.
-    for (std::int32_t i = 0; i < model::index_dim / 2; ++i)
+    for (std::int32_t i = 0; i < model::lightning_dim / 2; ++i)
       sum[std::size_t(i)] += double(gates[h]) * double(head[i]);
   }
-  for (std::int32_t i = 0; i < model::index_dim; ++i) direction[i] = static_cast<float>(sum[std::size_t(i)]);
-  normalise(direction, model::index_dim);
+  for (std::int32_t i = 0; i < model::lightning_dim; ++i) direction[i] = static_cast<float>(sum[std::size_t(i)]);
+  normalise(direction, model::lightning_dim);
   fm::hadamard_128(direction);
 }
 
@@ -124,7 +124,7 @@ fm::dual_encoder_config random_indexer(std::int64_t max_positions) {
     w.query_layer = w.key_layer = layer;
     w.wq_a = random_weights(std::int64_t{c.rank} * c.hidden, 0.0156f, seed + 1);
     w.q_norm = std::vector<float>(std::size_t(c.rank), 1.0f);
-    w.wq_b = random_weights(std::int64_t{c.heads} * model::index_dim * c.rank, 0.022f, seed + 2);
+    w.wq_b = random_weights(std::int64_t{c.heads} * model::lightning_dim * c.rank, 0.022f, seed + 2);
     w.weights_proj = random_weights(std::int64_t{c.heads} * c.hidden, 0.0156f, seed + 3);
     c.retrievers.push_back(std::move(w));
   }
@@ -132,7 +132,7 @@ fm::dual_encoder_config random_indexer(std::int64_t max_positions) {
 }
 
 device_array<float> make_directions(const fm::dual_encoder_config& config, std::int32_t topics) {
-  constexpr std::int64_t dim = model::index_dim;
+  constexpr std::int64_t dim = model::lightning_dim;
   std::vector<float> all(std::size_t(model::csa_layers * topics * dim));
   std::mt19937 random(1);
   std::normal_distribution<float> normal;

@@ -38,7 +38,7 @@ level2::level2(const fm::kv_geometry& geometry, const fm::cuda::chunk_tables& ta
     for (std::int32_t r = 0; r < rows_; ++r) {
       const std::int64_t at = std::int64_t{layer} * rows_ + r;
       fm::cuda::score_job job;
-      job.queries = queries + at * model::index_heads * model::index_dim;
+      job.queries = queries + at * model::index_heads * model::lightning_dim;
       job.weights = weights + at * model::index_heads;
       job.pages = tables.lists() + r * max_chunks_;
       job.pages_offset = static_cast<std::int64_t>(layout_.value_offset(layer, 0));

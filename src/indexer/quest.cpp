@@ -35,11 +35,6 @@ indexer_taps quest_taps(const kv_geometry& geometry, std::int32_t query_heads) {
   return taps;
 }
 
-bool is_open(const chunk_reader& reader, sequence_handle sequence) noexcept {
-  sequence_info ignored;
-  return reader.info(sequence, &ignored) == status::ok;
-}
-
 }  // namespace
 
 struct quest_indexer::impl {
@@ -119,7 +114,7 @@ std::int64_t quest_indexer::impl::find_place(const chunk_reader& reader, sequenc
   for (std::size_t i = 0; i < places.size(); ++i)
     if (places[i].used && places[i].sequence == sequence) return static_cast<std::int64_t>(i);
   for (std::size_t i = 0; i < places.size(); ++i) {
-    if (places[i].used && is_open(reader, places[i].sequence)) continue;
+    if (places[i].used && reader.is_open(places[i].sequence)) continue;
     places[i] = place{};
     places[i].sequence = sequence;
     places[i].used = true;

@@ -44,7 +44,8 @@ store_bytes store_bytes_for(const store_options& options, const sequence_options
   const std::int64_t records = std::int64_t{sequences} * chunks;
   detail::fast_memory none(options.memory, options.memory, 0);
   const detail::record_pool pool(none, g.layers, records);
-  std::size_t fast = sizeof(detail::sequence_place) * std::size_t(options.max_sequences);
+  std::size_t fast = sizeof(detail::sequence_place) * std::size_t(options.max_sequences) +
+                     layout.layer_bytes();  // host_tier's staging
   fast = saturating_add(fast, saturating_multiply(slots, slot));
   fast = saturating_add(
       fast, saturating_multiply(n, saturating_add(keys, detail::sequence_block_bytes(g, quota, chunks))));

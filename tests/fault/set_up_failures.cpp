@@ -111,7 +111,7 @@ TEST_CASE("whichever allocation of a set-up call fails, nothing has changed and 
   const int selectors =
       refuse_each(w, resource, [&] { fm::selector another(*w.store, w.index, w.policy, w.select_options); });
   CHECK(stores > 1);
-  CHECK(selectors > 1);
+  CHECK(selectors > 0);
   if (resource) CHECK(refused > 4);
 
   REQUIRE(w.engine->step(w.s) == status::ok);  // it has been served all the time

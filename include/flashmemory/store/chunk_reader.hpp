@@ -64,6 +64,12 @@ class FLASHMEMORY_API chunk_reader {
   /// Length, residency and bytes of one sequence.
   virtual status info(sequence_handle sequence, sequence_info* out) const noexcept = 0;
 
+  /// Whether the handle names an open sequence. Asking is never a fault; a reader that counts or notes faults overrides it.
+  virtual bool is_open(sequence_handle sequence) const noexcept {
+    sequence_info ignored;
+    return info(sequence, &ignored) == status::ok;
+  }
+
   /// Copies one chunk in chunk_layout to `out` [chunk_bytes], from whichever tier has it; entries that are
   /// not there yet are zero. For sessions, transfers between hosts and summaries.
   virtual status read_chunk(sequence_handle sequence, chunk_id chunk,

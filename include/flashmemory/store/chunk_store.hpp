@@ -225,9 +225,6 @@ class FLASHMEMORY_API chunk_store : public chunk_reader {
     static_cast<void>(guard);
   }
 
-  /// Whether the handle names an open sequence. Asking is never a fault.
-  virtual bool is_open(sequence_handle sequence) const noexcept = 0;
-
   /// Appends a chunk of `tokens` tokens in chunk_layout, all layers at once, straight into the backing store.
   /// The sequence's length must be a multiple of tokens_per_chunk(). The counterpart of read_chunk(). Any
   /// number of calls leaves the resident set that one append() of everything would have left.

@@ -60,7 +60,8 @@ struct store_bytes {
 
 /// The budgets with which a store of `options` can hold `sequences` sequences of `each` at a time, to the byte: slots of
 /// their quotas and of the transition pool, index keys, tables. The budgets in `options` are not looked at; max_sequences
-/// counts. On a device cuda::store_bytes_for() adds what its tier needs besides.
+/// counts. That is of a store in host memory; what a device's tier needs besides - staging, slots that come in blocks - its
+/// admission_error spells out.
 /// \throws argument_error as a store and its open() would
 FLASHMEMORY_API store_bytes store_bytes_for(const store_options& options, const sequence_options& each,
                                             std::int32_t sequences);

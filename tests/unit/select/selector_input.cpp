@@ -73,8 +73,6 @@ TEST_CASE("attaching what cannot be served is refused and leaves nothing behind"
   p = b.policy;
   p.threshold = std::numeric_limits<float>::quiet_NaN();
   CHECK_THROWS_AS(b.select->attach(other, &p), fm::argument_error);
-  const auto longer = b.store.open(fm::sequence_options_for(b.policy, b.geometry, 801));
-  CHECK_THROWS_AS(b.select->attach(longer), fm::argument_error);
   fm::selection_report r;
   CHECK(b.select->report(other, &r) == status::unknown_sequence);
   CHECK_NOTHROW(b.select->attach(other));
@@ -127,7 +125,6 @@ TEST_CASE("bad items are found before anything is done", "[selector]") {
   std::vector<fm::batch_item> items = {{x.handle, 20, 1}, {y.handle, 20, 1}};
   status expected = status::ok;
   SECTION("unknown") { items[1].sequence = {50, 1}, expected = status::unknown_sequence; }
-  SECTION("default handle") { items[1].sequence = {}, expected = status::unknown_sequence; }
   SECTION("stale") { --items[1].sequence.generation, expected = status::stale_sequence; }
   SECTION("twice") { items[1] = items[0], expected = status::bad_argument; }
   SECTION("negative position") { items[1].position = -1, expected = status::bad_argument; }

@@ -261,8 +261,7 @@ TEST_CASE("handles of closed sequences are stale and invented ones unknown, in e
       {{old.index, old.generation + 7}, status::unknown_sequence},
       {{old.index, 0}, status::unknown_sequence},
       {{3, 1}, status::unknown_sequence},
-      {{1000, 1}, status::unknown_sequence},
-      {{}, status::unknown_sequence}};
+      {{1000, 1}, status::unknown_sequence}};
   for (const auto& [handle, expected] : handles) {
     CAPTURE(handle.index, handle.generation);
     const snapshot before(store, next);
