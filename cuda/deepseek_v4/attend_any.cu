@@ -76,7 +76,7 @@ __global__ void __launch_bounds__(32 * warps)
   const float top = fmaxf(maximum, sink);
   const float reference = top == -INFINITY ? 0 : top;
   const float factor = ptx::exp2(maximum - reference);
-  const float total = weight * factor + ptx::exp2(sink - reference);
+  const float total = weight * factor + (sink == INFINITY ? INFINITY : ptx::exp2(sink - reference));
   const float norm = total == 0 ? 0 : factor / total;
   auto* out = static_cast<__nv_bfloat16*>(params.out) + at;
 #pragma unroll

@@ -97,7 +97,7 @@ struct attend_join {
     const float top = fmaxf(maximum, sink_log2);
     const float reference = top == -INFINITY ? 0 : top;
     const float factor = ptx::exp2(maximum - reference);
-    const float total = sum * factor + ptx::exp2(sink_log2 - reference);
+    const float total = sum * factor + (sink_log2 == INFINITY ? INFINITY : ptx::exp2(sink_log2 - reference));
     if (lse != nullptr) *lse = total == 0 ? -INFINITY : (reference + __log2f(total)) * 0.6931471805599453f;
     return total == 0 ? 0 : __fdividef(factor, total);
   }

@@ -120,6 +120,17 @@ TEST_CASE("CUDA attention survives extreme logits, and shows NaN in the rows tha
     stream.wait();
     CHECK(compare(p).value <= 2e-3);
   }
+  SECTION("a sink of infinity leaves zeros") {
+    p.with_sinks = true;
+    p.draw();
+    std::fill(p.sinks.begin(), p.sinks.end(), std::numeric_limits<float>::infinity());
+    p.place(1);
+    p.make_scratch(plan);
+    REQUIRE(p.run(plan, stream) == fm::status::ok);
+    stream.wait();
+    for (const float x : p.outputs()) REQUIRE(x == 0);
+    for (const float x : p.lse.get()) REQUIRE(x == std::numeric_limits<float>::infinity());
+  }
   SECTION("NaN in one row's K") {
     p.draw();
     p.keys[0][std::size_t(g.key_dim * 2 * 150)] = std::numeric_limits<float>::quiet_NaN();  // KV head 0

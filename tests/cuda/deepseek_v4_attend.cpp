@@ -100,6 +100,23 @@ TEST_CASE("V4 attention over unequal rows, one source alone, and padded lists", 
   check(problem);
 }
 
+TEST_CASE("V4 attention under sinks of infinity is zero, by every plan", "[cuda][v4]") {
+  REQUIRE_GPU();
+  std::mt19937_64 random(printed_seed("infinite sinks"));
+  v4_problem problem(3, 64, 128, 256, 64, random);
+  problem.fill(128, 256, true, random);
+  problem.use_sinks = true;
+  problem.device_sinks = device_array<float>(std::vector<float>(64, INFINITY));
+  for (const v4::attend_plan& plan : all_plans(problem.shape())) {
+    problem.run(plan);
+    CAPTURE(plan.splits, plan.dim_splits, plan.tensor_cores);
+    const auto out = problem.out.get();
+    const auto lse = problem.lse.get();
+    CHECK(std::all_of(out.begin(), out.end(), [](auto x) { return reference::bf16_value(x) == 0; }));
+    CHECK(std::all_of(lse.begin(), lse.end(), [](float x) { return x == INFINITY; }));
+  }
+}
+
 TEST_CASE("V4 attention with sinks and values at the edges", "[cuda][v4]") {
   REQUIRE_GPU();
   std::mt19937_64 random(printed_seed("edges"));
