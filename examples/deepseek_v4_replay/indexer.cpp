@@ -37,7 +37,7 @@ class topic_encoder {
  public:
   topic_encoder(const fm::dual_encoder_config& config, std::int32_t max_topics)
       : max_topics_(max_topics),
-        encoder_(config, options_for(max_topics)),
+        encoder_(config, fm::cuda::context{}, options_for(max_topics)),
         hidden_(std::size_t(model::retrievers * max_topics) * model::hidden),
         positions_(std::vector<std::int64_t>(std::size_t(max_topics), 0)),
         codes_(std::size_t(model::retrievers * max_topics) * head_values),

@@ -90,7 +90,6 @@ class epoch {
     policy_.hysteresis = below(2) ? 0.1f : 0.0f;
     fm::selector_options o;
     o.max_sequences = 12;
-    o.max_tokens = 400;
     o.apply = below(2) ? fm::apply_mode::overlapped : fm::apply_mode::at_once;
     o.late = fm::late_policy(below(3));
     o.concurrent_recalls = std::int32_t(1 + below(3));
