@@ -45,7 +45,7 @@ attend_layout::attend_layout(const kv_geometry& geometry, std::int32_t query_hea
 
 std::int64_t most_splits(const kv_geometry& geometry, std::int64_t chunks) noexcept {
   const std::int64_t least = split_length(geometry, 0);
-  return std::clamp<std::int64_t>((chunks + least - 1) / least, 1, attend_max_splits);
+  return std::clamp<std::int64_t>(chunks / least + (chunks % least != 0), 1, attend_max_splits);
 }
 
 status check_call(const chunk_reader& reader, std::int32_t layer, const const_tensor<3>& q,

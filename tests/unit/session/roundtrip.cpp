@@ -269,7 +269,7 @@ struct pipe_of_bytes {
               auto& self = *static_cast<pipe_of_bytes*>(context);
               if (self.at >= self.room) return std::int64_t{-1};
               const std::size_t n = std::min({count, self.part, self.bytes.size() - self.at});
-              std::memcpy(data, self.bytes.data() + self.at, n);
+              if (n > 0) std::memcpy(data, self.bytes.data() + self.at, n);
               self.at += n;
               return std::int64_t(n);
             }};
