@@ -310,8 +310,8 @@ std::byte* device_level1::row_address(const served_sequence& s, kept_row row,
 void device_level1::settle(const char* purpose) const {
   const cudaError_t code = wait_for_device(device_.deadline);
   if (code == cudaErrorNotReady)
-    throw error(status::timed_out, fmt::format("{}: the device is still busy after {} ms", purpose,
-                                               device_.deadline.count()));
+    throw error(status::timed_out,
+                fmt::format("{}: the device is still busy after {} ms", purpose, device_.deadline.count()));
   ask(code, purpose);
 }
 

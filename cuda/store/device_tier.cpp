@@ -199,8 +199,8 @@ void device_tier::tear_down(fast_memory& memory) noexcept {
     give_up();
   memory.release_data(pieces_, workspace_bytes(), alignment);
   if (staging_ && !stuck_)
-    backing_memory_.deallocate(backing_memory_.context, staging_,
-                                      std::size_t(num_staging_) * chunk_bytes_, 4096);
+    backing_memory_.deallocate(backing_memory_.context, staging_, std::size_t(num_staging_) * chunk_bytes_,
+                               4096);
   pieces_ = staging_ = nullptr;
 }
 

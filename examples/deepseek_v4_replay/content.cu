@@ -109,11 +109,13 @@ __global__ void __launch_bounds__(threads)
     const std::int32_t topic =
         rule.topic_of(places[chunk], static_cast<std::int32_t>(entry % model::chunk_entries));
     if (topic >= 0)
-      direction = directions.values + (std::int64_t{layer} * directions.topics + topic) * model::lightning_dim;
+      direction =
+          directions.values + (std::int64_t{layer} * directions.topics + topic) * model::lightning_dim;
   }
   float x[4];
   make_key(seed, static_cast<std::uint64_t>(entry), direction, x);
-  write_key(x, keys + at * model::lightning_dim, rows != nullptr ? rows + at * (model::lightning_dim + 4) : nullptr);
+  write_key(x, keys + at * model::lightning_dim,
+            rows != nullptr ? rows + at * (model::lightning_dim + 4) : nullptr);
 }
 
 __device__ __forceinline__ float2 topic_hidden(std::int32_t retriever, std::int32_t topic,
@@ -151,7 +153,8 @@ __global__ void __launch_bounds__(threads)
   const std::int32_t layer = part;
   const std::int64_t at = std::int64_t{layer} * topics.rows + row;
   const float* const direction =
-      directions.values + (std::int64_t{layer} * directions.topics + topics.queries[row]) * model::lightning_dim;
+      directions.values +
+      (std::int64_t{layer} * directions.topics + topics.queries[row]) * model::lightning_dim;
   // Heads that look for the topic, each in its own way.
   constexpr int quads = model::index_heads * model::lightning_dim / 4;
   const auto number = static_cast<std::uint64_t>(layer) * max_rows + static_cast<std::uint64_t>(row);
@@ -171,7 +174,8 @@ __global__ void __launch_bounds__(threads)
     make_key(seed + 4, number, nullptr, x);
     const std::int32_t r = model::retriever_of(layer);
     std::byte* const rows =
-        r >= 0 ? out.index_rows + (std::int64_t{r} * topics.rows + row) * (model::lightning_dim + 4) : nullptr;
+        r >= 0 ? out.index_rows + (std::int64_t{r} * topics.rows + row) * (model::lightning_dim + 4)
+               : nullptr;
     write_key(x, out.index_keys + at * model::lightning_dim, rows);
   }
 }

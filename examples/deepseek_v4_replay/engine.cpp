@@ -141,7 +141,8 @@ struct engine::impl {
   void make_tensors() {
     const auto n = std::size_t(options.rows);
     hidden = device_array<bfloat16>(model::retrievers * n * model::hidden);
-    level2_queries = device_array<std::byte>(model::csa_layers * n * model::index_heads * model::lightning_dim);
+    level2_queries =
+        device_array<std::byte>(model::csa_layers * n * model::index_heads * model::lightning_dim);
     level2_weights = device_array<float>(model::csa_layers * n * model::index_heads);
     index_keys = device_array<bfloat16>(model::csa_layers * n * model::lightning_dim);
     index_rows = device_array<std::byte>(model::retrievers * n * key_row);
@@ -203,11 +204,12 @@ void engine::impl::append_piece(row& s, std::int32_t number, std::int64_t tokens
     fill_index_keys(piece_keys.data(), retriever >= 0 ? piece_rows.data() : nullptr, first, count, layer,
                     options.topics, places.data(), static_cast<std::int32_t>(places.size()), directions,
                     seed + 1, stream.get());
-    must(store->append(fm::batch(&item, 1), layer,
-                       fm::const_tensor<3>(piece_entries.data(), fm::dtype::bf16, count, 1, dim),
-                       fm::const_tensor<3>(piece_keys.data(), fm::dtype::bf16, count, 1, model::lightning_dim),
-                       stream.ref()),
-         store->last_fault());
+    must(
+        store->append(fm::batch(&item, 1), layer,
+                      fm::const_tensor<3>(piece_entries.data(), fm::dtype::bf16, count, 1, dim),
+                      fm::const_tensor<3>(piece_keys.data(), fm::dtype::bf16, count, 1, model::lightning_dim),
+                      stream.ref()),
+        store->last_fault());
     if (retriever >= 0)
       must(store->append_index_keys(s.sequence, retriever, first,
                                     fm::view<const std::byte, 2>(piece_rows.data(), count, key_row),
@@ -281,8 +283,8 @@ void engine::impl::enqueue() {
         }
         must(
             step->append(csa, fm::const_tensor<3>(entries.data() + csa * n * dim, fm::dtype::bf16, n, 1, dim),
-                         fm::const_tensor<3>(index_keys.data() + csa * n * model::lightning_dim, fm::dtype::bf16,
-                                             n, 1, model::lightning_dim),
+                         fm::const_tensor<3>(index_keys.data() + csa * n * model::lightning_dim,
+                                             fm::dtype::bf16, n, 1, model::lightning_dim),
                          stream.ref()),
             step->last_fault());
         second->select(csa, stream);

@@ -101,7 +101,8 @@ void looked_for(const float* heads, const float* gates, float* direction) {
     for (std::int32_t i = 0; i < model::lightning_dim / 2; ++i)
       sum[std::size_t(i)] += double(gates[h]) * double(head[i]);
   }
-  for (std::int32_t i = 0; i < model::lightning_dim; ++i) direction[i] = static_cast<float>(sum[std::size_t(i)]);
+  for (std::int32_t i = 0; i < model::lightning_dim; ++i)
+    direction[i] = static_cast<float>(sum[std::size_t(i)]);
   normalise(direction, model::lightning_dim);
   fm::hadamard_128(direction);
 }

@@ -340,8 +340,7 @@ void selector::attach_fork(sequence_handle parent, sequence_handle child, const 
                   "fork {} cannot select",
                   parent.index, child.index));
   for (std::size_t k = 0; selects && k < from->keys.size(); ++k)
-    if (const auto& ring = from->keys[k].ring;
-        !impl_->can_go_on(impl_->key_sources[k], ring, info.tokens))
+    if (const auto& ring = from->keys[k].ring; !impl_->can_go_on(impl_->key_sources[k], ring, info.tokens))
       refuse(
           formatted("the fork {} stands at {} tokens, its parent {} was observed up to {}, and "
                     "max_rollback_tokens is {}",

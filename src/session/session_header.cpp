@@ -35,7 +35,8 @@ struct fixed_part {
   preamble start;
   std::int32_t layers = 0, kv_heads = 0, key_dim = 0, value_dim = 0, type = 0;
   std::int32_t entries_per_chunk = 0, tokens_per_entry = 0;
-  std::int32_t lanes = 0, tokens_per_key = 0, index_key = 0;  ///< index_key: its bytes, and its type in the upper bits
+  std::int32_t lanes = 0, tokens_per_key = 0,
+               index_key = 0;  ///< index_key: its bytes, and its type in the upper bits
   std::int32_t sink_chunks = 0, recent_chunks = 0;
   std::int64_t max_tokens = 0, max_resident_chunks = 0;
   std::int64_t tokens = 0, resident = 0, state_bytes = 0;
@@ -140,8 +141,8 @@ std::vector<std::byte> encode_header(const session_header& h) {
   fixed.tokens_per_entry = g.tokens_per_entry;
   fixed.lanes = g.index_keys.lanes;
   fixed.tokens_per_key = g.index_keys.tokens_per_key;
-  fixed.index_key =
-      g.index_keys.bytes() | static_cast<std::int32_t>(g.index_keys.type) << index_key_type_shift;
+  fixed.index_key = g.index_keys.bytes() | static_cast<std::int32_t>(g.index_keys.type)
+                                               << index_key_type_shift;
   fixed.sink_chunks = h.options.sink_chunks;
   fixed.recent_chunks = h.options.recent_chunks;
   fixed.max_tokens = h.options.max_tokens;

@@ -12,6 +12,11 @@ using detail::sequence_state;
 
 namespace {
 
+bool has_vacated(const sequence_state& s) noexcept {
+  return std::any_of(s.pinned, s.pinned + s.num_pinned,
+                     [](const detail::pinned_chunk& p) { return p.vacated; });
+}
+
 const fault no_fault;
 
 constexpr const char* k_names[] = {"k", "entries of k", "kv_heads of k", "key_dim of k", "last stride of k"};
@@ -102,9 +107,7 @@ void tiered_chunk_store::impl::vacate(sequence_state& s, std::int64_t num_tokens
 
 /// After a failure: vacated chunks get their pins back, and slots where theirs were given away.
 void tiered_chunk_store::impl::restore(sequence_state& s, std::uint32_t sequence) noexcept {
-  if (std::none_of(s.pinned, s.pinned + s.num_pinned,
-                   [](const detail::pinned_chunk& p) { return p.vacated; }))
-    return;
+  if (!has_vacated(s)) return;
   tier->begin_loads(true);
   for (std::int64_t i = 0; i < s.num_pinned; ++i) {
     detail::pinned_chunk& p = s.pinned[i];
@@ -313,6 +316,10 @@ fault tiered_chunk_store::impl::begin_spans(batch items, const span_needs& needs
     if (slots.available() < needs.slots) vacate(s, items(i).num_tokens);
     s.pending_chunks = s.num_chunks;
   }
+  // A recall under way may want what has given way, and has slots of its own; it ends with that set all the same.
+  for (std::int64_t i = 0; i < items.shape[0] && slots.available() < needs.slots; ++i)
+    if (!items(i).empty() && has_vacated(*places[items(i).sequence.index].state))
+      drop_recall(*places[items(i).sequence.index].state);
   for (std::int64_t i = 0; i < items.shape[0]; ++i) {
     if (items(i).empty()) continue;
     if (fault f = begin_span(*places[items(i).sequence.index].state, items(i).num_tokens);

@@ -160,7 +160,8 @@ TEST_CASE("index keys of another encoder are refused, and a refusal names both",
   for (const auto& config : {retrained, moved, floor}) {
     const auto [says, print] = with(config);
     char hex[2][17];
-    std::snprintf(hex[0], 17, "%016llx", static_cast<unsigned long long>(a.index.taps().index_key_fingerprint));
+    std::snprintf(hex[0], 17, "%016llx",
+                  static_cast<unsigned long long>(a.index.taps().index_key_fingerprint));
     std::snprintf(hex[1], 17, "%016llx", static_cast<unsigned long long>(print));
     CAPTURE(says);
     CHECK_THAT(says, Contains(hex[0]) && Contains(hex[1]) && Contains("dual_encoder"));

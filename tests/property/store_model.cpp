@@ -84,6 +84,8 @@ class player {
     return &std::next(shadow_.open.begin(), below(std::int64_t(shadow_.open.size())))->second;
   }
   void expect(status actual, status expected) {
+    const fm::fault why = store_.last_fault();
+    CAPTURE(why.what, why.sequence, why.expected, why.actual);
     REQUIRE(std::string(to_string(actual)) == to_string(expected));
     if (expected == status::ok) return;
     ++shadow_.counters.faults;

@@ -47,7 +47,7 @@ struct indexer_taps {
   /// Names what index keys depend on: two indexers of one fingerprint make the same keys of the same rows, up to rounding,
   /// so that keys which one has made the other may score. 0 = it makes none.
   std::uint64_t index_key_fingerprint = 0;
-  bool log_odds = false;     ///< scores are log-odds of "needed"
+  bool log_odds = false;  ///< scores are log-odds of "needed"
 };
 
 /// One sequence that is to be scored.

@@ -39,7 +39,8 @@ __device__ __forceinline__ void write_element(const Call& call, const tile_rows_
     const float sink = call.logits.sink(head);
     top = fmaxf(maximum, sink);
     weight = top == -INFINITY ? 0.0f : ptx::exp2(maximum - top);
-    denominator = top == -INFINITY ? 0.0f : sum * weight + (sink == INFINITY ? INFINITY : ptx::exp2(sink - top));
+    denominator =
+        top == -INFINITY ? 0.0f : sum * weight + (sink == INFINITY ? INFINITY : ptx::exp2(sink - top));
   }
   // NaN must get through: only an exact zero means that there was nothing.
   const float result = denominator == 0.0f ? 0.0f : value * weight / denominator;
