@@ -92,10 +92,6 @@ class FLASHMEMORY_API indexer {
   virtual status encode_index_keys(std::int32_t lane, view<const float, 2> rows, view<std::byte, 2> keys,
                                    workspace scratch, thread_hook threads) const noexcept;
 
-  /// Tokens a key that score() reads stands for; 0 = it reads none, or any. What check_compatible() compares with the
-  /// store.
-  virtual std::int32_t tokens_per_key() const noexcept { return 0; }
-
  protected:
   /// With what it says it reads.
   explicit indexer(indexer_taps taps) : taps_(std::move(taps)) {}
