@@ -214,7 +214,6 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
                                           &w.in));
   fm::selector_options o;
   o.max_sequences = 3;
-  o.max_tokens = 96;
   o.threads = fm::serial_threads();
   o.apply = w.in.byte() % 2 ? fm::apply_mode::overlapped : fm::apply_mode::at_once;
   w.select = std::make_unique<fm::selector>(*w.store, w.index, w.policy, o);
