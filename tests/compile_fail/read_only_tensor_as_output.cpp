@@ -4,10 +4,10 @@
 
 namespace fm = flashmemory;
 
-fm::status call(const fm::chunk_store& store, fm::batch items, fm::const_tensor<3> q, fm::tensor<3> out) {
+fm::status call(const fm::chunk_reader& reader, fm::batch items, fm::const_tensor<3> q, fm::tensor<3> out) {
 #ifdef MISUSE
-  return fm::sparse_attend(store, items, 0, q, fm::const_tensor<3>(out), {}, fm::stream_ref::host());
+  return fm::sparse_attend(reader, items, 0, q, fm::const_tensor<3>(out), {}, fm::stream_ref::host());
 #else
-  return fm::sparse_attend(store, items, 0, q, out, {}, fm::stream_ref::host());
+  return fm::sparse_attend(reader, items, 0, q, out, {}, fm::stream_ref::host());
 #endif
 }
