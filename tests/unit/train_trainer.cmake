@@ -11,7 +11,7 @@ if(FLASHMEMORY_TRAIN)
   flashmemory_test(flashmemory_train_calibrate LABELS unit LIBRARIES flashmemory::train SOURCES
     ${_trainer}/train/calibrate.cpp)
   if(TARGET flashmemory_train_indexer)
-    flashmemory_test(flashmemory_train_program LABELS unit program LIBRARIES flashmemory::train SOURCES
+    flashmemory_test(flashmemory_train_program LABELS program LIBRARIES flashmemory::train SOURCES
       ${_trainer}/train/program.cpp)
     target_compile_definitions(flashmemory_train_program PRIVATE
       FLASHMEMORY_TRAIN_INDEXER="$<TARGET_FILE:flashmemory_train_indexer>"
