@@ -3,7 +3,6 @@
 
 #include "cuda/core/error.hpp"
 #include "cuda/select/device_level1.hpp"
-#include "src/store/impl.hpp"
 
 namespace flashmemory {
 inline namespace v0 {
@@ -56,12 +55,10 @@ status device_level1::start(view<served_sequence* const, 1> due, stream_ref stre
   std::byte* const staged = staging_.as<std::byte>() + part * list_bytes();
   const launch_list host = list_at(staged), device = list_at(lists_.as<std::byte>());
 
-  if (const auto* tiered = dynamic_cast<const tiered_chunk_store*>(&context.store))
-    if (const fault f = flashmemory::detail::store_access::of(*tiered).tier->order(stream);
-        f.code != status::ok) {
-      *error = f;
-      return f.code;
-    }
+  if (const fault f = context.store.order(stream); f.code != status::ok) {
+    *error = f;
+    return f.code;
+  }
 
   // What cannot be scored is left out and told by poll().
   good_.clear();

@@ -8,7 +8,6 @@
 #include "cuda/core/blocks.hpp"
 #include "cuda/core/error.hpp"
 #include "cuda/step/table_words.hpp"
-#include "src/store/impl.hpp"
 
 namespace flashmemory {
 inline namespace v0 {
@@ -123,9 +122,7 @@ status chunk_tables::update(const chunk_reader& reader, batch items, std::int32_
     if (items.shape[0] > 0 && items.data == nullptr)
       return detail::refuse(status::null_data, "items", -1, -1, &why);
     const detail::device_guard guard(device_.ordinal);
-    if (const auto* tiered = dynamic_cast<const tiered_chunk_store*>(&reader))
-      if (why = flashmemory::detail::store_access::of(*tiered).tier->order(stream); why.code != status::ok)
-        return why.code;
+    if (why = reader.order(stream); why.code != status::ok) return why.code;
     status found = words_->begin(&why);
     if (found == status::ok) found = set_rows(reader, items, layer, &why);
     if (found == status::ok) found = words_->send(stream.cuda(), &why);

@@ -428,6 +428,8 @@ std::int64_t detail::largest_quota(const tiered_chunk_store& store) noexcept {
   return largest;
 }
 
+fault tiered_chunk_store::order(stream_ref stream) const noexcept { return impl_->tier->order(stream); }
+
 void tiered_chunk_store::note(const fault& f) const noexcept {
   const std::lock_guard<std::mutex> lock(impl_->fault_mutex);
   impl_->newest_fault = f;

@@ -7,6 +7,7 @@
 #include <flashmemory/status.hpp>
 #include <flashmemory/store/geometry.hpp>
 #include <flashmemory/store/sequence.hpp>
+#include <flashmemory/stream.hpp>
 #include <flashmemory/view.hpp>
 
 namespace flashmemory {
@@ -74,6 +75,14 @@ class FLASHMEMORY_API chunk_reader {
   /// not there yet are zero. For sessions, transfers between hosts and summaries.
   virtual status read_chunk(sequence_handle sequence, chunk_id chunk,
                             view<std::byte, 1> out) const noexcept = 0;
+
+  /// Makes `stream` wait for whatever is still writing what resident() and index_keys() show, so that work enqueued on it
+  /// from here on reads that. Device tables and selectors ask before they read. Nothing to do by default.
+  /// \returns a fault of code ok, or of cuda_error
+  virtual fault order(stream_ref stream) const noexcept {
+    static_cast<void>(stream);
+    return {};
+  }
 
   /// The one place to look after any call of a step that did not return ok: details of the last such call, const calls
   /// and those of attention, selectors and tables over this reader included, or of the chunk that a recall left out last,

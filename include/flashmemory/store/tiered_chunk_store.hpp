@@ -109,6 +109,7 @@ class FLASHMEMORY_API tiered_chunk_store final : public chunk_store {
   status index_keys(sequence_handle sequence, std::int32_t lane,
                     index_key_pages* out) const noexcept override;
   bool is_open(sequence_handle sequence) const noexcept override;
+  fault order(stream_ref stream) const noexcept override;
   status info(sequence_handle sequence, sequence_info* out) const noexcept override;
   status read_chunk(sequence_handle sequence, chunk_id chunk, view<std::byte, 1> out) const noexcept override;
   status append_chunk(sequence_handle sequence, view<const std::byte, 1> bytes,
