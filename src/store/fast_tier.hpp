@@ -149,6 +149,13 @@ class fast_tier {
   virtual fault read_piece(const chunk_record& record, std::int32_t layer,
                            std::byte* piece) const noexcept = 0;
 
+  /// Where one layer's piece of a record lies in host memory, as long as nobody has to check it; null if it must be read.
+  virtual const std::byte* piece_address(const chunk_record& record, std::int32_t layer) const noexcept {
+    static_cast<void>(record);
+    static_cast<void>(layer);
+    return nullptr;
+  }
+
   /// One slot to another, which was just acquired.
   virtual fault copy_slot(fast_slot& to, const fast_slot& from) noexcept = 0;
   /// Index keys within the fast tier.

@@ -394,6 +394,19 @@ status tiered_chunk_store::read_chunk(sequence_handle sequence, chunk_id chunk,
   return impl_->read_chunk(sequence, chunk, out);
 }
 
+const std::byte* tiered_chunk_store::layer_address(sequence_handle sequence, chunk_id chunk,
+                                                   std::int32_t layer) const noexcept {
+  const detail::call_scope scope(impl_->inside, false);
+  return scope.entered() ? impl_->layer_address(sequence, chunk, layer) : nullptr;
+}
+
+status tiered_chunk_store::read_layer(sequence_handle sequence, chunk_id chunk, std::int32_t layer,
+                                      view<std::byte, 1> out) const noexcept {
+  const detail::call_scope scope(impl_->inside, false);
+  if (!scope.entered()) return impl_->misused();
+  return impl_->read_layer(sequence, chunk, layer, out);
+}
+
 status tiered_chunk_store::append_chunk(sequence_handle sequence, view<const std::byte, 1> bytes,
                                         std::int64_t tokens) noexcept {
   const detail::call_scope scope(impl_->inside, true);

@@ -112,6 +112,10 @@ class FLASHMEMORY_API tiered_chunk_store final : public chunk_store {
   fault order(stream_ref stream) const noexcept override;
   status info(sequence_handle sequence, sequence_info* out) const noexcept override;
   status read_chunk(sequence_handle sequence, chunk_id chunk, view<std::byte, 1> out) const noexcept override;
+  const std::byte* layer_address(sequence_handle sequence, chunk_id chunk,
+                                 std::int32_t layer) const noexcept override;
+  status read_layer(sequence_handle sequence, chunk_id chunk, std::int32_t layer,
+                    view<std::byte, 1> out) const noexcept override;
   status append_chunk(sequence_handle sequence, view<const std::byte, 1> bytes,
                       std::int64_t tokens) noexcept override;
 
