@@ -84,6 +84,9 @@ struct selector::impl : detail::level1_context {
   // step.cpp
   status step(batch items, stream_ref stream) noexcept;
   bool is_due(const detail::served_sequence& s) const noexcept;
+  refresh_reason reason_for(const detail::served_sequence& s) const noexcept;
+  status check_phases(batch items) noexcept;
+  void enter_phase(detail::served_sequence& s, const batch_item& item) noexcept;
   void schedule_next(detail::served_sequence& s) noexcept;
   std::int64_t steps_to_first_refresh(const detail::served_sequence& s) const noexcept;
   void note_outcome(detail::served_sequence& s, bool may_pass) noexcept;
