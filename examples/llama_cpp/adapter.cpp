@@ -36,7 +36,8 @@ adapter::adapter(llama_model* model, llama_context_params params, const adapter_
     : model_(model), options_(options), facts_(facts_of(model)), reader_(facts_.layers) {
   if (!options_.any_version && !is_tested_version(llama_version()))
     throw fm::error(fm::status::unsupported, std::string("llama.cpp ") + llama_version() + " is not " +
-                                                 tested_llama_version + ", which the adapter was tested with");
+                                                 tested_llama_version +
+                                                 ", which the adapter was tested with");
   const auto positive = [](std::int64_t value, const char* name) {
     if (value < 1)
       throw fm::argument_error(fm::status::bad_argument,
@@ -60,7 +61,8 @@ adapter::adapter(llama_model* model, llama_context_params params, const adapter_
   static_cast<void>(element_type(params.type_k, "type_k"));
   static_cast<void>(element_type(params.type_v, "type_v"));
   if (params.type_k != params.type_v)
-    throw fm::argument_error(fm::status::bad_dtype, "type_k and type_v differ; the store keeps K and V alike");
+    throw fm::argument_error(fm::status::bad_dtype,
+                             "type_k and type_v differ; the store keeps K and V alike");
   store_layer_.assign(static_cast<std::size_t>(facts_.layers), -1);
   for (std::size_t i = 0; i < facts_.full.size(); ++i)
     store_layer_[static_cast<std::size_t>(facts_.full[i])] = static_cast<std::int32_t>(i);
@@ -74,7 +76,8 @@ adapter::~adapter() = default;
 void adapter::require(fm::status code, const char* what) const {
   if (code == fm::status::ok) return;
   const fm::fault fault = store_->last_fault();
-  throw fm::error(code, std::string(what) + ": " + (fault.code == code ? fm::describe(fault) : fm::to_string(code)));
+  throw fm::error(
+      code, std::string(what) + ": " + (fault.code == code ? fm::describe(fault) : fm::to_string(code)));
 }
 
 /// Makes the small context and reads the shapes of its graph in a pass of one token.
@@ -104,7 +107,8 @@ void adapter::look(llama_context_params params) {
   llama_memory_clear(memory(), false);
   const auto seen = std::move(probe_);
   if (failure_code_ != fm::status::ok) throw fm::error(failure_code_, failure_);
-  if (code != 0) throw fm::error(fm::status::unsupported, "llama_decode() of one token returned " + std::to_string(code));
+  if (code != 0)
+    throw fm::error(fm::status::unsupported, "llama_decode() of one token returned " + std::to_string(code));
 
   const auto missing = [](const char* prefix, std::int32_t layer, const char* why) {
     throw fm::error(fm::status::unsupported,
@@ -117,7 +121,8 @@ void adapter::look(llama_context_params params) {
     if (!layer.there) missing("kqv_out-", l, "is missing in the model's graph");
     if (store_layer_[static_cast<std::size_t>(l)] < 0) {
       if (window_mask != nullptr && layer.node.mask != window_mask)
-        missing("kqv_out-", l, "has another mask than the other window layers: the pattern of windows is not the model's");
+        missing("kqv_out-", l,
+                "has another mask than the other window layers: the pattern of windows is not the model's");
       window_mask = layer.node.mask;
       continue;
     }
@@ -128,10 +133,12 @@ void adapter::look(llama_context_params params) {
         a.v.shape[2] != b.v.shape[2] || a.k.type != b.k.type || a.scale != b.scale)
       missing("kqv_out-", l, "differs in heads, dims or scale from the first full-attention layer's");
     if (a.mask != b.mask)
-      missing("kqv_out-", l, "has another mask than the other full layers: the pattern of windows is not the model's");
+      missing("kqv_out-", l,
+              "has another mask than the other full layers: the pattern of windows is not the model's");
   }
   if (window_mask != nullptr && window_mask == first->node.mask)
-    missing("kqv_out-", facts_.windowed.front(), "has the mask of a full layer: the pattern of windows is not the model's");
+    missing("kqv_out-", facts_.windowed.front(),
+            "has the mask of a full layer: the pattern of windows is not the model's");
   const auto& node = first->node;
   query_heads_ = static_cast<std::int32_t>(node.q.shape[1]);
   softmax_scale_ = node.scale;
@@ -183,7 +190,8 @@ void adapter::build_store() {
 
 bool adapter::on_node(ggml_tensor* node, bool ask, void* self) noexcept {
   auto& a = *static_cast<adapter*>(self);
-  if (a.failure_code_ != fm::status::ok) return !ask;  // the graph runs to its end; decode() says what went wrong
+  if (a.failure_code_ != fm::status::ok)
+    return !ask;  // the graph runs to its end; decode() says what went wrong
   try {
     return a.node(node, ask);
   } catch (const fm::error& e) {
@@ -221,8 +229,8 @@ bool adapter::node(ggml_tensor* node, bool ask) {
   if (!selector_ || !selector_->reads(in_store)) return !ask;
   if (!ask) {
     const fm::const_tensor<2> hidden(node->data, fm::dtype::f32, node->ne[1], node->ne[0]);
-    require(selector_->observe(fm::batch(items_.data(), static_cast<std::int64_t>(items_.size())), in_store, hidden,
-                               host),
+    require(selector_->observe(fm::batch(items_.data(), static_cast<std::int64_t>(items_.size())), in_store,
+                               hidden, host),
             "observe");
   }
   return true;
@@ -233,11 +241,12 @@ void adapter::attend(const ggml_tensor* output, std::int32_t layer) {
   const std::int32_t l = store_layer_[static_cast<std::size_t>(layer)];
   const fm::batch all(items_.data(), static_cast<std::int64_t>(items_.size()));
   if (selector_ && selector_->reads(l, fm::tap_kind::queries)) {
-    // Heads of ggml's queries lie behind each other only once tokens are few; a selector wants rows.
+    // A selector wants one row a token, heads behind each other: so ggml has them, whatever dimension it calls which.
     fm::const_tensor<2> rows(a.q.data, a.q.type, a.q.shape[0], a.q.shape[1] * a.q.shape[2]);
     rows.stride[0] = a.q.stride[0];
     if (a.q.stride[1] != a.q.shape[2])
-      throw fm::error(fm::status::unsupported, std::string("tensor '") + output->name + "': heads of its queries lie apart");
+      throw fm::error(fm::status::unsupported,
+                      std::string("tensor '") + output->name + "': heads of its queries lie apart");
     require(selector_->observe_queries(all, l, rows, host), "observe_queries");
   }
   require(store_->append(all, l, a.k, a.v, host), "append");
@@ -296,20 +305,21 @@ void adapter::take(const llama_batch& batch) {
     const llama_seq_id sequence = batch.seq_id[i][0];
     const slot& s = slot_of(sequence);
     const bool goes_on = i > 0 && item_sequences_.back() == sequence;
-    if (!goes_on && std::find(item_sequences_.begin(), item_sequences_.end(), sequence) != item_sequences_.end())
+    if (!goes_on &&
+        std::find(item_sequences_.begin(), item_sequences_.end(), sequence) != item_sequences_.end())
       bad_batch("tokens of " + name_of(sequence) + " lie apart");
     const std::int64_t expected = goes_on ? items_.back().position + items_.back().num_tokens : s.tokens;
     if (batch.pos[i] != expected)
       bad_batch("token " + std::to_string(i) + " of " + name_of(sequence) + " has position " +
                 std::to_string(batch.pos[i]) + ", not " + std::to_string(expected));
     if (expected >= options_.max_tokens)
-      throw fm::error(fm::status::sequence_full,
-                      name_of(sequence) + " would outgrow its context of " + std::to_string(options_.max_tokens) + " tokens");
+      throw fm::error(fm::status::sequence_full, name_of(sequence) + " would outgrow its context of " +
+                                                     std::to_string(options_.max_tokens) + " tokens");
     if (goes_on) {
       ++items_.back().num_tokens;
       asks_.back() = batch.logits[i] != 0;
     } else {
-      items_.push_back({s.handle, batch.pos[i], 1});
+      items_.push_back({s.handle, batch.pos[i], 1, fm::item_phase::decode});
       item_sequences_.push_back(sequence);
       asks_.push_back(batch.logits[i] != 0);
       was_open_.push_back(!items_.back().empty());
@@ -318,8 +328,13 @@ void adapter::take(const llama_batch& batch) {
   std::int64_t row = 0;
   for (std::size_t i = 0; i < items_.size(); ++i) {
     const slot& s = slots_[static_cast<std::size_t>(item_sequences_[i])];
-    const bool decoding = !s.in_prompt && asks_[i] && items_[i].num_tokens <= fm::most_decode_tokens;
-    const bool everything = !decoding && sequence_options_.max_resident_chunks > 0;
+    if (!asks_[i]) {
+      items_[i].phase = fm::item_phase::prompt;
+    } else if (s.in_prompt || items_[i].num_tokens > fm::most_decode_tokens) {
+      items_[i].phase = fm::item_phase::prompt_end;
+    }
+    const bool everything =
+        items_[i].phase != fm::item_phase::decode && sequence_options_.max_resident_chunks > 0;
     if (parts_.empty() || parts_.back().everything != everything)
       parts_.push_back({fm::batch(&items_[i], 0), row, 0, everything});
     ++parts_.back().items.shape[0];
@@ -354,28 +369,25 @@ void adapter::pass(const llama_batch& batch) {
   failure_code_ = fm::status::ok;
   if (facts_.window == 0) llama_memory_clear(memory(), false);  // the store has it all
   const std::int32_t code = llama_decode(context_.get(), batch);
-  if (failure_code_ != fm::status::ok) throw fm::error(std::exchange(failure_code_, fm::status::ok), failure_);
+  if (failure_code_ != fm::status::ok)
+    throw fm::error(std::exchange(failure_code_, fm::status::ok), failure_);
   if (code != 0) throw fm::error(fm::status::unsupported, "llama_decode() returned " + std::to_string(code));
   if (layers_done_ != geometry_.layers)
-    throw fm::error(fm::status::unsupported, "tensor 'kqv_out-" +
-                                                 std::to_string(facts_.full[static_cast<std::size_t>(layers_done_)]) +
-                                                 "' did not come, or not in order");
+    throw fm::error(fm::status::unsupported,
+                    "tensor 'kqv_out-" + std::to_string(facts_.full[static_cast<std::size_t>(layers_done_)]) +
+                        "' did not come, or not in order");
 }
 
 void adapter::finish_pass() {
-  due_.clear();
   for (std::size_t i = 0; i < items_.size(); ++i) {
     slot& s = slots_[static_cast<std::size_t>(item_sequences_[i])];
     s.tokens = items_[i].position + items_[i].num_tokens;
-    const bool prompt_ends = asks_[i] && (s.in_prompt || items_[i].num_tokens > fm::most_decode_tokens);
-    s.in_prompt = !asks_[i];
+    s.in_prompt = items_[i].phase == fm::item_phase::prompt;
     trim(item_sequences_[i]);
-    if (!selector_ || s.in_prompt) continue;
-    if (prompt_ends) require(selector_->request_refresh(s.handle), "request_refresh");
-    due_.push_back(items_[i]);
   }
-  if (!due_.empty())
-    require(fm::select_chunks(*selector_, fm::batch(due_.data(), static_cast<std::int64_t>(due_.size())), host),
+  if (selector_)
+    require(fm::select_chunks(*selector_, fm::batch(items_.data(), static_cast<std::int64_t>(items_.size())),
+                              host),
             "select_chunks");
 }
 
@@ -392,9 +404,10 @@ void adapter::decode(const llama_batch& batch) {
 
 void adapter::prompt(llama_seq_id sequence, const std::vector<llama_token>& tokens) {
   if (static_cast<std::int64_t>(tokens.size()) > options_.max_tokens - this->tokens(sequence))
-    throw fm::error(fm::status::sequence_full, "a prompt of " + std::to_string(tokens.size()) + " tokens does not fit: " +
-                                                   name_of(sequence) + " has " + std::to_string(this->tokens(sequence)) +
-                                                   " of " + std::to_string(options_.max_tokens));
+    throw fm::error(fm::status::sequence_full, "a prompt of " + std::to_string(tokens.size()) +
+                                                   " tokens does not fit: " + name_of(sequence) + " has " +
+                                                   std::to_string(this->tokens(sequence)) + " of " +
+                                                   std::to_string(options_.max_tokens));
   struct batch_free {
     llama_batch batch;
     ~batch_free() { llama_batch_free(batch); }

@@ -19,12 +19,12 @@ namespace llama_flashmemory {
 
 /// Set-up of an adapter.
 struct adapter_options {
-  std::string policy = "full";             ///< see indexer_choice.hpp; "full" keeps everything resident
+  std::string policy = "full";              ///< see indexer_choice.hpp; "full" keeps everything resident
   flashmemory::selection_policy selection;  ///< budget, interval, chunks always kept; not read by "full"
-  std::string indexer;                     ///< file of a trained one, for "lsa"
-  std::int64_t max_tokens = 0;             ///< of one sequence; 0 = the context that the model was trained for
-  std::int32_t max_sequences = 1;          ///< their ids are 0 to max_sequences - 1
-  std::int32_t max_rollback_tokens = 64;   ///< how far seq_rm() may go back in a model with window layers
+  std::string indexer;                      ///< file of a trained one, for "lsa"
+  std::int64_t max_tokens = 0;            ///< of one sequence; 0 = the context that the model was trained for
+  std::int32_t max_sequences = 1;         ///< their ids are 0 to max_sequences - 1
+  std::int32_t max_rollback_tokens = 64;  ///< how far seq_rm() may go back in a model with window layers
   std::string backing_path;  ///< file for what is not resident, which must not exist; empty = memory
   std::string model_tag;     ///< names the weights in sessions, e.g. a hash of the file
   bool any_version = false;  ///< go on with another llama.cpp than tested_llama_version
@@ -34,11 +34,11 @@ struct adapter_options {
 /// What a sequence occupies now.
 struct adapter_footprint {
   std::int64_t tokens = 0;
-  std::int64_t chunks = 0;           ///< the open one included
+  std::int64_t chunks = 0;  ///< the open one included
   std::int64_t resident_chunks = 0;
-  std::size_t resident_bytes = 0;    ///< K and V in the fast tier
-  std::size_t index_bytes = 0;       ///< index keys and tables
-  std::size_t all_bytes = 0;         ///< K and V of all chunks
+  std::size_t resident_bytes = 0;  ///< K and V in the fast tier
+  std::size_t index_bytes = 0;     ///< index keys and tables
+  std::size_t all_bytes = 0;       ///< K and V of all chunks
   std::int64_t refreshes = 0;
 };
 
@@ -159,7 +159,7 @@ class adapter {
 
   std::vector<slot> slots_;  ///< [max_sequences]
   // Of the pass under way.
-  std::vector<flashmemory::batch_item> items_, due_;
+  std::vector<flashmemory::batch_item> items_;
   std::vector<llama_seq_id> item_sequences_;
   std::vector<bool> asks_;      ///< whether an item's last token wants logits
   std::vector<bool> was_open_;  ///< before the pass

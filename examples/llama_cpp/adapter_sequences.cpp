@@ -2,6 +2,7 @@
 // What an adapter does with sequences between passes: rollback, forks, sessions, footprint.
 #include <algorithm>
 #include <cstring>
+#include <flashmemory/io/output_file.hpp>
 #include <fstream>
 
 #include "adapter.hpp"
@@ -65,10 +66,11 @@ void adapter::seq_rm(llama_seq_id sequence, llama_pos first, llama_pos end) {
   slot& s = slot_of(sequence);
   first = std::max(first, 0);
   if (end >= 0 && end < s.tokens)
-    throw fm::error(fm::status::unsupported,
-                    name_of(sequence) + ": tokens " + std::to_string(first) + " to " + std::to_string(end) + " of " +
-                        std::to_string(s.tokens) +
-                        " lie in the middle; only a suffix can be removed, chunks hold positions as they were");
+    throw fm::error(
+        fm::status::unsupported,
+        name_of(sequence) + ": tokens " + std::to_string(first) + " to " + std::to_string(end) + " of " +
+            std::to_string(s.tokens) +
+            " lie in the middle; only a suffix can be removed, chunks hold positions as they were");
   if (first >= s.tokens) return;
   if (first == 0) {
     if (selector_) selector_->detach(s.handle);
@@ -93,8 +95,7 @@ void adapter::seq_cp(llama_seq_id from, llama_seq_id to, llama_pos first, llama_
   slot& child = slot_of(to);
   if (first > 0 || (end >= 0 && end < parent.tokens))
     throw fm::error(fm::status::unsupported, name_of(from) + ": only the whole sequence can be copied");
-  if (child.tokens > 0)
-    throw fm::argument_error(fm::status::bad_argument, name_of(to) + " is not empty");
+  if (child.tokens > 0) throw fm::argument_error(fm::status::bad_argument, name_of(to) + " is not empty");
   if (parent.tokens == 0) return;
   slot made = parent;
   made.handle = store_->fork(parent.handle, sequence_options_);
@@ -116,6 +117,9 @@ void adapter::seq_add(llama_seq_id sequence, llama_pos, llama_pos, llama_pos) {
 void adapter::save(llama_seq_id sequence, const std::string& path) const {
   const slot& s = slot_of(sequence);
   if (s.tokens == 0) throw fm::error(fm::status::unknown_sequence, name_of(sequence) + " is empty");
+  if (s.in_prompt)
+    throw fm::error(fm::status::out_of_order,
+                    name_of(sequence) + " is in the middle of a prompt; save it after its end");
   fm::session_options session;
   session.model_tag = options_.model_tag;
   if (facts_.window == 0) return fm::save_session(*store_, s.handle, path, selector_.get(), session);
@@ -135,7 +139,8 @@ void adapter::save(llama_seq_id sequence, const std::string& path) const {
   std::vector<std::uint8_t> state(llama_state_seq_get_size(context(), sequence));
   window_header header;
   header.bytes = llama_state_seq_get_data(context(), state.data(), state.size(), sequence);
-  if (header.bytes == 0) throw fm::error(fm::status::unsupported, "llama.cpp gave no state of " + name_of(sequence));
+  if (header.bytes == 0)
+    throw fm::error(fm::status::unsupported, "llama.cpp gave no state of " + name_of(sequence));
   header.digest = digest_of(state.data(), header.bytes);
   header.from = s.window_from;
   content.append(reinterpret_cast<const char*>(&header), sizeof header);
@@ -178,7 +183,8 @@ void adapter::load(llama_seq_id sequence, const std::string& path) {
       std::vector<std::uint8_t> state(header.bytes);
       if (!file.read(reinterpret_cast<char*>(state.data()), static_cast<std::streamsize>(state.size())))
         damaged("the window layers' part is cut");
-      if (digest_of(state.data(), state.size()) != header.digest) damaged("the window layers' part is damaged");
+      if (digest_of(state.data(), state.size()) != header.digest)
+        damaged("the window layers' part is damaged");
       if (llama_state_seq_set_data(context(), state.data(), state.size(), sequence) == 0)
         damaged("llama.cpp refuses the window layers' part");
       made.window_from = static_cast<llama_pos>(header.from);

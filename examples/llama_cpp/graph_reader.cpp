@@ -34,7 +34,8 @@ fm::dtype element_type(ggml_type type, const char* what) {
   if (type == GGML_TYPE_BF16) return fm::dtype::bf16;
   if (type == GGML_TYPE_F32) return fm::dtype::f32;
   refuse(what, std::string("is ") + ggml_type_name(type) +
-                   "; ask llama.cpp for f16, bf16 or f32 (type_k, type_v): its cache is small here, the store is what holds the context");
+                   "; ask llama.cpp for f16, bf16 or f32 (type_k, type_v): its cache is small here, the "
+                   "store is what holds the context");
 }
 
 graph_reader::graph_reader(std::int32_t layers)
@@ -56,16 +57,19 @@ void graph_reader::note(const ggml_tensor* node) {
 }
 
 fm::const_tensor<3> graph_reader::rows(const ggml_tensor* written, const char* cache, std::int32_t layer,
-                                       std::int64_t heads, std::int64_t tokens, std::vector<std::byte>& gathered) {
+                                       std::int64_t heads, std::int64_t tokens,
+                                       std::vector<std::byte>& gathered) {
   const std::string name = cache + std::to_string(layer);
   if (written == nullptr) refuse(name, "is missing: nothing of this pass was written there");
   const ggml_tensor* const cells = written->src[1];
-  if (cells->type != GGML_TYPE_I64 && cells->type != GGML_TYPE_I32) refuse(name, "its rows are not told by integers");
+  if (cells->type != GGML_TYPE_I64 && cells->type != GGML_TYPE_I32)
+    refuse(name, "its rows are not told by integers");
   if (cells->ne[0] != tokens)
     refuse(name, "got " + std::to_string(cells->ne[0]) + " rows in a pass of " + std::to_string(tokens) +
                      " tokens (is flash attention off?)");
   const fm::dtype type = element_type(written->type, name.c_str());
-  if (written->ne[0] % heads != 0) refuse(name, "its rows do not fall into " + std::to_string(heads) + " heads");
+  if (written->ne[0] % heads != 0)
+    refuse(name, "its rows do not fall into " + std::to_string(heads) + " heads");
   const auto* const data = static_cast<const std::byte*>(written->data);
   const std::size_t bytes = static_cast<std::size_t>(written->ne[0]) * fm::size_of(type);
   const std::int64_t first = row_at(cells, 0);
@@ -88,14 +92,17 @@ attention_node graph_reader::read(const ggml_tensor* output, std::int32_t layer)
   if (attention->op != GGML_OP_FLASH_ATTN_EXT)
     refuse(output->name, std::string("comes from ") + ggml_op_name(attention->op) +
                              ", not from flash attention, which the adapter asks for");
-  const ggml_tensor* const q = attention->src[0];  // [dim, tokens, heads]: still whole, nothing was computed since
+  const ggml_tensor* const q =
+      attention->src[0];  // [dim, tokens, heads]: still whole, nothing was computed since
   const ggml_tensor* const k = attention->src[1];
   if (q->ne[3] != 1 || k->ne[3] != 1)
     refuse(output->name, "sequences lie in streams of their own; the adapter asks for one (kv_unified)");
-  if (q->type != GGML_TYPE_F32 || q->nb[0] != sizeof(float)) refuse(output->name, "its queries are not rows of f32");
+  if (q->type != GGML_TYPE_F32 || q->nb[0] != sizeof(float))
+    refuse(output->name, "its queries are not rows of f32");
   float constants[3];  // scale, max_bias, soft cap, as ggml_flash_attn_ext() lays them down
   std::memcpy(constants, attention->op_params, sizeof constants);
-  if (constants[1] != 0) refuse(output->name, "its logits carry ALiBi's bias, which the adapter does not add");
+  if (constants[1] != 0)
+    refuse(output->name, "its logits carry ALiBi's bias, which the adapter does not add");
 
   attention_node node;
   const std::int64_t tokens = q->ne[1], heads = q->ne[2];
@@ -103,7 +110,8 @@ attention_node graph_reader::read(const ggml_tensor* output, std::int32_t layer)
   node.q.stride[0] = static_cast<std::int64_t>(q->nb[1] / sizeof(float));
   node.q.stride[1] = static_cast<std::int64_t>(q->nb[2] / sizeof(float));
   const auto at = static_cast<std::size_t>(layer);
-  if (at >= keys_.size()) refuse(output->name, "the model has only " + std::to_string(keys_.size()) + " layers");
+  if (at >= keys_.size())
+    refuse(output->name, "the model has only " + std::to_string(keys_.size()) + " layers");
   node.k = rows(keys_[at], "cache_k_l", layer, k->ne[2], tokens, gathered_keys_);
   node.v = rows(values_[at], "cache_v_l", layer, k->ne[2], tokens, gathered_values_);
   if (node.k.shape[2] != q->ne[0]) refuse(output->name, "queries and keys differ in length");

@@ -21,7 +21,7 @@ struct attention_node {
   float scale = 0;                 ///< multiplies logits
   float soft_cap = 0;              ///< 0 = none
   flashmemory::view<const float, 1> sinks;  ///< data null = none
-  const void* mask = nullptr;      ///< identity of the mask: window layers have another one than full layers
+  const void* mask = nullptr;  ///< identity of the mask: window layers have another one than full layers
 };
 
 /// Reads K and V of a pass where llama.cpp has just put them, in its own cache, so that no other node has to be looked
@@ -43,8 +43,9 @@ class graph_reader {
   attention_node read(const ggml_tensor* output, std::int32_t layer);
 
  private:
-  flashmemory::const_tensor<3> rows(const ggml_tensor* written, const char* cache, std::int32_t layer, std::int64_t heads,
-                                    std::int64_t tokens, std::vector<std::byte>& gathered);
+  flashmemory::const_tensor<3> rows(const ggml_tensor* written, const char* cache, std::int32_t layer,
+                                    std::int64_t heads, std::int64_t tokens,
+                                    std::vector<std::byte>& gathered);
 
   std::vector<const ggml_tensor*> keys_, values_;  ///< [layers], the nodes that write them
   std::vector<std::byte> gathered_keys_, gathered_values_;

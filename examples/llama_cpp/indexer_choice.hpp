@@ -25,6 +25,7 @@ const std::vector<std::string>& policy_names();
 
 /// The one place that decides which indexer ranks chunks for a policy. Null for "full".
 /// \throws flashmemory::argument_error for a name that it does not know, or whose artifact was made for another model
-std::unique_ptr<flashmemory::indexer> choose_indexer(const std::string& policy, const indexer_setting& setting);
+std::unique_ptr<flashmemory::indexer> choose_indexer(const std::string& policy,
+                                                     const indexer_setting& setting);
 
 }  // namespace llama_flashmemory

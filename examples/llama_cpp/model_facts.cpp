@@ -29,7 +29,8 @@ constexpr window_period known_periods[] = {
 
 bool uses_alibi(const std::string& architecture) {
   constexpr const char* names[] = {"bloom", "mpt", "refact", "jais", "jina-bert-v2"};
-  return std::any_of(std::begin(names), std::end(names), [&](const char* name) { return architecture == name; });
+  return std::any_of(std::begin(names), std::end(names),
+                     [&](const char* name) { return architecture == name; });
 }
 
 /// The window layers of a pattern that is a period ("6") or a flag a layer ("[true, true, false]").
@@ -52,8 +53,9 @@ std::vector<bool> windows_of(const std::string& architecture, const std::optiona
   }
   const auto known = std::find_if(std::begin(known_periods), std::end(known_periods),
                                   [&](const window_period& p) { return architecture == p.architecture; });
-  const std::int32_t period =
-      pattern ? std::atoi(pattern->c_str()) : known != std::end(known_periods) ? known->period : 0;
+  const std::int32_t period = pattern                            ? std::atoi(pattern->c_str())
+                              : known != std::end(known_periods) ? known->period
+                                                                 : 0;
   const bool full_first = known != std::end(known_periods) && known->full_first;
   if (period < 1) refuse(architecture, "it has a sliding window, but which layers have it is not known");
   for (std::int32_t l = 0; l < layers; ++l)
@@ -73,7 +75,8 @@ metadata metadata_of(const llama_model* model) {
     for (;;) {
       const std::int32_t length = llama_model_meta_val_str(model, key.c_str(), value.data(), value.size());
       if (length < 0) return std::nullopt;
-      if (static_cast<std::size_t>(length) < value.size()) return value.substr(0, static_cast<std::size_t>(length));
+      if (static_cast<std::size_t>(length) < value.size())
+        return value.substr(0, static_cast<std::size_t>(length));
       value.resize(static_cast<std::size_t>(length) + 1);
     }
   };
@@ -101,11 +104,13 @@ model_facts facts_from(const metadata& values, const model_counts& counts) {
     refuse(facts.architecture, "its logits carry ALiBi's bias, which the adapter does not add");
   if (!counts.decoder_only) refuse(facts.architecture, "it has an encoder");
   const auto causal = value("attention.causal");
-  if (causal && (*causal == "false" || *causal == "0")) refuse(facts.architecture, "its attention is not causal");
+  if (causal && (*causal == "false" || *causal == "0"))
+    refuse(facts.architecture, "its attention is not causal");
   const auto scaling = value("rope.scaling.type");
   if (scaling && *scaling == "longrope")
     refuse(facts.architecture,
-           "its position encoding (longrope) depends on the size of llama.cpp's context, which is kept small here");
+           "its position encoding (longrope) depends on the size of llama.cpp's context, which is kept small "
+           "here");
   if (positive("attention.shared_kv_layers")) refuse(facts.architecture, "some of its layers share K and V");
 
   std::vector<bool> windowed(static_cast<std::size_t>(counts.layers), false);
@@ -115,7 +120,8 @@ model_facts facts_from(const metadata& values, const model_counts& counts) {
   }
   for (std::int32_t l = 0; l < counts.layers; ++l)
     (windowed[static_cast<std::size_t>(l)] ? facts.windowed : facts.full).push_back(l);
-  if (facts.full.empty()) refuse(facts.architecture, "all of its layers have a sliding window, so there is nothing to select");
+  if (facts.full.empty())
+    refuse(facts.architecture, "all of its layers have a sliding window, so there is nothing to select");
   if (facts.windowed.empty()) facts.window = 0;
   return facts;
 }

@@ -24,8 +24,8 @@ struct model_facts {
   std::int32_t layers = 0;
   std::int32_t hidden = 0;
   std::int32_t trained_context = 0;
-  std::int32_t window = 0;            ///< tokens that a window layer sees, its own included; 0 = there are none
-  std::vector<std::int32_t> full;     ///< layers that see everything, ascending: these go into the store
+  std::int32_t window = 0;         ///< tokens that a window layer sees, its own included; 0 = there are none
+  std::vector<std::int32_t> full;  ///< layers that see everything, ascending: these go into the store
   std::vector<std::int32_t> windowed;  ///< layers that stay llama.cpp's
 };
 
