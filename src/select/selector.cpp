@@ -249,8 +249,7 @@ served_sequence& selector::impl::prepare(sequence_handle sequence, const sequenc
   free->own_policy = false;
   free->policy = use;
   free->max_tokens = info.options.max_tokens;
-  const std::int64_t all = geometry.chunks_for(info.options.max_tokens);
-  free->quota = info.options.max_resident_chunks > 0 ? std::min(info.options.max_resident_chunks, all) : all;
+  free->quota = detail::quota_of(info, geometry);
   free->started = free->requested = false;
   free->open_prompt = free->ended_prompt = -1;
   free->prompt_due = free->piece_due = false;

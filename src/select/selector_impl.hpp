@@ -22,6 +22,13 @@ inline bool may_pass(status code) noexcept {
          code == status::timed_out;
 }
 
+/// Slots that a sequence may pin, never 0.
+inline std::int64_t quota_of(const sequence_info& info, const kv_geometry& geometry) noexcept {
+  const std::int64_t all = geometry.chunks_for(info.options.max_tokens),
+                     quota = info.options.max_resident_chunks;
+  return quota > 0 ? std::min(quota, all) : all;
+}
+
 }  // namespace detail
 
 struct selector::impl : detail::level1_context {

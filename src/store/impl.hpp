@@ -74,6 +74,10 @@ struct tiered_chunk_store::impl {
   std::int64_t slots_to_keep() const noexcept;
   status close(sequence_handle sequence) noexcept;
 
+  // quota.cpp
+  void set_quota(sequence_handle sequence, std::int64_t max_resident_chunks);
+  detail::sequence_state* with_quota(detail::sequence_state& s, const sequence_options& wanted);
+
   // fork.cpp
   sequence_handle fork(sequence_handle parent, const sequence_options& wanted);
 
