@@ -13,6 +13,7 @@ int main(int argc, char** argv) {
   llama_flashmemory::add_chat_command(app);
   llama_flashmemory::add_bench_command(app);
   llama_flashmemory::add_check_command(app);
+  llama_flashmemory::add_widen_command(app);
   try {
     llama_flashmemory::start_llama();
     app.parse(argc, argv);

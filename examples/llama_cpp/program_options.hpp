@@ -40,6 +40,7 @@ flashmemory::thread_hook use_threads(std::int32_t threads);
 void add_chat_command(CLI::App& app);
 void add_bench_command(CLI::App& app);
 void add_check_command(CLI::App& app);
+void add_widen_command(CLI::App& app);
 
 /// Exit code of a command that ran but whose answer is "no".
 struct command_failed : std::runtime_error {
