@@ -56,18 +56,25 @@ std::vector<float> logits_of(const adapter& engine, const text_model& model, int
   return {at, at + model.vocabulary()};
 }
 
-runner_options small_settings(std::int64_t context) {
+ggml_type cache_of(const text_model& model) {
+  return llama_model_n_swa(model.get()) > 0 ? GGML_TYPE_BF16 : GGML_TYPE_F16;
+}
+
+double rounding_of(const text_model& model) { return llama_model_n_swa(model.get()) > 0 ? 1.0 : 0.15; }
+
+runner_options small_settings(const text_model& model, std::int64_t context) {
   runner_options o;
   o.context = context;
   o.ubatch = 64;
+  o.cache = cache_of(model);
   return o;
 }
 
-llama_context_params small_params(int ubatch) {
+llama_context_params small_params(const text_model& model, int ubatch) {
   auto p = llama_context_default_params();
   p.n_ubatch = static_cast<std::uint32_t>(ubatch);
   p.n_threads = p.n_threads_batch = 2;
-  p.type_k = p.type_v = GGML_TYPE_F16;
+  p.type_k = p.type_v = cache_of(model);
   return p;
 }
 

@@ -26,8 +26,15 @@ double apart(const std::vector<float>& a, const std::vector<float>& b);
 std::vector<float> logits_of(const runner& engine, const text_model& model);
 std::vector<float> logits_of(const adapter& engine, const text_model& model, int row = -1);
 
-runner_options small_settings(std::int64_t context);
-llama_context_params small_params(int ubatch = 64);
+/// llama.cpp's flash attention adds up f16 values in f16, which makes its window layers depend on the order of its cells;
+/// of bf16 values it adds up in f32.
+ggml_type cache_of(const text_model& model);
+
+/// Logits of one state, reached by passes of other sizes, differ by less; those of another state by much more.
+double rounding_of(const text_model& model);
+
+runner_options small_settings(const text_model& model, std::int64_t context);
+llama_context_params small_params(const text_model& model, int ubatch = 64);
 
 /// A batch that is filled row by row.
 class rows {

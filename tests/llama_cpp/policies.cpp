@@ -13,7 +13,7 @@ TEST_CASE("a prompt attends to everything under every policy, bit for bit, with 
   FLASHMEMORY_LLAMA_MODEL(model, name);
   const unsigned seed = flashmemory_test::fresh_seed();
   CAPTURE(name, seed);
-  auto settings = small_settings(2048);
+  auto settings = small_settings(model, 2048);
   const auto prompt = some_tokens(model, 64 * 14 + 9, seed);
   const auto full = make_adapted(model, settings);
   full->prompt(prompt);
@@ -41,7 +41,7 @@ TEST_CASE("a prompt attends to everything under every policy, bit for bit, with 
 
 TEST_CASE("decoding under a budget refreshes at the interval", "[llama_cpp]") {
   FLASHMEMORY_LLAMA_MODEL(model, "smollm2");
-  auto settings = small_settings(1024);
+  auto settings = small_settings(model, 1024);
   settings.adapted.policy = "quest";
   settings.adapted.selection.budget_fraction = 0.5;
   settings.adapted.selection.interval = 4;

@@ -29,7 +29,7 @@ TEST_CASE("what a store cannot do to a sequence is refused by its name, and chan
   options.max_tokens = 2048;
   options.max_sequences = 2;
   options.max_rollback_tokens = 16;
-  adapter engine(model.get(), small_params(512), options);
+  adapter engine(model.get(), small_params(model, 512), options);
   engine.prompt(0, some_tokens(model, 900, 3));
   CHECK_THAT(refusal([&] { engine.seq_rm(0, 10, 20); }), Contains("sequence 0") && Contains("in the middle"));
   CHECK_THAT(refusal([&] { engine.seq_rm(0, 0, 20); }), Contains("in the middle"));
@@ -50,7 +50,7 @@ TEST_CASE("a batch that does not go on where its sequences end is refused, and c
   adapter_options options;
   options.max_tokens = 128;
   options.max_sequences = 2;
-  adapter engine(model.get(), small_params(), options);
+  adapter engine(model.get(), small_params(model), options);
   engine.prompt(0, some_tokens(model, 10, 3));
   rows gap(8), twice(8), apart_rows(8), beyond(8), none(8), much(80);
   CHECK_THAT(refusal([&] { engine.decode(gap.add(1, 11, 0, true).get()); }), Contains("position 11, not 10"));
@@ -76,7 +76,7 @@ TEST_CASE("a batch that does not go on where its sequences end is refused, and c
 TEST_CASE("options and contexts that cannot work are refused by their names", "[llama_cpp]") {
   FLASHMEMORY_LLAMA_MODEL(model, "smollm2");
   const auto refused = [&](const std::function<void(llama_context_params&, adapter_options&)>& change) {
-    auto params = small_params();
+    auto params = small_params(model);
     adapter_options options;
     options.max_tokens = 512;
     change(params, options);
@@ -106,7 +106,7 @@ TEST_CASE("options and contexts that cannot work are refused by their names", "[
 TEST_CASE("bf16 and f32 caches serve as f16 does", "[llama_cpp]") {
   FLASHMEMORY_LLAMA_MODEL(model, "smollm2");
   const auto prompt = some_tokens(model, 90, 5);
-  auto settings = small_settings(128);
+  auto settings = small_settings(model, 128);
   const auto plain = make_plain(model, settings);
   plain->prompt(prompt);
   for (const ggml_type type : {GGML_TYPE_BF16, GGML_TYPE_F32}) {

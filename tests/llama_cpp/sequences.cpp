@@ -24,7 +24,7 @@ TEST_CASE("a fork goes its own way and leaves its parent as it was", "[llama_cpp
   adapter_options options;
   options.max_tokens = 1024;
   options.max_sequences = 3;
-  adapter engine(model.get(), small_params(), options), other(model.get(), small_params(), options);
+  adapter engine(model.get(), small_params(model), options), other(model.get(), small_params(model), options);
   const auto prompt = some_tokens(model, 600, seed);
   engine.prompt(0, prompt);
   other.prompt(0, prompt);
@@ -35,18 +35,18 @@ TEST_CASE("a fork goes its own way and leaves its parent as it was", "[llama_cpp
     step(engine, t, 0);
     step(other, t, 0);
   }
-  CHECK(apart(logits_of(engine, model), logits_of(other, model)) < 0.15);
+  CHECK(apart(logits_of(engine, model), logits_of(other, model)) < rounding_of(model));
   for (llama_token t : {11, 12, 13}) {
     if (t == 11) other.seq_rm(0, 600, -1);
     step(other, t, 0);
   }
   step(engine, 14, 2);
   step(other, 14, 0);
-  CHECK(apart(logits_of(engine, model), logits_of(other, model)) < 0.15);
+  CHECK(apart(logits_of(engine, model), logits_of(other, model)) < rounding_of(model));
   engine.seq_rm(0, 0, -1);
   step(engine, 15, 2);
   step(other, 15, 0);
-  CHECK(apart(logits_of(engine, model), logits_of(other, model)) < 0.15);
+  CHECK(apart(logits_of(engine, model), logits_of(other, model)) < rounding_of(model));
   CHECK(engine.tokens(0) == 0);
 }
 
@@ -57,7 +57,7 @@ TEST_CASE("rejected tokens leave nothing behind", "[llama_cpp]") {
   CAPTURE(name, seed);
   adapter_options options;
   options.max_tokens = 1024;
-  adapter engine(model.get(), small_params(), options), other(model.get(), small_params(), options);
+  adapter engine(model.get(), small_params(model), options), other(model.get(), small_params(model), options);
   const auto prompt = some_tokens(model, 700, seed);
   engine.prompt(0, prompt);
   other.prompt(0, prompt);
@@ -69,7 +69,7 @@ TEST_CASE("rejected tokens leave nothing behind", "[llama_cpp]") {
   CHECK(engine.tokens(0) == 701);
   step(engine, 50, 0);
   step(other, 50, 0);
-  CHECK(apart(logits_of(engine, model), logits_of(other, model)) < 0.15);
+  CHECK(apart(logits_of(engine, model), logits_of(other, model)) < rounding_of(model));
 }
 
 TEST_CASE("a pass that fails leaves everything as it was", "[llama_cpp]") {
@@ -81,10 +81,10 @@ TEST_CASE("a pass that fails leaves everything as it was", "[llama_cpp]") {
   options.max_tokens = 1024;
   options.max_sequences = 2;
   static int nodes_left;
-  auto params = small_params();
+  auto params = small_params(model);
   params.abort_callback = [](void*) { return nodes_left >= 0 && nodes_left-- == 0; };
   nodes_left = -1;
-  adapter engine(model.get(), params, options), other(model.get(), small_params(), options);
+  adapter engine(model.get(), params, options), other(model.get(), small_params(model), options);
   const auto prompt = some_tokens(model, 200, seed);
   engine.prompt(0, prompt);
   other.prompt(0, prompt);
@@ -101,5 +101,5 @@ TEST_CASE("a pass that fails leaves everything as it was", "[llama_cpp]") {
   step(engine, 31, 0);
   step(other, 31, 0);
   const auto a = logits_of(engine, model), b = logits_of(other, model);
-  CHECK(apart(a, b) < 0.15);
+  CHECK(apart(a, b) < rounding_of(model));
 }

@@ -33,7 +33,7 @@ TEST_CASE("a saved sequence goes on in another engine as if it had never left", 
   CAPTURE(name, policy, seed);
   const flashmemory_test::temporary_folder folder;
   const std::string path = folder.file("session");
-  auto settings = small_settings(1024);
+  auto settings = small_settings(model, 1024);
   settings.adapted.policy = policy;
   settings.adapted.selection.budget_fraction = 0.5;
   settings.adapted.model_tag = "these weights";
@@ -46,7 +46,7 @@ TEST_CASE("a saved sequence goes on in another engine as if it had never left", 
   for (int i = 0; i < 3; ++i) {
     first->step(60 + i);
     second->step(60 + i);
-    CHECK(apart(logits_of(*first, model), logits_of(*second, model)) < 0.1);
+    CHECK(apart(logits_of(*first, model), logits_of(*second, model)) < rounding_of(model));
   }
 }
 
@@ -60,18 +60,18 @@ TEST_CASE("a session of other weights, cut or damaged is refused, and nothing st
   options.max_tokens = 256;
   options.model_tag = "these weights";
   {
-    adapter engine(model.get(), small_params(), options);
+    adapter engine(model.get(), small_params(model), options);
     CHECK_THROWS_AS(engine.save(0, path), flashmemory::error);  // nothing to save
     engine.prompt(0, some_tokens(model, 100, 9));
     engine.save(0, path);
   }
   options.model_tag = "others";
   {
-    adapter engine(model.get(), small_params(), options);
+    adapter engine(model.get(), small_params(model), options);
     CHECK_THAT(refusal(engine, path), Contains("others") && Contains("these weights"));
   }
   options.model_tag = "these weights";
-  adapter engine(model.get(), small_params(), options);
+  adapter engine(model.get(), small_params(model), options);
   CHECK_THAT(refusal(engine, folder.file("nowhere")), Contains("nowhere"));
   const auto size = std::filesystem::file_size(path);
   for (const auto keep : {size - 1, size - 300, size / 2, std::uintmax_t{10}}) {
