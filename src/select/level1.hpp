@@ -33,6 +33,23 @@ struct key_source {
   std::vector<std::int32_t> lanes;
 };
 
+/// Kinds of taps that there are.
+inline constexpr std::size_t tap_kinds = 3;
+
+/// Rows of one head.
+inline const_tensor<3> one_head(const_tensor<2> rows) noexcept {
+  const_tensor<3> out;
+  out.data = rows.data;
+  out.type = rows.type;
+  out.shape[0] = rows.shape[0];
+  out.shape[1] = 1;
+  out.shape[2] = rows.shape[1];
+  out.stride[0] = rows.stride[0];
+  out.stride[1] = rows.shape[1];
+  out.stride[2] = rows.stride[1];
+  return out;
+}
+
 /// The name of what a tap reads, for messages.
 inline const char* name_of(tap_kind kind) noexcept {
   return kind == tap_kind::hidden ? "hidden states" : kind == tap_kind::queries ? "queries" : "keys";

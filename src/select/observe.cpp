@@ -132,32 +132,14 @@ status selector::impl::observe(batch items, std::int32_t layer, tap_kind kind, c
   return code == status::ok ? code : fail(f);
 }
 
-namespace {
-
-/// Rows of one head.
-const_tensor<3> one_head(const_tensor<2> rows) noexcept {
-  const_tensor<3> out;
-  out.data = rows.data;
-  out.type = rows.type;
-  out.shape[0] = rows.shape[0];
-  out.shape[1] = 1;
-  out.shape[2] = rows.shape[1];
-  out.stride[0] = rows.stride[0];
-  out.stride[1] = rows.shape[1];
-  out.stride[2] = rows.stride[1];
-  return out;
-}
-
-}  // namespace
-
 status selector::observe(batch items, std::int32_t layer, const_tensor<2> hidden,
                          stream_ref stream) noexcept {
-  return impl_->observe(items, layer, tap_kind::hidden, one_head(hidden), stream);
+  return impl_->observe(items, layer, tap_kind::hidden, detail::one_head(hidden), stream);
 }
 
 status selector::observe_queries(batch items, std::int32_t layer, const_tensor<2> queries,
                                  stream_ref stream) noexcept {
-  return impl_->observe(items, layer, tap_kind::queries, one_head(queries), stream);
+  return impl_->observe(items, layer, tap_kind::queries, detail::one_head(queries), stream);
 }
 
 status selector::observe_keys(batch items, std::int32_t layer, const_tensor<3> k,
