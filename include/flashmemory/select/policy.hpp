@@ -51,6 +51,10 @@ struct selection_policy {
   /// this share of the one it had, shares taken of probabilities where scores are log-odds. 0 = nothing
   float hold = 0;
   fallback_policy fallback;
+
+  /// Select after every piece of a prompt too, so that the next piece attends to a budget (attend_reach::resident) instead
+  /// of everything: for prompts that follow a long history.
+  bool select_in_prompts = false;
 };
 
 /// Log-odds of a probability, for selection_policy::threshold.

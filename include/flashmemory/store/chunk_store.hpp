@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <flashmemory/batch.hpp>
+#include <flashmemory/error.hpp>
 #include <flashmemory/status.hpp>
 #include <flashmemory/store/chunk_reader.hpp>
 #include <flashmemory/store/geometry.hpp>
@@ -116,6 +117,19 @@ class FLASHMEMORY_API chunk_store : public chunk_reader {
   ///     with io_error or corrupt_chunk from the recall; argument_error if options.max_tokens is below the
   ///     parent's length or the parent is in the middle of a forward pass
   virtual sequence_handle fork(sequence_handle parent, const sequence_options& options) = 0;
+
+  /// Gives an open sequence another quota, with the same meaning as sequence_options::max_resident_chunks: all of a prompt
+  /// resident, say, and then a budget. A smaller one takes effect at once: chunks that no recall has selected go first,
+  /// then selected ones, the oldest first. With 0 everything becomes resident and stays so. A recall under way is given up.
+  /// Set-up call.
+  /// \throws admission_error with the arithmetic if the fast tier has no room for it; argument_error as open(), or in the
+  ///     middle of a forward pass; error with unknown_sequence or stale_sequence, or with io_error or corrupt_chunk for a
+  ///     chunk that should become resident. The quota then is what it was
+  virtual void set_quota(sequence_handle sequence, std::int64_t max_resident_chunks) {
+    static_cast<void>(sequence);
+    static_cast<void>(max_resident_chunks);
+    throw error(status::unsupported, "chunk_store::set_quota: this store's quotas do not change");
+  }
 
   /// Drops all tokens from `tokens` on, e.g. rejected speculative ones, in all layers and index-key lanes; in the
   /// middle of a forward pass, the pass as well. The chunk that becomes the open one is copied if it is
