@@ -98,11 +98,12 @@ class FLASHMEMORY_API decode_step {
   /// \param[in] hidden  [rows * tokens, width], f32, bf16 or f16, unit last stride, device
   status observe(std::int32_t layer, const_tensor<2> hidden, stream_ref stream) noexcept;
 
-  /// The same for taps of kind queries and of kind keys.
+  /// The same for taps of kind queries.
   /// \param[in] queries  [rows * tokens, heads * key_dim]
-  /// \param[in] k        [rows * tokens, kv_heads, key_dim], unit last stride: the tensor that goes to append(), but in f32,
-  ///     bf16 or f16
   status observe_queries(std::int32_t layer, const_tensor<2> queries, stream_ref stream) noexcept;
+
+  /// The same for taps of kind keys.
+  /// \param[in] k  [rows * tokens, kv_heads, key_dim], f32, bf16 or f16, unit last stride: the tensor that goes to append()
   status observe_keys(std::int32_t layer, const_tensor<3> k, stream_ref stream) noexcept;
 
   /// sparse_attend() over the step's rows with the scratch and the counters of this object, unless `options` brings
