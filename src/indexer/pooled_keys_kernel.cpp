@@ -97,19 +97,20 @@ HWY_INLINE void decode_key(const pooled_key_pages& keys, std::int64_t key, float
       return;
     }
     case index_key_type::e4m3: {
-      float scale = scale_at(at.scales);
-      for (std::int64_t i = 0; i < dim; ++i)
-        if (HWY_UNLIKELY((at.values[i] & 0x7f) == 0x7f)) scale = nan_value;
+      const float scale = scale_at(at.scales);
       std::int64_t i = 0;
 #if HWY_TARGET != HWY_SCALAR
       // Shifted left by 7, with the copy of the sign in bit 14 cleared, a byte is the binary16 number 2^-8 times as large.
       const hn::Rebind<std::int16_t, float_tag> d16;
       const hn::Rebind<hwy::float16_t, float_tag> dh;
+      const auto most = hn::Set(d32, 0x7f);
       i = decode_vectors(dim, out, [&](std::int64_t k) {
-        const auto wide = hn::PromoteTo(d16, hn::LoadU(d8, bytes + k));
-        const auto half = hn::And(hn::ShiftLeft<7>(wide), hn::Set(d16, -0x4001));
-        return hn::Mul(hn::Mul(hn::PromoteTo(d, hn::BitCast(dh, half)), hn::Set(d, 256.0f)),
-                       hn::Set(d, scale));
+        const auto codes = hn::LoadU(d8, bytes + k);
+        const auto half = hn::And(hn::ShiftLeft<7>(hn::PromoteTo(d16, codes)), hn::Set(d16, -0x4001));
+        const auto value =
+            hn::Mul(hn::Mul(hn::PromoteTo(d, hn::BitCast(dh, half)), hn::Set(d, 256.0f)), hn::Set(d, scale));
+        const auto nan = hn::Eq(hn::And(hn::PromoteTo(d32, codes), most), most);
+        return hn::IfThenElse(hn::RebindMask(d, nan), hn::Set(d, nan_value), value);
       });
 #endif
       for (; i < dim; ++i) out[i] = scale * from_e4m3(at.values[i]);
