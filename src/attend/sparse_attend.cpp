@@ -316,9 +316,10 @@ std::size_t attend_workspace_bytes(const kv_geometry& geometry, std::int32_t que
   }
   const attend_layout layout(geometry, query_heads, rows, most_splits(geometry, max_resident_chunks));
   if (prompts.rows == 0) return layout.bytes;
-  const std::size_t bytes = prompt_layout(geometry, query_heads, std::max<std::int64_t>(prompts.items, 1),
-                                          prompts.rows, prompts.streamed, std::max(prompts.concurrency, 1), layout.end)
-                                .bytes;
+  const std::size_t bytes =
+      prompt_layout(geometry, query_heads, std::max<std::int64_t>(prompts.items, 1), prompts.rows,
+                    prompts.streamed, std::max(prompts.concurrency, 1), layout.end)
+          .bytes;
   return saturating_add(bytes, layout.bytes - layout.end);
 }
 

@@ -98,7 +98,7 @@ class FLASHMEMORY_API chunk_reader {
     return status::unsupported;
   }
 
-  /// Makes `stream` wait for whatever is still writing what resident() and index_keys() show, so that work enqueued on it
+  /// Makes `stream` wait for whatever is still writing what resident(), index_keys() and layer_address() show, so that work enqueued on it
   /// from here on reads that. Device tables and selectors ask before they read. Nothing to do by default.
   /// \returns a fault of code ok, or of cuda_error
   virtual fault order(stream_ref stream) const noexcept {
