@@ -1,0 +1,463 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <flashmemory/cuda/attend/prompt_call.cuh>
+#include <flashmemory/cuda/attend/prompt_rows.cuh>
+#include <flashmemory/cuda/core/ptx_mma.cuh>
+#include <flashmemory/cuda/core/ptx_tensor.cuh>
+#include <flashmemory/cuda/core/ptx_wgmma_16.cuh>
+#include <type_traits>
+
+namespace flashmemory {
+inline namespace v0 {
+namespace cuda {
+namespace attend {
+namespace detail {
+
+#ifndef PROMPT_BASE
+#define PROMPT_BASE 0
+#endif
+#ifndef PROMPT_PINGPONG
+#define PROMPT_PINGPONG 1
+#endif
+
+/// How a head dimension is worked on: two warpgroups of 64 query rows each, and a warp that feeds them.
+template <int kDim>
+struct prompt_pipeline {
+  static constexpr int groups = prompt_tile / 64;
+  static constexpr int consumers = groups * 128;
+  static constexpr int threads = consumers + 128;
+  static constexpr int stages = kDim == 64 ? 8 : kDim == 128 ? 6 : 2;
+  static constexpr int block_bytes = prompt_block * kDim * 2;  // K, or V, of a stage
+  static constexpr bool q_in_registers = kDim <= 128;
+
+  /// Dynamic shared memory, which begins at a multiple of 1024.
+  struct memory {
+    unsigned char keys[stages][block_bytes], values[stages][block_bytes];
+    unsigned char q[q_in_registers ? 16 : prompt_tile * kDim * 2];
+    std::int32_t first[stages], count[stages];  // position of a stage's first entry; how many there are
+    prompt_unit units[2];
+    std::uint64_t full_keys[stages], empty_keys[stages], full_values[stages], empty_values[stages];
+    std::uint64_t full_unit[2], empty_unit[2];
+    std::uint32_t last;
+  };
+};
+
+#if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+/// The producer: one warp finds units of work and feeds K and V of their pages, block after block.
+template <int kDim, class Call>
+__device__ __forceinline__ void prompt_produce(const Call& call, const CUtensorMap& map,
+                                               typename prompt_pipeline<kDim>::memory& shared) {
+  using pipe = prompt_pipeline<kDim>;
+  const prompt_work& w = call.work;
+  const std::int32_t lane = threadIdx.x % 32;
+  if (lane == 0) ptx::prefetch_map(map);
+  prompt_units<Call> units(call);
+  std::uint32_t issued = 0;
+  for (std::uint32_t turn = 0;; ++turn) {
+    std::uint32_t number = 0;
+    if (lane == 0) number = atomicAdd(&w.counters[0], 1u);
+    const prompt_unit u = units.at(__shfl_sync(~0u, number, 0));
+    if (lane == 0) {
+      if (turn >= 2) ptx::barrier_wait(shared.empty_unit + turn % 2, (turn / 2 - 1) & 1);
+      shared.units[turn % 2] = u;
+      ptx::barrier_arrive(shared.full_unit + turn % 2);
+    }
+    __syncwarp();
+    if (!u.there) break;
+    if (u.begin >= u.end) continue;
+    const prompt_row row = call.entries.row(u.item);
+    std::int32_t window = u.begin - 32, left = u.blocks;
+    chunk_id id = 0;
+    const std::byte* page = nullptr;
+    for (std::int32_t c = u.begin; c < u.end; ++c) {
+      if (c >= window + 32) {
+        window = c;
+        if (c + lane < u.end) {
+          id = row.ids[c + lane];
+          page = row.chunks[c + lane];
+        }
+      }
+      const std::int32_t first = __shfl_sync(~0u, id, c - window) * w.entries_per_page;
+      const auto address = reinterpret_cast<const std::byte*>(
+          __shfl_sync(~0u, reinterpret_cast<unsigned long long>(page), c - window));
+      if (lane != 0) continue;
+      const std::int32_t there = min(w.entries_per_page, u.entries - first);
+      for (std::int32_t e = 0; e < there && left > 0; e += prompt_block, --left, ++issued) {
+        const int slot = issued % pipe::stages;
+        const std::uint32_t parity = (issued / pipe::stages - 1) & 1;
+        const std::int32_t count = min(prompt_block, there - e), without = prompt_block - count;
+        // Coordinate 1 is a row below 64: rows behind the last entry are outside and become zeros.
+        const auto keys = reinterpret_cast<unsigned long long>(call.entries.keys(address, u.kv_head)) +
+                          std::int64_t(e - without) * kDim * 2;
+        const auto values = reinterpret_cast<unsigned long long>(call.entries.values(address, u.kv_head)) +
+                            std::int64_t(e - without) * kDim * 2;
+        if (issued >= pipe::stages) ptx::barrier_wait(shared.empty_keys + slot, parity);
+        shared.first[slot] = first + e;
+        shared.count[slot] = count;
+        ptx::barrier_arrive_expect(shared.full_keys + slot, pipe::block_bytes);
+        ptx::tensor_copy(shared.keys[slot], map, 0, without, 0, int((keys & 0xffffffffu) >> 4),
+                         int(keys >> 32) - PROMPT_BASE, shared.full_keys + slot);
+        if (issued >= pipe::stages) ptx::barrier_wait(shared.empty_values + slot, parity);
+        ptx::barrier_arrive_expect(shared.full_values + slot, pipe::block_bytes);
+        ptx::tensor_copy(shared.values[slot], map, 0, without, 0, int((values & 0xffffffffu) >> 4),
+                         int(values >> 32) - PROMPT_BASE, shared.full_values + slot);
+      }
+    }
+    issued = __shfl_sync(~0u, issued, 0);
+  }
+  // The last block to end leaves zeros for the next call.
+  if (lane == 0 && atomicAdd(&w.counters[1], 1u) == gridDim.x - 1) w.counters[0] = w.counters[1] = 0;
+}
+
+/// What a consumer thread knows of its two rows.
+struct prompt_thread {
+  std::int32_t row[2];      // of the unit
+  std::int32_t visible[2];  // entries that it sees
+  logit_place place[2];
+};
+
+/// The softmax of one block: s becomes weights, sums and maxima move on, and `factor` is what earlier sums and values
+/// have to be multiplied by. A maximum moves only by more than 2^8, so that values are seldom multiplied; that depends on
+/// nothing but the row and its blocks so far.
+template <class Call>
+__device__ __forceinline__ void prompt_softmax(const Call& call, const prompt_thread& thread, bool masked,
+                                               std::int32_t first, std::int32_t count, float (&s)[32],
+                                               prompt_rows& rows, float (&factor)[2]) {
+  const int t = threadIdx.x % 4;
+  float scale = 1;
+  if (!take_scale(call.logits, scale)) {
+#pragma unroll
+    for (int i = 0; i < 32; ++i) {
+      const int half = i / 2 % 2;
+      logit_place place = thread.place[half];
+      place.entry = first + i / 4 * 8 + 2 * t + i % 2;
+      place.position = place.entry;
+      if (place.entry < first + count) s[i] = call.logits(s[i], place);
+    }
+  }
+  if (masked) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const std::int32_t limit = min(count, thread.visible[half] - first) - 2 * t;
+#pragma unroll
+      for (int j = 0; j < 8; ++j)
+#pragma unroll
+        for (int c = 0; c < 2; ++c)
+          if (8 * j + c >= limit) s[4 * j + 2 * half + c] = -INFINITY;
+    }
+  }
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    float top = s[2 * half];
+#pragma unroll
+    for (int j = 0; j < 8; ++j) top = fmaxf(top, fmaxf(s[4 * j + 2 * half], s[4 * j + 2 * half + 1]));
+    top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
+    top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
+    top *= scale;
+    const float old = rows.maximum[half];
+    const float now = top > old + prompt_slack ? top : old;
+    factor[half] = now == old ? 1.0f : ptx::exp2(old - now);
+    rows.maximum[half] = now;
+    const float base = now == -INFINITY ? 0.0f : now;
+    float sum[2] = {0, 0};
+#pragma unroll
+    for (int j = 0; j < 8; ++j)
+#pragma unroll
+      for (int c = 0; c < 2; ++c) {
+        float& weight = s[4 * j + 2 * half + c];
+        weight = ptx::exp2(fmaf(weight, scale, -base));
+        sum[c] += weight;
+      }
+    rows.sum[half] = rows.sum[half] * factor[half] + (sum[0] + sum[1]);
+  }
+}
+
+/// Weights as the fragments that they are multiplied from.
+template <class T>
+__device__ __forceinline__ void prompt_pack(const float (&s)[32], std::uint32_t (&p)[4][4]) {
+#pragma unroll
+  for (int k = 0; k < 4; ++k)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) p[k][i] = ptx::pack<T>(s[8 * k + 2 * i], s[8 * k + 2 * i + 1]);
+}
+
+/// Two warpgroups take turns at the tensor cores, so that one's softmax runs beside the other's multiplications.
+struct prompt_turns {
+  int mine, other;
+  __device__ __forceinline__ void wait() const {
+#if PROMPT_PINGPONG
+    ptx::sync_threads<256>(mine);
+#endif
+  }
+  __device__ __forceinline__ void pass() const {
+#if PROMPT_PINGPONG
+    asm volatile("bar.arrive %0, 256;" ::"r"(other) : "memory");
+#endif
+  }
+};
+
+template <int kDim, class Call>
+__device__ __forceinline__ void prompt_consume(const Call& call,
+                                               typename prompt_pipeline<kDim>::memory& shared) {
+  using pipe = prompt_pipeline<kDim>;
+  using T = typename Call::query_type;
+  constexpr int steps = kDim / 16;
+  const prompt_work& w = call.work;
+  const int group = threadIdx.x / 128 - 1, warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
+  const int g = lane / 4, t = lane % 4;
+  const prompt_turns turns{2 + group, 3 - group};
+  if (group == 1) turns.pass();
+  std::uint32_t consumed = 0;
+  for (std::uint32_t turn = 0;; ++turn) {
+    ptx::barrier_wait(shared.full_unit + turn % 2, (turn / 2) & 1);
+    const prompt_unit u = shared.units[turn % 2];
+    __syncwarp();
+    if (lane == 0) ptx::barrier_arrive(shared.empty_unit + turn % 2);
+    if (!u.there) break;
+    if (u.range >= u.ranges) continue;
+    if (u.blocks == 0 && !w.first && !w.last) continue;  // its state stays what it was
+    const int mine = group * 64;  // first row of this warpgroup
+    prompt_thread thread;
+    prompt_rows rows;
+    rows.clear();
+    float o[kDim / 2];
+#pragma unroll
+    for (int i = 0; i < kDim / 2; ++i) o[i] = 0;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const std::int32_t r = mine + warp * 16 + g + 8 * half;
+      thread.row[half] = r;
+      thread.visible[half] = u.sees(r, w.group);
+      thread.place[half] = {u.item, (u.first_row + r) / w.group, u.kv_head * w.group + (u.first_row + r) % w.group,
+                            0,      0,                           std::int64_t(thread.visible[half]) - 1};
+    }
+    if (!w.first && (u.ranges == 1 || u.blocks > 0)) load_prompt_state<kDim>(w, u, thread.row, rows, o);
+    if (mine >= u.rows) {  // nothing to do but to keep up
+      for (std::int32_t b = 0; b < u.blocks; ++b, ++consumed) {
+        const int slot = consumed % pipe::stages;
+        const std::uint32_t parity = (consumed / pipe::stages) & 1;
+        if (b > 0) turns.wait(), turns.pass();
+        ptx::barrier_wait(shared.full_keys + slot, parity);
+        if (lane == 0) ptx::barrier_arrive(shared.empty_keys + slot);
+        ptx::barrier_wait(shared.full_values + slot, parity);
+        if (lane == 0) ptx::barrier_arrive(shared.empty_values + slot);
+      }
+    } else if (u.blocks > 0) {
+      std::uint32_t q[pipe::q_in_registers ? steps : 1][4];
+      const auto q_row = [&](std::int32_t r) {
+        const std::int32_t row = u.first_row + r;
+        return call.q + (u.first_token + row / w.group) * call.q_row_stride +
+               std::int64_t(u.kv_head * w.group + row % w.group) * call.q_head_stride;
+      };
+      if constexpr (pipe::q_in_registers) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const T* const from = q_row(thread.row[half]);
+          const bool there = thread.row[half] < u.rows;
+#pragma unroll
+          for (int k = 0; k < steps; ++k) {
+            q[k][half] = there ? *reinterpret_cast<const std::uint32_t*>(from + 16 * k + 2 * t) : 0;
+            q[k][half + 2] = there ? *reinterpret_cast<const std::uint32_t*>(from + 16 * k + 2 * t + 8) : 0;
+          }
+        }
+      } else {
+        ptx::sync_threads<128>(4 + group);  // the unit before has been multiplied
+        for (int i = threadIdx.x % 128; i < 64 * kDim / 8; i += 128) {
+          const int r = mine + i / (kDim / 8), piece = i % (kDim / 8);
+          const uint4 v = r < u.rows ? *reinterpret_cast<const uint4*>(q_row(r) + 8 * piece) : make_uint4(0, 0, 0, 0);
+          unsigned char* const to =
+              shared.q + piece / 8 * (prompt_tile * 128) + r * 128 + ((piece ^ r) % 8) * 16;
+          *reinterpret_cast<uint4*>(to) = v;
+        }
+        ptx::fence_async_proxy();
+        ptx::sync_threads<128>(4 + group);
+      }
+      const auto multiply_keys = [&](int slot, float(&s)[32]) {
+#pragma unroll
+        for (int k = 0; k < steps; ++k) {
+          const std::uint64_t b = wgmma::descriptor(ptx::shared_address(shared.keys[slot]) +
+                                                    std::uint32_t(k / 4 * prompt_block * 128 + k % 4 * 32));
+          if constexpr (pipe::q_in_registers) {
+            wgmma::keys_64<T>(s, q[k], b, k > 0);
+          } else {
+            wgmma::keys_64<T>(s,
+                              wgmma::descriptor(ptx::shared_address(shared.q) +
+                                                std::uint32_t(k / 4 * prompt_tile * 128 + mine * 128 + k % 4 * 32)),
+                              b, k > 0);
+          }
+        }
+      };
+      const auto multiply_values = [&](int slot, const std::uint32_t(&p)[4][4]) {
+#pragma unroll
+        for (int k = 0; k < 4; ++k)
+          wgmma::values<T>(o, p[k],
+                           wgmma::value_descriptor(ptx::shared_address(shared.values[slot]) + std::uint32_t(k * 2048),
+                                                   prompt_block * 128),
+                           1);
+      };
+      const auto rescale = [&](const float(&factor)[2]) {
+        if (!__any_sync(~0u, factor[0] != 1.0f || factor[1] != 1.0f)) return;
+#pragma unroll
+        for (int i = 0; i < kDim / 2; ++i) o[i] *= factor[i / 2 % 2];
+      };
+      // The least that any row of this warpgroup sees: blocks before its end need no mask.
+      const std::int32_t all_see = mine + 64 <= u.rows ? u.sees(mine, w.group) : 0;
+      float s[32], factor[2];
+      std::uint32_t p[4][4];
+      int slot = consumed % pipe::stages;
+      std::uint32_t parity = (consumed / pipe::stages) & 1;
+      ptx::barrier_wait(shared.full_keys + slot, parity);
+      std::int32_t first = shared.first[slot], count = shared.count[slot];
+      wgmma::fence();
+      multiply_keys(slot, s);
+      wgmma::commit();
+      wgmma::wait();
+      wgmma::hold(s);
+      if (lane == 0) ptx::barrier_arrive(shared.empty_keys + slot);
+      prompt_softmax(call, thread, count < prompt_block || first + prompt_block > all_see, first, count, s, rows,
+                     factor);
+      rescale(factor);
+      prompt_pack<T>(s, p);
+      for (std::int32_t b = 1; b < u.blocks; ++b) {
+        const int before = slot;
+        const std::uint32_t parity_before = parity;
+        ++consumed;
+        slot = consumed % pipe::stages;
+        parity = (consumed / pipe::stages) & 1;
+        ptx::barrier_wait(shared.full_keys + slot, parity);
+        first = shared.first[slot];
+        count = shared.count[slot];
+        turns.wait();
+        wgmma::fence();
+        multiply_keys(slot, s);
+        wgmma::commit();
+        ptx::barrier_wait(shared.full_values + before, parity_before);
+        multiply_values(before, p);
+        wgmma::commit();
+        turns.pass();
+        wgmma::wait_but<1>();
+        wgmma::hold(s);
+        if (lane == 0) ptx::barrier_arrive(shared.empty_keys + slot);
+        prompt_softmax(call, thread, count < prompt_block || first + prompt_block > all_see, first, count, s,
+                       rows, factor);
+        wgmma::wait();
+        wgmma::hold(o);
+        if (lane == 0) ptx::barrier_arrive(shared.empty_values + before);
+        rescale(factor);
+        prompt_pack<T>(s, p);
+      }
+      ptx::barrier_wait(shared.full_values + slot, parity);
+      wgmma::fence();
+      multiply_values(slot, p);
+      wgmma::commit();
+      wgmma::wait();
+      wgmma::hold(o);
+      if (lane == 0) ptx::barrier_arrive(shared.empty_values + slot);
+      ++consumed;
+    }
+    if (u.ranges == 1 && w.last) {
+      write_prompt_rows<kDim>(call, u, thread.row, rows, o);
+      continue;
+    }
+    if (w.first || u.blocks > 0) store_prompt_state<kDim>(w, u, thread.row, rows, o);
+    if (!w.last) continue;
+    // The unit that comes last joins the states of all ranges, in their order.
+    ptx::sync_threads<pipe::consumers>(1);
+    if (threadIdx.x == 128) {
+      std::uint32_t* const counter = w.counters + 2 + u.tile;
+      const bool last = ptx::add_acq_rel(counter, 1u) == unsigned(u.ranges - 1);
+      if (last) *counter = 0;
+      shared.last = last;
+    }
+    ptx::sync_threads<pipe::consumers>(1);
+    const bool last = shared.last != 0;
+    ptx::sync_threads<pipe::consumers>(1);  // before the next unit's answer overwrites this one
+    if (!last) continue;
+    join_prompt_states<kDim>(w, u, thread.row, rows, o);
+    write_prompt_rows<kDim>(call, u, thread.row, rows, o);
+  }
+}
+
+#endif
+
+template <int kDim, class Call>
+static __global__ void __launch_bounds__(prompt_pipeline<kDim>::threads, 1)
+    prompt_kernel(const Call call, const __grid_constant__ CUtensorMap map) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  using pipe = prompt_pipeline<kDim>;
+  extern __shared__ __align__(1024) unsigned char dynamic[];
+  auto& shared = *reinterpret_cast<typename pipe::memory*>(dynamic);
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < pipe::stages; ++i) {
+      ptx::barrier_init(shared.full_keys + i, 1);
+      ptx::barrier_init(shared.full_values + i, 1);
+      ptx::barrier_init(shared.empty_keys + i, pipe::consumers / 32);
+      ptx::barrier_init(shared.empty_values + i, pipe::consumers / 32);
+    }
+    for (int i = 0; i < 2; ++i) {
+      ptx::barrier_init(shared.full_unit + i, 1);
+      ptx::barrier_init(shared.empty_unit + i, pipe::consumers / 32);
+    }
+    ptx::barrier_init_fence();
+  }
+  __syncthreads();
+  if (threadIdx.x < 128) {
+    ptx::give_registers<40>();
+    if (threadIdx.x < 32) prompt_produce<kDim>(call, map, shared);
+  } else {
+    ptx::take_registers<232>();
+    prompt_consume<kDim>(call, shared);
+  }
+#endif
+}
+
+/// A map of all memory: 64 elements, rows below prompt_block, columns of 64 elements, multiples of 16 bytes, multiples of
+/// 2^32 bytes.
+template <int kDim>
+cudaError_t prompt_map(CUtensorMap& map) noexcept {
+  void* entry = nullptr;
+  cudaDriverEntryPointQueryResult found{};
+#if CUDART_VERSION >= 12050
+  const cudaError_t code =
+      cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000, cudaEnableDefault, &found);
+#else
+  const cudaError_t code = cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &entry, cudaEnableDefault, &found);
+#endif
+  if (code != cudaSuccess) return code;
+  if (found != cudaDriverEntryPointSuccess) return cudaErrorNotSupported;
+  const cuuint64_t sizes[5] = {64, prompt_block, kDim / 64, cuuint64_t{1} << 28, cuuint64_t{1} << 25};
+  const cuuint64_t strides[4] = {kDim * 2, 128, 16, cuuint64_t{1} << 32};
+  const cuuint32_t box[5] = {64, prompt_block, kDim / 64, 1, 1}, steps[5] = {1, 1, 1, 1, 1};
+  const CUresult result = reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(entry)(
+      &map, CU_TENSOR_MAP_DATA_TYPE_UINT16, 5, reinterpret_cast<void*>(std::uintptr_t{PROMPT_BASE} << 32), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+      CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
+}
+
+}  // namespace detail
+
+/// Attention of prompts by tensor cores, for compute capability 9.0.
+///
+/// Enqueues; never synchronises, can be captured.
+template <int kDim, class Call>
+cudaError_t launch_prompt_hopper(const Call& call, cudaStream_t stream) noexcept {
+  using pipe = detail::prompt_pipeline<kDim>;
+  constexpr int bytes = sizeof(typename pipe::memory);
+  static_assert(bytes <= 227 * 1024, "what a block can have");
+  constexpr auto kernel = detail::prompt_kernel<kDim, Call>;
+  CUtensorMap map;
+  if (const cudaError_t code = detail::prompt_map<kDim>(map); code != cudaSuccess) return code;
+  if (const cudaError_t code =
+          cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+      code != cudaSuccess)
+    return code;
+  kernel<<<unsigned(call.work.num_sms), pipe::threads, bytes, stream>>>(call, map);
+  return cudaGetLastError();
+}
+
+}  // namespace attend
+}  // namespace cuda
+}  // namespace v0
+}  // namespace flashmemory
