@@ -14,6 +14,15 @@ namespace cuda {
 namespace attend {
 namespace detail {
 
+#ifndef PROMPT_EXP
+#define PROMPT_EXP 0
+#endif
+#ifndef PROMPT_QREG
+#define PROMPT_QREG 128
+#endif
+#ifndef PROMPT_EXP2
+#define PROMPT_EXP2 0
+#endif
 #ifndef PROMPT_BASE
 #define PROMPT_BASE 0
 #endif
@@ -27,9 +36,9 @@ struct prompt_pipeline {
   static constexpr int groups = prompt_tile / 64;
   static constexpr int consumers = groups * 128;
   static constexpr int threads = consumers + 128;
-  static constexpr int stages = kDim == 64 ? 8 : kDim == 128 ? 6 : 2;
+  static constexpr int stages = kDim == 64 ? 8 : kDim == 128 ? (PROMPT_QREG == 128 ? 6 : 5) : 2;
   static constexpr int block_bytes = prompt_block * kDim * 2;  // K, or V, of a stage
-  static constexpr bool q_in_registers = kDim <= 128;
+  static constexpr bool q_in_registers = kDim <= PROMPT_QREG;
 
   /// Dynamic shared memory, which begins at a multiple of 1024.
   struct memory {
@@ -40,21 +49,18 @@ struct prompt_pipeline {
     std::uint64_t full_keys[stages], empty_keys[stages], full_values[stages], empty_values[stages];
     std::uint64_t full_unit[2], empty_unit[2];
     std::uint32_t last;
+    float unused;
   };
 };
 
 #if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-/// The producer: one warp finds units of work and feeds K and V of their pages, block after block.
+/// One warp finds units of work and tells the others.
 template <int kDim, class Call>
-__device__ __forceinline__ void prompt_produce(const Call& call, const CUtensorMap& map,
-                                               typename prompt_pipeline<kDim>::memory& shared) {
-  using pipe = prompt_pipeline<kDim>;
+__device__ __forceinline__ void prompt_schedule(const Call& call, typename prompt_pipeline<kDim>::memory& shared) {
   const prompt_work& w = call.work;
   const std::int32_t lane = threadIdx.x % 32;
-  if (lane == 0) ptx::prefetch_map(map);
   prompt_units<Call> units(call);
-  std::uint32_t issued = 0;
   for (std::uint32_t turn = 0;; ++turn) {
     std::uint32_t number = 0;
     if (lane == 0) number = atomicAdd(&w.counters[0], 1u);
@@ -66,49 +72,77 @@ __device__ __forceinline__ void prompt_produce(const Call& call, const CUtensorM
     }
     __syncwarp();
     if (!u.there) break;
-    if (u.begin >= u.end) continue;
-    const prompt_row row = call.entries.row(u.item);
-    std::int32_t window = u.begin - 32, left = u.blocks;
-    chunk_id id = 0;
-    const std::byte* page = nullptr;
-    for (std::int32_t c = u.begin; c < u.end; ++c) {
-      if (c >= window + 32) {
-        window = c;
-        if (c + lane < u.end) {
-          id = row.ids[c + lane];
-          page = row.chunks[c + lane];
-        }
-      }
-      const std::int32_t first = __shfl_sync(~0u, id, c - window) * w.entries_per_page;
-      const auto address = reinterpret_cast<const std::byte*>(
-          __shfl_sync(~0u, reinterpret_cast<unsigned long long>(page), c - window));
-      if (lane != 0) continue;
-      const std::int32_t there = min(w.entries_per_page, u.entries - first);
-      for (std::int32_t e = 0; e < there && left > 0; e += prompt_block, --left, ++issued) {
-        const int slot = issued % pipe::stages;
-        const std::uint32_t parity = (issued / pipe::stages - 1) & 1;
-        const std::int32_t count = min(prompt_block, there - e), without = prompt_block - count;
-        // Coordinate 1 is a row below 64: rows behind the last entry are outside and become zeros.
-        const auto keys = reinterpret_cast<unsigned long long>(call.entries.keys(address, u.kv_head)) +
-                          std::int64_t(e - without) * kDim * 2;
-        const auto values = reinterpret_cast<unsigned long long>(call.entries.values(address, u.kv_head)) +
-                            std::int64_t(e - without) * kDim * 2;
-        if (issued >= pipe::stages) ptx::barrier_wait(shared.empty_keys + slot, parity);
-        shared.first[slot] = first + e;
-        shared.count[slot] = count;
-        ptx::barrier_arrive_expect(shared.full_keys + slot, pipe::block_bytes);
-        ptx::tensor_copy(shared.keys[slot], map, 0, without, 0, int((keys & 0xffffffffu) >> 4),
-                         int(keys >> 32) - PROMPT_BASE, shared.full_keys + slot);
-        if (issued >= pipe::stages) ptx::barrier_wait(shared.empty_values + slot, parity);
-        ptx::barrier_arrive_expect(shared.full_values + slot, pipe::block_bytes);
-        ptx::tensor_copy(shared.values[slot], map, 0, without, 0, int((values & 0xffffffffu) >> 4),
-                         int(values >> 32) - PROMPT_BASE, shared.full_values + slot);
-      }
-    }
-    issued = __shfl_sync(~0u, issued, 0);
   }
   // The last block to end leaves zeros for the next call.
   if (lane == 0 && atomicAdd(&w.counters[1], 1u) == gridDim.x - 1) w.counters[0] = w.counters[1] = 0;
+}
+
+/// One warp feeds K, another one V, of the pages of a unit, block after block. The lanes look up 32 pages at once; lane 0
+/// issues the copies.
+template <int kDim, bool kKeys, class Call>
+__device__ __forceinline__ void prompt_produce(const Call& call, const CUtensorMap& map,
+                                               typename prompt_pipeline<kDim>::memory& shared) {
+  using pipe = prompt_pipeline<kDim>;
+  const std::int32_t lane = threadIdx.x % 32, entries_per_page = call.work.entries_per_page;
+  if (lane == 0) ptx::prefetch_map(map);
+  int slot = 0;
+  std::uint32_t parity = 1;  // an empty ring counts as one whose phase before has ended
+  for (std::uint32_t turn = 0;; ++turn) {
+    ptx::barrier_wait(shared.full_unit + turn % 2, (turn / 2) & 1);
+    const prompt_unit& u = shared.units[turn % 2];
+    const bool there = u.there;
+    const std::int32_t item = u.item, head = u.kv_head, begin = u.begin, end = u.end, entries = u.entries;
+    std::int32_t left = u.blocks;
+    __syncwarp();
+    if (lane == 0) ptx::barrier_arrive(shared.empty_unit + turn % 2);
+    if (!there) return;
+    if (begin >= end) continue;
+    const chunk_id* ids;
+    const std::byte* const* chunks;
+    {
+      const prompt_row row = call.entries.row(item);
+      ids = row.ids;
+      chunks = row.chunks;
+    }
+    std::int32_t first = 0;
+    unsigned long long place = 0;
+    for (std::int32_t c = begin; c < end; ++c) {
+      const int at = (c - begin) % 32;
+      if (at == 0 && c + lane < end) {
+        first = ids[c + lane] * entries_per_page;
+        const std::byte* const page = chunks[c + lane];
+        place = reinterpret_cast<unsigned long long>(kKeys ? call.entries.keys(page, head)
+                                                           : call.entries.values(page, head));
+      }
+      const std::int32_t from = __shfl_sync(~0u, first, at);
+      const unsigned long long address = __shfl_sync(~0u, place, at);
+      const std::int32_t count_in_page = min(entries_per_page, entries - from);
+      for (std::int32_t e = 0; e < count_in_page && left > 0; e += prompt_block, --left) {
+        if (lane == 0) {
+          const std::int32_t count = min(prompt_block, count_in_page - e), without = prompt_block - count;
+          // Coordinate 1 is a row below 64: rows behind the last entry are outside and become zeros.
+          const unsigned long long start = address + std::int64_t(e - without) * kDim * 2;
+          std::uint64_t* const full = (kKeys ? shared.full_keys : shared.full_values) + slot;
+          ptx::barrier_wait((kKeys ? shared.empty_keys : shared.empty_values) + slot, parity);
+          if (kKeys) {
+            shared.first[slot] = from + e;
+            shared.count[slot] = count;
+          }
+#if PROMPT_EXP == 2
+          ptx::barrier_arrive(full);
+#else
+          ptx::barrier_arrive_expect(full, pipe::block_bytes);
+          ptx::tensor_copy(kKeys ? shared.keys[slot] : shared.values[slot], map, 0, without, 0,
+                           int((start & 0xffffffffu) >> 4), int(start >> 32), full);
+#endif
+        }
+        if (++slot == pipe::stages) {
+          slot = 0;
+          parity ^= 1;
+        }
+      }
+    }
+  }
 }
 
 /// What a consumer thread knows of its two rows.
@@ -121,13 +155,18 @@ struct prompt_thread {
 /// The softmax of one block: s becomes weights, sums and maxima move on, and `factor` is what earlier sums and values
 /// have to be multiplied by. A maximum moves only by more than 2^8, so that values are seldom multiplied; that depends on
 /// nothing but the row and its blocks so far.
-template <class Call>
+template <bool kLinear, class Call>
 __device__ __forceinline__ void prompt_softmax(const Call& call, const prompt_thread& thread, bool masked,
                                                std::int32_t first, std::int32_t count, float (&s)[32],
                                                prompt_rows& rows, float (&factor)[2]) {
   const int t = threadIdx.x % 4;
+#if PROMPT_EXP2
+  factor[0] = factor[1] = 1; return;
+#endif
   float scale = 1;
-  if (!take_scale(call.logits, scale)) {
+  if constexpr (kLinear) {
+    scale = call.logits.scale;
+  } else {
 #pragma unroll
     for (int i = 0; i < 32; ++i) {
       const int half = i / 2 % 2;
@@ -167,7 +206,7 @@ __device__ __forceinline__ void prompt_softmax(const Call& call, const prompt_th
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
         float& weight = s[4 * j + 2 * half + c];
-        weight = ptx::exp2(fmaf(weight, scale, -base));
+        weight = PROMPT_EXP == 3 ? fmaf(weight, scale, -base) : ptx::exp2(fmaf(weight, scale, -base));
         sum[c] += weight;
       }
     rows.sum[half] = rows.sum[half] * factor[half] + (sum[0] + sum[1]);
@@ -181,6 +220,14 @@ __device__ __forceinline__ void prompt_pack(const float (&s)[32], std::uint32_t 
   for (int k = 0; k < 4; ++k)
 #pragma unroll
     for (int i = 0; i < 4; ++i) p[k][i] = ptx::pack<T>(s[8 * k + 2 * i], s[8 * k + 2 * i + 1]);
+}
+
+/// Keeps what `sum` is made of before what follows: the assembler moves a wait for multiplications up to where nothing
+/// stands in its way. Never stores: sums of weights are not negative.
+__device__ __forceinline__ void done_before(float& unused, float sum) {
+  asm volatile("{\n.reg .pred p;\nsetp.lt.f32 p, %0, 0f00000000;\n@p st.shared.f32 [%1], %0;\n}\n" ::"f"(sum),
+               "r"(ptx::shared_address(&unused).value)
+               : "memory");
 }
 
 /// Two warpgroups take turns at the tensor cores, so that one's softmax runs beside the other's multiplications.
@@ -198,7 +245,7 @@ struct prompt_turns {
   }
 };
 
-template <int kDim, class Call>
+template <int kDim, bool kLinear, class Call>
 __device__ __forceinline__ void prompt_consume(const Call& call,
                                                typename prompt_pipeline<kDim>::memory& shared) {
   using pipe = prompt_pipeline<kDim>;
@@ -207,6 +254,9 @@ __device__ __forceinline__ void prompt_consume(const Call& call,
   const prompt_work& w = call.work;
   const int group = threadIdx.x / 128 - 1, warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
   const int g = lane / 4, t = lane % 4;
+  const std::uint64_t first_keys = wgmma::descriptor(shared.keys[0]),
+                      first_values = wgmma::value_descriptor(shared.values[0], prompt_block * 128),
+                      first_q = wgmma::descriptor(ptx::shared_address(shared.q) + std::uint32_t(group * 64 * 128));
   const prompt_turns turns{2 + group, 3 - group};
   if (group == 1) turns.pass();
   std::uint32_t consumed = 0;
@@ -234,7 +284,7 @@ __device__ __forceinline__ void prompt_consume(const Call& call,
                             0,      0,                           std::int64_t(thread.visible[half]) - 1};
     }
     if (!w.first && (u.ranges == 1 || u.blocks > 0)) load_prompt_state<kDim>(w, u, thread.row, rows, o);
-    if (mine >= u.rows) {  // nothing to do but to keep up
+    if (mine >= u.rows || PROMPT_EXP == 1) {  // nothing to do but to keep up
       for (std::int32_t b = 0; b < u.blocks; ++b, ++consumed) {
         const int slot = consumed % pipe::stages;
         const std::uint32_t parity = (consumed / pipe::stages) & 1;
@@ -275,27 +325,23 @@ __device__ __forceinline__ void prompt_consume(const Call& call,
         ptx::sync_threads<128>(4 + group);
       }
       const auto multiply_keys = [&](int slot, float(&s)[32]) {
+        const std::uint32_t keys = std::uint32_t(first_keys) + std::uint32_t(slot * (pipe::block_bytes / 16));
 #pragma unroll
         for (int k = 0; k < steps; ++k) {
-          const std::uint64_t b = wgmma::descriptor(ptx::shared_address(shared.keys[slot]) +
-                                                    std::uint32_t(k / 4 * prompt_block * 128 + k % 4 * 32));
+          const std::uint64_t b =
+              std::uint64_t{1024 / 16 | 1u << 30} << 32 | (keys + (k / 4 * prompt_block * 128 + k % 4 * 32) / 16);
           if constexpr (pipe::q_in_registers) {
             wgmma::keys_64<T>(s, q[k], b, k > 0);
           } else {
-            wgmma::keys_64<T>(s,
-                              wgmma::descriptor(ptx::shared_address(shared.q) +
-                                                std::uint32_t(k / 4 * prompt_tile * 128 + mine * 128 + k % 4 * 32)),
-                              b, k > 0);
+            wgmma::keys_64<T>(s, first_q + (k / 4 * prompt_tile * 128 + k % 4 * 32) / 16, b, k > 0);
           }
         }
       };
       const auto multiply_values = [&](int slot, const std::uint32_t(&p)[4][4]) {
+        const std::uint32_t values = std::uint32_t(first_values) + std::uint32_t(slot * (pipe::block_bytes / 16));
 #pragma unroll
-        for (int k = 0; k < 4; ++k)
-          wgmma::values<T>(o, p[k],
-                           wgmma::value_descriptor(ptx::shared_address(shared.values[slot]) + std::uint32_t(k * 2048),
-                                                   prompt_block * 128),
-                           1);
+        for (int k = 0; k < 4; ++k) 
+          wgmma::values<T>(o, p[k], std::uint64_t{1024 / 16 | 1u << 30} << 32 | (values + k * 2048 / 16), 1);
       };
       const auto rescale = [&](const float(&factor)[2]) {
         if (!__any_sync(~0u, factor[0] != 1.0f || factor[1] != 1.0f)) return;
@@ -316,15 +362,15 @@ __device__ __forceinline__ void prompt_consume(const Call& call,
       wgmma::wait();
       wgmma::hold(s);
       if (lane == 0) ptx::barrier_arrive(shared.empty_keys + slot);
-      prompt_softmax(call, thread, count < prompt_block || first + prompt_block > all_see, first, count, s, rows,
+      prompt_softmax<kLinear>(call, thread, count < prompt_block || first + prompt_block > all_see, first, count, s, rows,
                      factor);
       rescale(factor);
       prompt_pack<T>(s, p);
       for (std::int32_t b = 1; b < u.blocks; ++b) {
-        const int before = slot;
+        const int before = __shfl_sync(~0u, slot, 0);
         const std::uint32_t parity_before = parity;
         ++consumed;
-        slot = consumed % pipe::stages;
+        slot = __shfl_sync(~0u, int(consumed % pipe::stages), 0);
         parity = (consumed / pipe::stages) & 1;
         ptx::barrier_wait(shared.full_keys + slot, parity);
         first = shared.first[slot];
@@ -334,14 +380,16 @@ __device__ __forceinline__ void prompt_consume(const Call& call,
         multiply_keys(slot, s);
         wgmma::commit();
         ptx::barrier_wait(shared.full_values + before, parity_before);
+        wgmma::fence();
         multiply_values(before, p);
         wgmma::commit();
         turns.pass();
         wgmma::wait_but<1>();
         wgmma::hold(s);
         if (lane == 0) ptx::barrier_arrive(shared.empty_keys + slot);
-        prompt_softmax(call, thread, count < prompt_block || first + prompt_block > all_see, first, count, s,
+        prompt_softmax<kLinear>(call, thread, count < prompt_block || first + prompt_block > all_see, first, count, s,
                        rows, factor);
+        done_before(shared.unused, rows.sum[0] + rows.sum[1]);
         wgmma::wait();
         wgmma::hold(o);
         if (lane == 0) ptx::barrier_arrive(shared.empty_values + before);
@@ -382,7 +430,7 @@ __device__ __forceinline__ void prompt_consume(const Call& call,
 
 #endif
 
-template <int kDim, class Call>
+template <int kDim, bool kLinear, class Call>
 static __global__ void __launch_bounds__(prompt_pipeline<kDim>::threads, 1)
     prompt_kernel(const Call call, const __grid_constant__ CUtensorMap map) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -398,17 +446,22 @@ static __global__ void __launch_bounds__(prompt_pipeline<kDim>::threads, 1)
     }
     for (int i = 0; i < 2; ++i) {
       ptx::barrier_init(shared.full_unit + i, 1);
-      ptx::barrier_init(shared.empty_unit + i, pipe::consumers / 32);
+      ptx::barrier_init(shared.empty_unit + i, pipe::consumers / 32 + 2);
     }
     ptx::barrier_init_fence();
   }
   __syncthreads();
   if (threadIdx.x < 128) {
     ptx::give_registers<40>();
-    if (threadIdx.x < 32) prompt_produce<kDim>(call, map, shared);
+    if (threadIdx.x < 32)
+      prompt_produce<kDim, true>(call, map, shared);
+    else if (threadIdx.x < 64)
+      prompt_produce<kDim, false>(call, map, shared);
+    else if (threadIdx.x < 96)
+      prompt_schedule<kDim>(call, shared);
   } else {
     ptx::take_registers<232>();
-    prompt_consume<kDim>(call, shared);
+    prompt_consume<kDim, kLinear>(call, shared);
   }
 #endif
 }
@@ -441,12 +494,12 @@ cudaError_t prompt_map(CUtensorMap& map) noexcept {
 /// Attention of prompts by tensor cores, for compute capability 9.0.
 ///
 /// Enqueues; never synchronises, can be captured.
-template <int kDim, class Call>
+template <int kDim, bool kLinear, class Call>
 cudaError_t launch_prompt_hopper(const Call& call, cudaStream_t stream) noexcept {
   using pipe = detail::prompt_pipeline<kDim>;
   constexpr int bytes = sizeof(typename pipe::memory);
   static_assert(bytes <= 227 * 1024, "what a block can have");
-  constexpr auto kernel = detail::prompt_kernel<kDim, Call>;
+  constexpr auto kernel = detail::prompt_kernel<kDim, kLinear, Call>;
   CUtensorMap map;
   if (const cudaError_t code = detail::prompt_map<kDim>(map); code != cudaSuccess) return code;
   if (const cudaError_t code =
