@@ -23,6 +23,9 @@ namespace detail {
 #ifndef PROMPT_EXP2
 #define PROMPT_EXP2 0
 #endif
+#ifndef PROMPT_PROMO
+#define PROMPT_PROMO CU_TENSOR_MAP_L2_PROMOTION_L2_128B
+#endif
 #ifndef PROMPT_BASE
 #define PROMPT_BASE 0
 #endif
@@ -46,6 +49,10 @@ struct prompt_pipeline {
     unsigned char q[q_in_registers ? 16 : prompt_tile * kDim * 2];
     std::int32_t first[stages], count[stages];  // position of a stage's first entry; how many there are
     prompt_unit units[2];
+    struct {
+      std::int32_t first[32];
+      unsigned long long place[32];
+    } windows[2];  // of the pages whose K, and V, are copied next
     std::uint64_t full_keys[stages], empty_keys[stages], full_values[stages], empty_values[stages];
     std::uint64_t full_unit[2], empty_unit[2];
     std::uint32_t last;
@@ -104,43 +111,46 @@ __device__ __forceinline__ void prompt_produce(const Call& call, const CUtensorM
       ids = row.ids;
       chunks = row.chunks;
     }
-    std::int32_t first = 0;
-    unsigned long long place = 0;
-    for (std::int32_t c = begin; c < end; ++c) {
-      const int at = (c - begin) % 32;
-      if (at == 0 && c + lane < end) {
-        first = ids[c + lane] * entries_per_page;
-        const std::byte* const page = chunks[c + lane];
-        place = reinterpret_cast<unsigned long long>(kKeys ? call.entries.keys(page, head)
-                                                           : call.entries.values(page, head));
+    // One lane alone issues the copies: what others shuffle to it in between costs more than all the rest.
+    auto& window = shared.windows[kKeys ? 0 : 1];
+    for (std::int32_t from = begin; from < end; from += 32) {
+      if (from + lane < end) {
+        const std::byte* const page = chunks[from + lane];
+        window.first[lane] = ids[from + lane] * entries_per_page;
+        window.place[lane] = reinterpret_cast<unsigned long long>(kKeys ? call.entries.keys(page, head)
+                                                                        : call.entries.values(page, head));
       }
-      const std::int32_t from = __shfl_sync(~0u, first, at);
-      const unsigned long long address = __shfl_sync(~0u, place, at);
-      const std::int32_t count_in_page = min(entries_per_page, entries - from);
-      for (std::int32_t e = 0; e < count_in_page && left > 0; e += prompt_block, --left) {
-        if (lane == 0) {
-          const std::int32_t count = min(prompt_block, count_in_page - e), without = prompt_block - count;
-          // Coordinate 1 is a row below 64: rows behind the last entry are outside and become zeros.
-          const unsigned long long start = address + std::int64_t(e - without) * kDim * 2;
-          std::uint64_t* const full = (kKeys ? shared.full_keys : shared.full_values) + slot;
-          ptx::barrier_wait((kKeys ? shared.empty_keys : shared.empty_values) + slot, parity);
-          if (kKeys) {
-            shared.first[slot] = from + e;
-            shared.count[slot] = count;
-          }
+      __syncwarp();
+      if (lane == 0) {
+        const std::int32_t pages = min(32, end - from);
+        for (std::int32_t i = 0; i < pages; ++i) {
+          const std::int32_t first = window.first[i], there = min(entries_per_page, entries - first);
+          const unsigned long long place = window.place[i];
+          for (std::int32_t e = 0; e < there && left > 0; e += prompt_block, --left) {
+            const std::int32_t count = min(prompt_block, there - e), without = prompt_block - count;
+            // Coordinate 1 is a row below 64: rows behind the last entry are outside and become zeros.
+            const unsigned long long start = place + std::int64_t(e - without) * kDim * 2;
+            std::uint64_t* const full = (kKeys ? shared.full_keys : shared.full_values) + slot;
+            ptx::barrier_wait((kKeys ? shared.empty_keys : shared.empty_values) + slot, parity);
+            if (kKeys) {
+              shared.first[slot] = first + e;
+              shared.count[slot] = count;
+            }
 #if PROMPT_EXP == 2
-          ptx::barrier_arrive(full);
+            ptx::barrier_arrive(full);
 #else
-          ptx::barrier_arrive_expect(full, pipe::block_bytes);
-          ptx::tensor_copy(kKeys ? shared.keys[slot] : shared.values[slot], map, 0, without, 0,
-                           int((start & 0xffffffffu) >> 4), int(start >> 32), full);
+            ptx::barrier_arrive_expect(full, pipe::block_bytes);
+            ptx::tensor_copy(kKeys ? shared.keys[slot] : shared.values[slot], map, 0, without, 0,
+                             int((start & 0xffffffffu) >> 4), int(start >> 32), full);
 #endif
-        }
-        if (++slot == pipe::stages) {
-          slot = 0;
-          parity ^= 1;
+            if (++slot == pipe::stages) {
+              slot = 0;
+              parity ^= 1;
+            }
+          }
         }
       }
+      __syncwarp();
     }
   }
 }
@@ -152,25 +162,15 @@ struct prompt_thread {
   logit_place place[2];
 };
 
-/// The softmax of one block: s becomes weights, sums and maxima move on, and `factor` is what earlier sums and values
-/// have to be multiplied by. A maximum moves only by more than 2^8, so that values are seldom multiplied; that depends on
-/// nothing but the row and its blocks so far.
+/// Logits of a block in place, what a row does not see among them.
 template <bool kLinear, class Call>
-__device__ __forceinline__ void prompt_softmax(const Call& call, const prompt_thread& thread, bool masked,
-                                               std::int32_t first, std::int32_t count, float (&s)[32],
-                                               prompt_rows& rows, float (&factor)[2]) {
+__device__ __forceinline__ void prompt_logits(const Call& call, const prompt_thread& thread, bool masked,
+                                              std::int32_t first, std::int32_t count, float (&s)[32]) {
   const int t = threadIdx.x % 4;
-#if PROMPT_EXP2
-  factor[0] = factor[1] = 1; return;
-#endif
-  float scale = 1;
-  if constexpr (kLinear) {
-    scale = call.logits.scale;
-  } else {
+  if constexpr (!kLinear) {
 #pragma unroll
     for (int i = 0; i < 32; ++i) {
-      const int half = i / 2 % 2;
-      logit_place place = thread.place[half];
+      logit_place place = thread.place[i / 2 % 2];
       place.entry = first + i / 4 * 8 + 2 * t + i % 2;
       place.position = place.entry;
       if (place.entry < first + count) s[i] = call.logits(s[i], place);
@@ -187,30 +187,58 @@ __device__ __forceinline__ void prompt_softmax(const Call& call, const prompt_th
           if (8 * j + c >= limit) s[4 * j + 2 * half + c] = -INFINITY;
     }
   }
+}
+
+/// What a block does to its rows' maxima: they move by more than 2^8 at once or not at all, so that values are seldom
+/// multiplied, and by nothing but the row and its blocks so far. `factor` is what earlier sums and values are multiplied by.
+__device__ __forceinline__ void prompt_maxima(const float (&s)[32], float scale, float (&maximum)[2],
+                                              float (&factor)[2]) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    float top = s[2 * half];
+    float top = fmaxf(s[2 * half], s[2 * half + 1]), other = fmaxf(s[4 + 2 * half], s[5 + 2 * half]);
 #pragma unroll
-    for (int j = 0; j < 8; ++j) top = fmaxf(top, fmaxf(s[4 * j + 2 * half], s[4 * j + 2 * half + 1]));
+    for (int j = 2; j < 8; j += 2) {
+      top = fmaxf(top, fmaxf(s[4 * j + 2 * half], s[4 * j + 2 * half + 1]));
+      other = fmaxf(other, fmaxf(s[4 * j + 4 + 2 * half], s[4 * j + 5 + 2 * half]));
+    }
+    top = fmaxf(top, other);
     top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
     top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
     top *= scale;
-    const float old = rows.maximum[half];
-    const float now = top > old + prompt_slack ? top : old;
+    const float old = maximum[half], now = top > old + prompt_slack ? top : old;
     factor[half] = now == old ? 1.0f : ptx::exp2(old - now);
-    rows.maximum[half] = now;
-    const float base = now == -INFINITY ? 0.0f : now;
-    float sum[2] = {0, 0};
+    maximum[half] = now;
+  }
+}
+
+/// Logits to weights, which are added to the sums.
+__device__ __forceinline__ void prompt_weights(float (&s)[32], float scale, const float (&maximum)[2],
+                                               const float (&factor)[2], float (&sum)[2]) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const float base = maximum[half] == -INFINITY ? 0.0f : maximum[half];
+    float add[2] = {0, 0};
 #pragma unroll
     for (int j = 0; j < 8; ++j)
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
         float& weight = s[4 * j + 2 * half + c];
-        weight = PROMPT_EXP == 3 ? fmaf(weight, scale, -base) : ptx::exp2(fmaf(weight, scale, -base));
-        sum[c] += weight;
+        weight = ptx::exp2(fmaf(weight, scale, -base));
+        add[c] += weight;
       }
-    rows.sum[half] = rows.sum[half] * factor[half] + (sum[0] + sum[1]);
+    sum[half] = sum[half] * factor[half] + (add[0] + add[1]);
   }
+}
+
+/// Whether it holds for any thread of a warpgroup.
+__device__ __forceinline__ bool any_of_group(int barrier, bool holds) {
+  std::uint32_t any;
+  asm volatile(
+      "{\n.reg .pred p, q;\nsetp.ne.u32 p, %1, 0;\nbarrier.cta.red.or.pred q, %2, 128, p;\nselp.u32 %0, 1, 0, q;\n}\n"
+      : "=r"(any)
+      : "r"(std::uint32_t(holds)), "r"(barrier)
+      : "memory");
+  return any != 0;
 }
 
 /// Weights as the fragments that they are multiplied from.
@@ -288,7 +316,7 @@ __device__ __forceinline__ void prompt_consume(const Call& call,
       for (std::int32_t b = 0; b < u.blocks; ++b, ++consumed) {
         const int slot = consumed % pipe::stages;
         const std::uint32_t parity = (consumed / pipe::stages) & 1;
-        if (b > 0) turns.wait(), turns.pass();
+        if (b >= u.blocks % 2 + 2 && (b - u.blocks % 2) % 2 == 0) turns.wait(), turns.pass();
         ptx::barrier_wait(shared.full_keys + slot, parity);
         if (lane == 0) ptx::barrier_arrive(shared.empty_keys + slot);
         ptx::barrier_wait(shared.full_values + slot, parity);
@@ -343,67 +371,141 @@ __device__ __forceinline__ void prompt_consume(const Call& call,
         for (int k = 0; k < 4; ++k) 
           wgmma::values<T>(o, p[k], std::uint64_t{1024 / 16 | 1u << 30} << 32 | (values + k * 2048 / 16), 1);
       };
+      // The least that any row of this warpgroup sees: blocks before its end need no mask.
+      const std::int32_t all_see = mine + 64 <= u.rows ? u.sees(mine, w.group) : 0;
+      const float scale = prompt_scale<kLinear>(call.logits);
       const auto rescale = [&](const float(&factor)[2]) {
         if (!__any_sync(~0u, factor[0] != 1.0f || factor[1] != 1.0f)) return;
 #pragma unroll
         for (int i = 0; i < kDim / 2; ++i) o[i] *= factor[i / 2 % 2];
       };
-      // The least that any row of this warpgroup sees: blocks before its end need no mask.
-      const std::int32_t all_see = mine + 64 <= u.rows ? u.sees(mine, w.group) : 0;
-      float s[32], factor[2];
-      std::uint32_t p[4][4];
-      int slot = consumed % pipe::stages;
-      std::uint32_t parity = (consumed / pipe::stages) & 1;
-      ptx::barrier_wait(shared.full_keys + slot, parity);
-      std::int32_t first = shared.first[slot], count = shared.count[slot];
-      wgmma::fence();
-      multiply_keys(slot, s);
-      wgmma::commit();
-      wgmma::wait();
-      wgmma::hold(s);
-      if (lane == 0) ptx::barrier_arrive(shared.empty_keys + slot);
-      prompt_softmax<kLinear>(call, thread, count < prompt_block || first + prompt_block > all_see, first, count, s, rows,
-                     factor);
-      rescale(factor);
-      prompt_pack<T>(s, p);
-      for (std::int32_t b = 1; b < u.blocks; ++b) {
-        const int before = __shfl_sync(~0u, slot, 0);
-        const std::uint32_t parity_before = parity;
-        ++consumed;
-        slot = __shfl_sync(~0u, int(consumed % pipe::stages), 0);
-        parity = (consumed / pipe::stages) & 1;
+      const std::int32_t blocks = __shfl_sync(~0u, u.blocks, 0);
+      if (blocks % 2 == 1) {
+        const int slot = __shfl_sync(~0u, int(consumed % pipe::stages), 0);
+        const std::uint32_t parity = (consumed / pipe::stages) & 1;
+        float s[32], factor[2];
+        std::uint32_t p[4][4];
         ptx::barrier_wait(shared.full_keys + slot, parity);
-        first = shared.first[slot];
-        count = shared.count[slot];
-        turns.wait();
+        const std::int32_t first = shared.first[slot], count = shared.count[slot];
         wgmma::fence();
         multiply_keys(slot, s);
         wgmma::commit();
-        ptx::barrier_wait(shared.full_values + before, parity_before);
-        wgmma::fence();
-        multiply_values(before, p);
-        wgmma::commit();
-        turns.pass();
-        wgmma::wait_but<1>();
+        wgmma::wait();
         wgmma::hold(s);
         if (lane == 0) ptx::barrier_arrive(shared.empty_keys + slot);
-        prompt_softmax<kLinear>(call, thread, count < prompt_block || first + prompt_block > all_see, first, count, s,
-                       rows, factor);
-        done_before(shared.unused, rows.sum[0] + rows.sum[1]);
-        wgmma::wait();
-        wgmma::hold(o);
-        if (lane == 0) ptx::barrier_arrive(shared.empty_values + before);
+        prompt_logits<kLinear>(call, thread, count < prompt_block || first + prompt_block > all_see, first, count, s);
+        prompt_maxima(s, scale, rows.maximum, factor);
+        prompt_weights(s, scale, rows.maximum, factor, rows.sum);
         rescale(factor);
         prompt_pack<T>(s, p);
+        ptx::barrier_wait(shared.full_values + slot, parity);
+        wgmma::fence();
+        multiply_values(slot, p);
+        wgmma::commit();
+        wgmma::wait();
+        wgmma::hold(o);
+        if (lane == 0) ptx::barrier_arrive(shared.empty_values + slot);
+        ++consumed;
       }
-      ptx::barrier_wait(shared.full_values + slot, parity);
-      wgmma::fence();
-      multiply_values(slot, p);
-      wgmma::commit();
-      wgmma::wait();
-      wgmma::hold(o);
-      if (lane == 0) ptx::barrier_arrive(shared.empty_values + slot);
-      ++consumed;
+      if (blocks > 1) {
+        float s[2][32], factor[2][2];
+        std::uint32_t p[2][4][4];
+        std::int32_t first[2], count[2];
+        const auto place_of = [&](std::uint32_t number) { return __shfl_sync(~0u, int(number % pipe::stages), 0); };
+        const auto parity_of = [&](std::uint32_t number) { return (number / pipe::stages) & 1; };
+        const auto issue_keys = [&](std::uint32_t number, int i) {
+          const int slot = place_of(number);
+          ptx::barrier_wait(shared.full_keys + slot, parity_of(number));
+          first[i] = shared.first[slot];
+          count[i] = shared.count[slot];
+          wgmma::fence();
+          multiply_keys(slot, s[i]);
+        };
+        const auto issue_values = [&](std::uint32_t number, int i) {
+          const int slot = place_of(number);
+          ptx::barrier_wait(shared.full_values + slot, parity_of(number));
+          wgmma::fence();
+          multiply_values(slot, p[i]);
+        };
+        const auto free_keys = [&](std::uint32_t number) {
+          if (lane != 0) return;
+          ptx::barrier_arrive(shared.empty_keys + number % pipe::stages);
+          ptx::barrier_arrive(shared.empty_keys + (number + 1) % pipe::stages);
+        };
+        const auto free_values = [&](std::uint32_t number) {
+          if (lane != 0) return;
+          ptx::barrier_arrive(shared.empty_values + number % pipe::stages);
+          ptx::barrier_arrive(shared.empty_values + (number + 1) % pipe::stages);
+        };
+        // Two blocks one after the other, but for the rare case that the second one moves a maximum, at once.
+        bool moved = false;
+        const auto soften = [&] {
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+            prompt_logits<kLinear>(call, thread, count[i] < prompt_block || first[i] + prompt_block > all_see, first[i],
+                                   count[i], s[i]);
+          }
+          prompt_maxima(s[0], scale, rows.maximum, factor[0]);
+          float later[2] = {rows.maximum[0], rows.maximum[1]};
+          prompt_maxima(s[1], scale, later, factor[1]);
+          moved = any_of_group(4 + group, factor[1][0] != 1.0f || factor[1][1] != 1.0f);
+          prompt_weights(s[0], scale, rows.maximum, factor[0], rows.sum);
+          rows.maximum[0] = later[0];
+          rows.maximum[1] = later[1];
+          prompt_weights(s[1], scale, rows.maximum, factor[1], rows.sum);
+        };
+        // With nothing under way: values as they have to be before this pair's are added.
+        const auto settle = [&](std::uint32_t number) {
+          rescale(factor[0]);
+          prompt_pack<T>(s[0], p[0]);
+          prompt_pack<T>(s[1], p[1]);
+          if (moved) {
+            issue_values(number, 0);
+            wgmma::commit();
+            wgmma::wait();
+            wgmma::hold(o);
+            rescale(factor[1]);
+#pragma unroll
+            for (int i = 0; i < 16; ++i) p[0][i / 4][i % 4] = 0;
+          }
+        };
+        issue_keys(consumed, 0);
+        issue_keys(consumed + 1, 1);
+        wgmma::commit();
+        wgmma::wait();
+        wgmma::hold(s[0]);
+        wgmma::hold(s[1]);
+        free_keys(consumed);
+        soften();
+        settle(consumed);
+        for (std::int32_t b = blocks % 2 + 2; b < blocks; b += 2, consumed += 2) {
+          turns.wait();
+          issue_keys(consumed + 2, 0);
+          issue_keys(consumed + 3, 1);
+          wgmma::commit();
+          issue_values(consumed, 0);
+          issue_values(consumed + 1, 1);
+          wgmma::commit();
+          turns.pass();
+          wgmma::wait_but<1>();
+          wgmma::hold(s[0]);
+          wgmma::hold(s[1]);
+          free_keys(consumed + 2);
+          soften();
+          done_before(shared.unused, rows.sum[0] + rows.sum[1]);
+          wgmma::wait();
+          wgmma::hold(o);
+          free_values(consumed);
+          settle(consumed + 2);
+        }
+        issue_values(consumed, 0);
+        issue_values(consumed + 1, 1);
+        wgmma::commit();
+        wgmma::wait();
+        wgmma::hold(o);
+        free_values(consumed);
+        consumed += 2;
+      }
     }
     if (u.ranges == 1 && w.last) {
       write_prompt_rows<kDim>(call, u, thread.row, rows, o);
@@ -485,7 +587,7 @@ cudaError_t prompt_map(CUtensorMap& map) noexcept {
   const cuuint32_t box[5] = {64, prompt_block, kDim / 64, 1, 1}, steps[5] = {1, 1, 1, 1, 1};
   const CUresult result = reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(entry)(
       &map, CU_TENSOR_MAP_DATA_TYPE_UINT16, 5, reinterpret_cast<void*>(std::uintptr_t{PROMPT_BASE} << 32), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-      CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+      CU_TENSOR_MAP_SWIZZLE_128B, PROMPT_PROMO, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
 

@@ -13,15 +13,13 @@ namespace detail {
 /// How far, in powers of two, a row's weights may exceed one before its maximum moves.
 inline constexpr float prompt_slack = 8;
 
-/// Whether logits are the dot product times a factor, and the factor in units of log2.
-__device__ __forceinline__ bool take_scale(const capped_logits& logits, float& scale) {
-  if (logits.soft_cap != 0) return false;
-  scale = logits.scale;
-  return true;
-}
-template <class Logits>
-__device__ __forceinline__ bool take_scale(const Logits&, float&) {
-  return false;
+/// What products are multiplied by to be logits in units of log2, where that is all; else 1.
+template <bool kLinear, class Logits>
+__device__ __forceinline__ float prompt_scale(const Logits& logits) {
+  if constexpr (kLinear)
+    return logits.scale;
+  else
+    return 1.0f;
 }
 
 /// What a thread has accumulated of its two rows besides their values; of the sums it has a quarter.
