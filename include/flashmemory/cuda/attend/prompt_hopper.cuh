@@ -230,17 +230,6 @@ __device__ __forceinline__ void prompt_weights(float (&s)[32], float scale, cons
   }
 }
 
-/// Whether it holds for any thread of a warpgroup.
-__device__ __forceinline__ bool any_of_group(int barrier, bool holds) {
-  std::uint32_t any;
-  asm volatile(
-      "{\n.reg .pred p, q;\nsetp.ne.u32 p, %1, 0;\nbarrier.cta.red.or.pred q, %2, 128, p;\nselp.u32 %0, 1, 0, q;\n}\n"
-      : "=r"(any)
-      : "r"(std::uint32_t(holds)), "r"(barrier)
-      : "memory");
-  return any != 0;
-}
-
 /// Weights as the fragments that they are multiplied from.
 template <class T>
 __device__ __forceinline__ void prompt_pack(const float (&s)[32], std::uint32_t (&p)[4][4]) {
@@ -258,21 +247,6 @@ __device__ __forceinline__ void done_before(float& unused, float sum) {
                : "memory");
 }
 
-/// Two warpgroups take turns at the tensor cores, so that one's softmax runs beside the other's multiplications.
-struct prompt_turns {
-  int mine, other;
-  __device__ __forceinline__ void wait() const {
-#if PROMPT_PINGPONG
-    ptx::sync_threads<256>(mine);
-#endif
-  }
-  __device__ __forceinline__ void pass() const {
-#if PROMPT_PINGPONG
-    asm volatile("bar.arrive %0, 256;" ::"r"(other) : "memory");
-#endif
-  }
-};
-
 template <int kDim, bool kLinear, class Call>
 __device__ __forceinline__ void prompt_consume(const Call& call,
                                                typename prompt_pipeline<kDim>::memory& shared) {
@@ -285,8 +259,6 @@ __device__ __forceinline__ void prompt_consume(const Call& call,
   const std::uint64_t first_keys = wgmma::descriptor(shared.keys[0]),
                       first_values = wgmma::value_descriptor(shared.values[0], prompt_block * 128),
                       first_q = wgmma::descriptor(ptx::shared_address(shared.q) + std::uint32_t(group * 64 * 128));
-  const prompt_turns turns{2 + group, 3 - group};
-  if (group == 1) turns.pass();
   std::uint32_t consumed = 0;
   for (std::uint32_t turn = 0;; ++turn) {
     ptx::barrier_wait(shared.full_unit + turn % 2, (turn / 2) & 1);
@@ -316,7 +288,6 @@ __device__ __forceinline__ void prompt_consume(const Call& call,
       for (std::int32_t b = 0; b < u.blocks; ++b, ++consumed) {
         const int slot = consumed % pipe::stages;
         const std::uint32_t parity = (consumed / pipe::stages) & 1;
-        if (b >= u.blocks % 2 + 2 && (b - u.blocks % 2) % 2 == 0) turns.wait(), turns.pass();
         ptx::barrier_wait(shared.full_keys + slot, parity);
         if (lane == 0) ptx::barrier_arrive(shared.empty_keys + slot);
         ptx::barrier_wait(shared.full_values + slot, parity);
@@ -379,132 +350,122 @@ __device__ __forceinline__ void prompt_consume(const Call& call,
 #pragma unroll
         for (int i = 0; i < kDim / 2; ++i) o[i] *= factor[i / 2 % 2];
       };
+      // What a block takes is under way while the one before it is softened: at its start the keys of this block, the
+      // values of the one before and the keys of the next one are, in this order.
       const std::int32_t blocks = __shfl_sync(~0u, u.blocks, 0);
-      if (blocks % 2 == 1) {
-        const int slot = __shfl_sync(~0u, int(consumed % pipe::stages), 0);
-        const std::uint32_t parity = (consumed / pipe::stages) & 1;
-        float s[32], factor[2];
-        std::uint32_t p[4][4];
+      constexpr bool ahead = kDim < 256;  // whether there are registers for the products of two blocks
+      constexpr int buffers = ahead ? 2 : 1;
+      float s[buffers][32], factor[2];
+      std::uint32_t p[4][4];
+      std::int32_t first[buffers], count[buffers];
+      const auto place_of = [&](std::uint32_t number) { return __shfl_sync(~0u, int(number % pipe::stages), 0); };
+      const auto parity_of = [&](std::uint32_t number) { return (number / pipe::stages) & 1; };
+      const auto issue_keys = [&](int slot, std::uint32_t parity, int i) {
         ptx::barrier_wait(shared.full_keys + slot, parity);
-        const std::int32_t first = shared.first[slot], count = shared.count[slot];
+        first[i] = shared.first[slot];
+        count[i] = shared.count[slot];
         wgmma::fence();
-        multiply_keys(slot, s);
-        wgmma::commit();
-        wgmma::wait();
-        wgmma::hold(s);
+        multiply_keys(slot, s[i]);
+      };
+      const auto soften = [&](int i) {
+        prompt_logits<kLinear>(call, thread, count[i] < prompt_block || first[i] + prompt_block > all_see, first[i],
+                               count[i], s[i]);
+        prompt_maxima(s[i], scale, rows.maximum, factor);
+        prompt_weights(s[i], scale, rows.maximum, factor, rows.sum);
+        done_before(shared.unused, rows.sum[0] + rows.sum[1]);
+      };
+      const auto free_keys = [&](int slot) {
         if (lane == 0) ptx::barrier_arrive(shared.empty_keys + slot);
-        prompt_logits<kLinear>(call, thread, count < prompt_block || first + prompt_block > all_see, first, count, s);
-        prompt_maxima(s, scale, rows.maximum, factor);
-        prompt_weights(s, scale, rows.maximum, factor, rows.sum);
-        rescale(factor);
-        prompt_pack<T>(s, p);
+      };
+      const auto issue_values = [&](int slot, std::uint32_t parity) {
         ptx::barrier_wait(shared.full_values + slot, parity);
         wgmma::fence();
         multiply_values(slot, p);
-        wgmma::commit();
-        wgmma::wait();
+      };
+      const auto free_values = [&](std::uint32_t number) {
         wgmma::hold(o);
-        if (lane == 0) ptx::barrier_arrive(shared.empty_values + slot);
-        ++consumed;
-      }
-      if (blocks > 1) {
-        float s[2][32], factor[2][2];
-        std::uint32_t p[2][4][4];
-        std::int32_t first[2], count[2];
-        const auto place_of = [&](std::uint32_t number) { return __shfl_sync(~0u, int(number % pipe::stages), 0); };
-        const auto parity_of = [&](std::uint32_t number) { return (number / pipe::stages) & 1; };
-        const auto issue_keys = [&](std::uint32_t number, int i) {
-          const int slot = place_of(number);
-          ptx::barrier_wait(shared.full_keys + slot, parity_of(number));
-          first[i] = shared.first[slot];
-          count[i] = shared.count[slot];
-          wgmma::fence();
-          multiply_keys(slot, s[i]);
-        };
-        const auto issue_values = [&](std::uint32_t number, int i) {
-          const int slot = place_of(number);
-          ptx::barrier_wait(shared.full_values + slot, parity_of(number));
-          wgmma::fence();
-          multiply_values(slot, p[i]);
-        };
-        const auto free_keys = [&](std::uint32_t number) {
-          if (lane != 0) return;
-          ptx::barrier_arrive(shared.empty_keys + number % pipe::stages);
-          ptx::barrier_arrive(shared.empty_keys + (number + 1) % pipe::stages);
-        };
-        const auto free_values = [&](std::uint32_t number) {
-          if (lane != 0) return;
-          ptx::barrier_arrive(shared.empty_values + number % pipe::stages);
-          ptx::barrier_arrive(shared.empty_values + (number + 1) % pipe::stages);
-        };
-        // Two blocks one after the other, but for the rare case that the second one moves a maximum, at once.
-        bool moved = false;
-        const auto soften = [&] {
-#pragma unroll
-          for (int i = 0; i < 2; ++i) {
-            prompt_logits<kLinear>(call, thread, count[i] < prompt_block || first[i] + prompt_block > all_see, first[i],
-                                   count[i], s[i]);
-          }
-          prompt_maxima(s[0], scale, rows.maximum, factor[0]);
-          float later[2] = {rows.maximum[0], rows.maximum[1]};
-          prompt_maxima(s[1], scale, later, factor[1]);
-          moved = any_of_group(4 + group, factor[1][0] != 1.0f || factor[1][1] != 1.0f);
-          prompt_weights(s[0], scale, rows.maximum, factor[0], rows.sum);
-          rows.maximum[0] = later[0];
-          rows.maximum[1] = later[1];
-          prompt_weights(s[1], scale, rows.maximum, factor[1], rows.sum);
-        };
-        // With nothing under way: values as they have to be before this pair's are added.
-        const auto settle = [&](std::uint32_t number) {
-          rescale(factor[0]);
-          prompt_pack<T>(s[0], p[0]);
-          prompt_pack<T>(s[1], p[1]);
-          if (moved) {
-            issue_values(number, 0);
-            wgmma::commit();
-            wgmma::wait();
-            wgmma::hold(o);
-            rescale(factor[1]);
-#pragma unroll
-            for (int i = 0; i < 16; ++i) p[0][i / 4][i % 4] = 0;
-          }
-        };
-        issue_keys(consumed, 0);
-        issue_keys(consumed + 1, 1);
+        if (lane == 0) ptx::barrier_arrive(shared.empty_values + number % pipe::stages);
+      };
+      if (!ahead || blocks % 2 == 1) {
+        const int slot = place_of(consumed);
+        issue_keys(slot, parity_of(consumed), 0);
         wgmma::commit();
         wgmma::wait();
         wgmma::hold(s[0]);
-        wgmma::hold(s[1]);
-        free_keys(consumed);
-        soften();
-        settle(consumed);
-        for (std::int32_t b = blocks % 2 + 2; b < blocks; b += 2, consumed += 2) {
-          turns.wait();
-          issue_keys(consumed + 2, 0);
-          issue_keys(consumed + 3, 1);
+        free_keys(slot);
+        soften(0);
+        rescale(factor);
+        prompt_pack<T>(s[0], p);
+        if constexpr (ahead) {
+          issue_values(slot, parity_of(consumed));
           wgmma::commit();
-          issue_values(consumed, 0);
-          issue_values(consumed + 1, 1);
+          wgmma::wait();
+          free_values(consumed);
+        }
+        ++consumed;
+      }
+      if constexpr (!ahead) {
+        // The values of the block before are multiplied while this one is softened.
+        for (std::int32_t b = 1; b < blocks; ++b, ++consumed) {
+          const int slot = place_of(consumed);
+          issue_keys(slot, parity_of(consumed), 0);
           wgmma::commit();
-          turns.pass();
+          issue_values(place_of(consumed - 1), parity_of(consumed - 1));
+          wgmma::commit();
           wgmma::wait_but<1>();
           wgmma::hold(s[0]);
-          wgmma::hold(s[1]);
-          free_keys(consumed + 2);
-          soften();
-          done_before(shared.unused, rows.sum[0] + rows.sum[1]);
+          free_keys(slot);
+          soften(0);
           wgmma::wait();
-          wgmma::hold(o);
-          free_values(consumed);
-          settle(consumed + 2);
+          free_values(consumed - 1);
+          rescale(factor);
+          prompt_pack<T>(s[0], p);
         }
-        issue_values(consumed, 0);
-        issue_values(consumed + 1, 1);
+        issue_values(place_of(consumed - 1), parity_of(consumed - 1));
         wgmma::commit();
         wgmma::wait();
-        wgmma::hold(o);
-        free_values(consumed);
-        consumed += 2;
+        free_values(consumed - 1);
+      } else if (blocks > 1) {
+        // Softens block `consumed`, whose products with the keys are there, while those of the next block and the values
+        // of the block before are multiplied. Nothing stays under way from one block to the next: the assembler would
+        // take all multiplications one by one.
+        const auto step = [&](auto is_first, auto is_last, int i) {
+          const int next = place_of(consumed + 1), before = place_of(consumed - 1);
+          if constexpr (!decltype(is_last)::value) {
+            issue_keys(next, parity_of(consumed + 1), 1 - i);
+            wgmma::commit();
+          }
+          if constexpr (!decltype(is_first)::value) {
+            issue_values(before, parity_of(consumed - 1));
+            wgmma::commit();
+          }
+          soften(i);
+          wgmma::wait();
+          if constexpr (!decltype(is_last)::value) {
+            wgmma::hold(s[1 - i]);
+            free_keys(next);
+          }
+          if constexpr (!decltype(is_first)::value) free_values(consumed - 1);
+          rescale(factor);
+          prompt_pack<T>(s[i], p);
+          ++consumed;
+        };
+        const int slot = place_of(consumed);
+        issue_keys(slot, parity_of(consumed), 0);
+        wgmma::commit();
+        wgmma::wait();
+        wgmma::hold(s[0]);
+        free_keys(slot);
+        step(std::true_type{}, std::false_type{}, 0);
+        for (std::int32_t left = blocks / 2; left > 1; --left) {
+          step(std::false_type{}, std::false_type{}, 1);
+          step(std::false_type{}, std::false_type{}, 0);
+        }
+        step(std::false_type{}, std::true_type{}, 1);
+        issue_values(place_of(consumed - 1), parity_of(consumed - 1));
+        wgmma::commit();
+        wgmma::wait();
+        free_values(consumed - 1);
       }
     }
     if (u.ranges == 1 && w.last) {
