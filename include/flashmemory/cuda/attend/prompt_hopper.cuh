@@ -155,6 +155,17 @@ __device__ __forceinline__ void prompt_produce(const Call& call, const CUtensorM
   }
 }
 
+/// A place in the rings of K and V, and in which phase of its barriers.
+template <int kStages>
+struct prompt_place {
+  int slot = 0;
+  std::uint32_t parity = 0;
+
+  __device__ __forceinline__ prompt_place next() const {
+    return slot + 1 == kStages ? prompt_place{0, parity ^ 1} : prompt_place{slot + 1, parity};
+  }
+};
+
 /// What a consumer thread knows of its two rows.
 struct prompt_thread {
   std::int32_t row[2];      // of the unit
@@ -239,10 +250,13 @@ __device__ __forceinline__ void prompt_pack(const float (&s)[32], std::uint32_t 
     for (int i = 0; i < 4; ++i) p[k][i] = ptx::pack<T>(s[8 * k + 2 * i], s[8 * k + 2 * i + 1]);
 }
 
+/// A number that all lanes have, as one that the compiler knows they all have: descriptors are made of it.
+__device__ __forceinline__ int uniform(int x) { return __shfl_sync(~0u, x, 0); }
+
 /// Keeps what `sum` is made of before what follows: the assembler moves a wait for multiplications up to where nothing
-/// stands in its way. Never stores: sums of weights are not negative.
+/// stands in its way. Stores sums above 1e37, of which there are none, where nobody looks.
 __device__ __forceinline__ void done_before(float& unused, float sum) {
-  asm volatile("{\n.reg .pred p;\nsetp.lt.f32 p, %0, 0f00000000;\n@p st.shared.f32 [%1], %0;\n}\n" ::"f"(sum),
+  asm volatile("{\n.reg .pred p;\nsetp.gt.f32 p, %0, 0f7e000000;\n@p st.shared.f32 [%1], %0;\n}\n" ::"f"(sum),
                "r"(ptx::shared_address(&unused).value)
                : "memory");
 }
@@ -259,7 +273,7 @@ __device__ __forceinline__ void prompt_consume(const Call& call,
   const std::uint64_t first_keys = wgmma::descriptor(shared.keys[0]),
                       first_values = wgmma::value_descriptor(shared.values[0], prompt_block * 128),
                       first_q = wgmma::descriptor(ptx::shared_address(shared.q) + std::uint32_t(group * 64 * 128));
-  std::uint32_t consumed = 0;
+  prompt_place<pipe::stages> place;  // of the next block
   for (std::uint32_t turn = 0;; ++turn) {
     ptx::barrier_wait(shared.full_unit + turn % 2, (turn / 2) & 1);
     const prompt_unit u = shared.units[turn % 2];
@@ -285,13 +299,11 @@ __device__ __forceinline__ void prompt_consume(const Call& call,
     }
     if (!w.first && (u.ranges == 1 || u.blocks > 0)) load_prompt_state<kDim>(w, u, thread.row, rows, o);
     if (mine >= u.rows || PROMPT_EXP == 1) {  // nothing to do but to keep up
-      for (std::int32_t b = 0; b < u.blocks; ++b, ++consumed) {
-        const int slot = consumed % pipe::stages;
-        const std::uint32_t parity = (consumed / pipe::stages) & 1;
-        ptx::barrier_wait(shared.full_keys + slot, parity);
-        if (lane == 0) ptx::barrier_arrive(shared.empty_keys + slot);
-        ptx::barrier_wait(shared.full_values + slot, parity);
-        if (lane == 0) ptx::barrier_arrive(shared.empty_values + slot);
+      for (std::int32_t b = 0; b < u.blocks; ++b, place = place.next()) {
+        ptx::barrier_wait(shared.full_keys + place.slot, place.parity);
+        if (lane == 0) ptx::barrier_arrive(shared.empty_keys + place.slot);
+        ptx::barrier_wait(shared.full_values + place.slot, place.parity);
+        if (lane == 0) ptx::barrier_arrive(shared.empty_values + place.slot);
       }
     } else if (u.blocks > 0) {
       std::uint32_t q[pipe::q_in_registers ? steps : 1][4];
@@ -358,14 +370,22 @@ __device__ __forceinline__ void prompt_consume(const Call& call,
       float s[buffers][32], factor[2];
       std::uint32_t p[4][4];
       std::int32_t first[buffers], count[buffers];
-      const auto place_of = [&](std::uint32_t number) { return __shfl_sync(~0u, int(number % pipe::stages), 0); };
-      const auto parity_of = [&](std::uint32_t number) { return (number / pipe::stages) & 1; };
-      const auto issue_keys = [&](int slot, std::uint32_t parity, int i) {
-        ptx::barrier_wait(shared.full_keys + slot, parity);
-        first[i] = shared.first[slot];
-        count[i] = shared.count[slot];
+      using place_type = prompt_place<pipe::stages>;
+      const auto issue_keys = [&](const place_type& at, bool there, int i) {
+        if (!there) ptx::barrier_wait(shared.full_keys + at.slot, at.parity);
         wgmma::fence();
-        multiply_keys(slot, s[i]);
+        multiply_keys(uniform(at.slot), s[i]);
+        wgmma::commit();
+      };
+      const auto issue_values = [&](const place_type& at, bool there) {
+        if (!there) ptx::barrier_wait(shared.full_values + at.slot, at.parity);
+        wgmma::fence();
+        multiply_values(uniform(at.slot), p);
+        wgmma::commit();
+      };
+      const auto look = [&](const place_type& at, int i) {
+        first[i] = shared.first[at.slot];
+        count[i] = shared.count[at.slot];
       };
       const auto soften = [&](int i) {
         prompt_logits<kLinear>(call, thread, count[i] < prompt_block || first[i] + prompt_block > all_see, first[i],
@@ -374,98 +394,86 @@ __device__ __forceinline__ void prompt_consume(const Call& call,
         prompt_weights(s[i], scale, rows.maximum, factor, rows.sum);
         done_before(shared.unused, rows.sum[0] + rows.sum[1]);
       };
-      const auto free_keys = [&](int slot) {
-        if (lane == 0) ptx::barrier_arrive(shared.empty_keys + slot);
+      const auto free_keys = [&](const place_type& at, int i) {
+        wgmma::hold(s[i]);
+        if (lane == 0) ptx::barrier_arrive(shared.empty_keys + at.slot);
       };
-      const auto issue_values = [&](int slot, std::uint32_t parity) {
-        ptx::barrier_wait(shared.full_values + slot, parity);
-        wgmma::fence();
-        multiply_values(slot, p);
-      };
-      const auto free_values = [&](std::uint32_t number) {
+      const auto free_values = [&](const place_type& at) {
         wgmma::hold(o);
-        if (lane == 0) ptx::barrier_arrive(shared.empty_values + number % pipe::stages);
+        if (lane == 0) ptx::barrier_arrive(shared.empty_values + at.slot);
+      };
+      const auto settle = [&](int i) {
+        rescale(factor);
+        prompt_pack<T>(s[i], p);
       };
       if (!ahead || blocks % 2 == 1) {
-        const int slot = place_of(consumed);
-        issue_keys(slot, parity_of(consumed), 0);
-        wgmma::commit();
+        issue_keys(place, false, 0);
+        look(place, 0);
         wgmma::wait();
-        wgmma::hold(s[0]);
-        free_keys(slot);
+        free_keys(place, 0);
         soften(0);
-        rescale(factor);
-        prompt_pack<T>(s[0], p);
+        settle(0);
         if constexpr (ahead) {
-          issue_values(slot, parity_of(consumed));
-          wgmma::commit();
+          issue_values(place, false);
           wgmma::wait();
-          free_values(consumed);
+          free_values(place);
+          place = place.next();
         }
-        ++consumed;
       }
       if constexpr (!ahead) {
         // The values of the block before are multiplied while this one is softened.
-        for (std::int32_t b = 1; b < blocks; ++b, ++consumed) {
-          const int slot = place_of(consumed);
-          issue_keys(slot, parity_of(consumed), 0);
-          wgmma::commit();
-          issue_values(place_of(consumed - 1), parity_of(consumed - 1));
-          wgmma::commit();
+        for (std::int32_t b = 1; b < blocks; ++b) {
+          const place_type before = place;
+          place = place.next();
+          issue_keys(place, false, 0);
+          look(place, 0);
+          issue_values(before, false);
           wgmma::wait_but<1>();
-          wgmma::hold(s[0]);
-          free_keys(slot);
+          free_keys(place, 0);
           soften(0);
           wgmma::wait();
-          free_values(consumed - 1);
-          rescale(factor);
-          prompt_pack<T>(s[0], p);
+          free_values(before);
+          settle(0);
         }
-        issue_values(place_of(consumed - 1), parity_of(consumed - 1));
-        wgmma::commit();
+        issue_values(place, false);
         wgmma::wait();
-        free_values(consumed - 1);
+        free_values(place);
+        place = place.next();
       } else if (blocks > 1) {
-        // Softens block `consumed`, whose products with the keys are there, while those of the next block and the values
+        // Softens block `place`, whose products with the keys are there, while those of the next block and the values
         // of the block before are multiplied. Nothing stays under way from one block to the next: the assembler would
         // take all multiplications one by one.
+        place_type before = place, next = place.next();
+        bool keys_there = false, values_there = false;
         const auto step = [&](auto is_first, auto is_last, int i) {
-          const int next = place_of(consumed + 1), before = place_of(consumed - 1);
-          if constexpr (!decltype(is_last)::value) {
-            issue_keys(next, parity_of(consumed + 1), 1 - i);
-            wgmma::commit();
-          }
-          if constexpr (!decltype(is_first)::value) {
-            issue_values(before, parity_of(consumed - 1));
-            wgmma::commit();
-          }
+          if constexpr (!decltype(is_last)::value) issue_keys(next, keys_there, 1 - i);
+          if constexpr (!decltype(is_first)::value) issue_values(before, values_there);
+          if constexpr (!decltype(is_last)::value) look(next, 1 - i);
+          const place_type done_keys = next, done_values = before;
+          before = place;
+          place = next;
+          next = next.next();
+          keys_there = ptx::barrier_test(shared.full_keys + next.slot, next.parity);
+          values_there = ptx::barrier_test(shared.full_values + before.slot, before.parity);
           soften(i);
           wgmma::wait();
-          if constexpr (!decltype(is_last)::value) {
-            wgmma::hold(s[1 - i]);
-            free_keys(next);
-          }
-          if constexpr (!decltype(is_first)::value) free_values(consumed - 1);
-          rescale(factor);
-          prompt_pack<T>(s[i], p);
-          ++consumed;
+          if constexpr (!decltype(is_last)::value) free_keys(done_keys, 1 - i);
+          if constexpr (!decltype(is_first)::value) free_values(done_values);
+          settle(i);
         };
-        const int slot = place_of(consumed);
-        issue_keys(slot, parity_of(consumed), 0);
-        wgmma::commit();
+        issue_keys(place, false, 0);
+        look(place, 0);
         wgmma::wait();
-        wgmma::hold(s[0]);
-        free_keys(slot);
+        free_keys(place, 0);
         step(std::true_type{}, std::false_type{}, 0);
         for (std::int32_t left = blocks / 2; left > 1; --left) {
           step(std::false_type{}, std::false_type{}, 1);
           step(std::false_type{}, std::false_type{}, 0);
         }
         step(std::false_type{}, std::true_type{}, 1);
-        issue_values(place_of(consumed - 1), parity_of(consumed - 1));
-        wgmma::commit();
+        issue_values(before, values_there);
         wgmma::wait();
-        free_values(consumed - 1);
+        free_values(before);
       }
     }
     if (u.ranges == 1 && w.last) {
