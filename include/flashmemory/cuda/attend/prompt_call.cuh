@@ -56,13 +56,13 @@ namespace detail {
 /// A unit of work: some query rows of one KV head over one range of pages.
 struct prompt_unit {
   std::int32_t item, kv_head;
-  std::int32_t first_row, rows;   // of the item's rows of this KV head: token * group + head
-  std::int32_t range, ranges;     // and how many the rows have in all
-  std::int32_t begin, end;        // pages of the item's list
-  std::int32_t visible;           // entries that the last row sees
+  std::int32_t first_row, rows;  // of the item's rows of this KV head: token * group + head
+  std::int32_t range, ranges;    // and how many the rows have in all
+  std::int32_t begin, end;       // pages of the item's list
+  std::int32_t visible;          // entries that the last row sees
   std::int32_t entries, position, tokens;
   std::int64_t first_token;
-  std::int64_t tile;  // number of these rows among all rows of the call
+  std::int64_t tile;    // number of these rows among all rows of the call
   std::int32_t blocks;  // of entries
   bool there;           // false = no more units
 
@@ -173,8 +173,8 @@ class prompt_units {
     const prompt_work& w = call_.work;
     const std::int64_t seen = min(row.entries, row.position + row.tokens);
     const std::int64_t pages = (seen + w.entries_per_page - 1) / w.entries_per_page;
-    return std::int32_t(
-        min(std::int64_t(w.ranges), max(std::int64_t(1), (pages + w.pages_per_range - 1) / w.pages_per_range)));
+    return std::int32_t(min(std::int64_t(w.ranges),
+                            max(std::int64_t(1), (pages + w.pages_per_range - 1) / w.pages_per_range)));
   }
 
   const Call& call_;

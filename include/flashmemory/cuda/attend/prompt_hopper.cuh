@@ -1,10 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <flashmemory/cuda/attend/prompt_call.cuh>
-#include <flashmemory/cuda/attend/prompt_rows.cuh>
-#include <flashmemory/cuda/core/ptx_mma.cuh>
-#include <flashmemory/cuda/core/ptx_tensor.cuh>
+#include <flashmemory/cuda/attend/prompt_produce.cuh>
+#include <flashmemory/cuda/attend/prompt_softmax.cuh>
 #include <flashmemory/cuda/core/ptx_wgmma_16.cuh>
 #include <type_traits>
 
@@ -14,253 +12,9 @@ namespace cuda {
 namespace attend {
 namespace detail {
 
-#ifndef PROMPT_EXP
-#define PROMPT_EXP 0
-#endif
-#ifndef PROMPT_QREG
-#define PROMPT_QREG 128
-#endif
-#ifndef PROMPT_EXP2
-#define PROMPT_EXP2 0
-#endif
-#ifndef PROMPT_PROMO
-#define PROMPT_PROMO CU_TENSOR_MAP_L2_PROMOTION_L2_128B
-#endif
-#ifndef PROMPT_BASE
-#define PROMPT_BASE 0
-#endif
-#ifndef PROMPT_PINGPONG
-#define PROMPT_PINGPONG 1
-#endif
-
-/// How a head dimension is worked on: two warpgroups of 64 query rows each, and a warp that feeds them.
-template <int kDim>
-struct prompt_pipeline {
-  static constexpr int groups = prompt_tile / 64;
-  static constexpr int consumers = groups * 128;
-  static constexpr int threads = consumers + 128;
-  static constexpr int stages = kDim == 64 ? 8 : kDim == 128 ? (PROMPT_QREG == 128 ? 6 : 5) : 2;
-  static constexpr int block_bytes = prompt_block * kDim * 2;  // K, or V, of a stage
-  static constexpr bool q_in_registers = kDim <= PROMPT_QREG;
-
-  /// Dynamic shared memory, which begins at a multiple of 1024.
-  struct memory {
-    unsigned char keys[stages][block_bytes], values[stages][block_bytes];
-    unsigned char q[q_in_registers ? 16 : prompt_tile * kDim * 2];
-    std::int32_t first[stages], count[stages];  // position of a stage's first entry; how many there are
-    prompt_unit units[2];
-    struct {
-      std::int32_t first[32];
-      unsigned long long place[32];
-    } windows[2];  // of the pages whose K, and V, are copied next
-    std::uint64_t full_keys[stages], empty_keys[stages], full_values[stages], empty_values[stages];
-    std::uint64_t full_unit[2], empty_unit[2];
-    std::uint32_t last;
-    float unused;
-  };
-};
-
 #if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-/// One warp finds units of work and tells the others.
-template <int kDim, class Call>
-__device__ __forceinline__ void prompt_schedule(const Call& call, typename prompt_pipeline<kDim>::memory& shared) {
-  const prompt_work& w = call.work;
-  const std::int32_t lane = threadIdx.x % 32;
-  prompt_units<Call> units(call);
-  for (std::uint32_t turn = 0;; ++turn) {
-    std::uint32_t number = 0;
-    if (lane == 0) number = atomicAdd(&w.counters[0], 1u);
-    const prompt_unit u = units.at(__shfl_sync(~0u, number, 0));
-    if (lane == 0) {
-      if (turn >= 2) ptx::barrier_wait(shared.empty_unit + turn % 2, (turn / 2 - 1) & 1);
-      shared.units[turn % 2] = u;
-      ptx::barrier_arrive(shared.full_unit + turn % 2);
-    }
-    __syncwarp();
-    if (!u.there) break;
-  }
-  // The last block to end leaves zeros for the next call.
-  if (lane == 0 && atomicAdd(&w.counters[1], 1u) == gridDim.x - 1) w.counters[0] = w.counters[1] = 0;
-}
-
-/// One warp feeds K, another one V, of the pages of a unit, block after block. The lanes look up 32 pages at once; lane 0
-/// issues the copies.
-template <int kDim, bool kKeys, class Call>
-__device__ __forceinline__ void prompt_produce(const Call& call, const CUtensorMap& map,
-                                               typename prompt_pipeline<kDim>::memory& shared) {
-  using pipe = prompt_pipeline<kDim>;
-  const std::int32_t lane = threadIdx.x % 32, entries_per_page = call.work.entries_per_page;
-  if (lane == 0) ptx::prefetch_map(map);
-  int slot = 0;
-  std::uint32_t parity = 1;  // an empty ring counts as one whose phase before has ended
-  for (std::uint32_t turn = 0;; ++turn) {
-    ptx::barrier_wait(shared.full_unit + turn % 2, (turn / 2) & 1);
-    const prompt_unit& u = shared.units[turn % 2];
-    const bool there = u.there;
-    const std::int32_t item = u.item, head = u.kv_head, begin = u.begin, end = u.end, entries = u.entries;
-    std::int32_t left = u.blocks;
-    __syncwarp();
-    if (lane == 0) ptx::barrier_arrive(shared.empty_unit + turn % 2);
-    if (!there) return;
-    if (begin >= end) continue;
-    const chunk_id* ids;
-    const std::byte* const* chunks;
-    {
-      const prompt_row row = call.entries.row(item);
-      ids = row.ids;
-      chunks = row.chunks;
-    }
-    // One lane alone issues the copies: what others shuffle to it in between costs more than all the rest.
-    auto& window = shared.windows[kKeys ? 0 : 1];
-    for (std::int32_t from = begin; from < end; from += 32) {
-      if (from + lane < end) {
-        const std::byte* const page = chunks[from + lane];
-        window.first[lane] = ids[from + lane] * entries_per_page;
-        window.place[lane] = reinterpret_cast<unsigned long long>(kKeys ? call.entries.keys(page, head)
-                                                                        : call.entries.values(page, head));
-      }
-      __syncwarp();
-      if (lane == 0) {
-        const std::int32_t pages = min(32, end - from);
-        for (std::int32_t i = 0; i < pages; ++i) {
-          const std::int32_t first = window.first[i], there = min(entries_per_page, entries - first);
-          const unsigned long long place = window.place[i];
-          for (std::int32_t e = 0; e < there && left > 0; e += prompt_block, --left) {
-            const std::int32_t count = min(prompt_block, there - e), without = prompt_block - count;
-            // Coordinate 1 is a row below 64: rows behind the last entry are outside and become zeros.
-            const unsigned long long start = place + std::int64_t(e - without) * kDim * 2;
-            std::uint64_t* const full = (kKeys ? shared.full_keys : shared.full_values) + slot;
-            ptx::barrier_wait((kKeys ? shared.empty_keys : shared.empty_values) + slot, parity);
-            if (kKeys) {
-              shared.first[slot] = first + e;
-              shared.count[slot] = count;
-            }
-#if PROMPT_EXP == 2
-            ptx::barrier_arrive(full);
-#else
-            ptx::barrier_arrive_expect(full, pipe::block_bytes);
-            ptx::tensor_copy(kKeys ? shared.keys[slot] : shared.values[slot], map, 0, without, 0,
-                             int((start & 0xffffffffu) >> 4), int(start >> 32), full);
-#endif
-            if (++slot == pipe::stages) {
-              slot = 0;
-              parity ^= 1;
-            }
-          }
-        }
-      }
-      __syncwarp();
-    }
-  }
-}
-
-/// A place in the rings of K and V, and in which phase of its barriers.
-template <int kStages>
-struct prompt_place {
-  int slot = 0;
-  std::uint32_t parity = 0;
-
-  __device__ __forceinline__ prompt_place next() const {
-    return slot + 1 == kStages ? prompt_place{0, parity ^ 1} : prompt_place{slot + 1, parity};
-  }
-};
-
-/// What a consumer thread knows of its two rows.
-struct prompt_thread {
-  std::int32_t row[2];      // of the unit
-  std::int32_t visible[2];  // entries that it sees
-  logit_place place[2];
-};
-
-/// Logits of a block in place, what a row does not see among them.
-template <bool kLinear, class Call>
-__device__ __forceinline__ void prompt_logits(const Call& call, const prompt_thread& thread, bool masked,
-                                              std::int32_t first, std::int32_t count, float (&s)[32]) {
-  const int t = threadIdx.x % 4;
-  if constexpr (!kLinear) {
-#pragma unroll
-    for (int i = 0; i < 32; ++i) {
-      logit_place place = thread.place[i / 2 % 2];
-      place.entry = first + i / 4 * 8 + 2 * t + i % 2;
-      place.position = place.entry;
-      if (place.entry < first + count) s[i] = call.logits(s[i], place);
-    }
-  }
-  if (masked) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const std::int32_t limit = min(count, thread.visible[half] - first) - 2 * t;
-#pragma unroll
-      for (int j = 0; j < 8; ++j)
-#pragma unroll
-        for (int c = 0; c < 2; ++c)
-          if (8 * j + c >= limit) s[4 * j + 2 * half + c] = -INFINITY;
-    }
-  }
-}
-
-/// What a block does to its rows' maxima: they move by more than 2^8 at once or not at all, so that values are seldom
-/// multiplied, and by nothing but the row and its blocks so far. `factor` is what earlier sums and values are multiplied by.
-__device__ __forceinline__ void prompt_maxima(const float (&s)[32], float scale, float (&maximum)[2],
-                                              float (&factor)[2]) {
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    float top = fmaxf(s[2 * half], s[2 * half + 1]), other = fmaxf(s[4 + 2 * half], s[5 + 2 * half]);
-#pragma unroll
-    for (int j = 2; j < 8; j += 2) {
-      top = fmaxf(top, fmaxf(s[4 * j + 2 * half], s[4 * j + 2 * half + 1]));
-      other = fmaxf(other, fmaxf(s[4 * j + 4 + 2 * half], s[4 * j + 5 + 2 * half]));
-    }
-    top = fmaxf(top, other);
-    top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
-    top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
-    top *= scale;
-    const float old = maximum[half], now = top > old + prompt_slack ? top : old;
-    factor[half] = now == old ? 1.0f : ptx::exp2(old - now);
-    maximum[half] = now;
-  }
-}
-
-/// Logits to weights, which are added to the sums.
-__device__ __forceinline__ void prompt_weights(float (&s)[32], float scale, const float (&maximum)[2],
-                                               const float (&factor)[2], float (&sum)[2]) {
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const float base = maximum[half] == -INFINITY ? 0.0f : maximum[half];
-    float add[2] = {0, 0};
-#pragma unroll
-    for (int j = 0; j < 8; ++j)
-#pragma unroll
-      for (int c = 0; c < 2; ++c) {
-        float& weight = s[4 * j + 2 * half + c];
-        weight = ptx::exp2(fmaf(weight, scale, -base));
-        add[c] += weight;
-      }
-    sum[half] = sum[half] * factor[half] + (add[0] + add[1]);
-  }
-}
-
-/// Weights as the fragments that they are multiplied from.
-template <class T>
-__device__ __forceinline__ void prompt_pack(const float (&s)[32], std::uint32_t (&p)[4][4]) {
-#pragma unroll
-  for (int k = 0; k < 4; ++k)
-#pragma unroll
-    for (int i = 0; i < 4; ++i) p[k][i] = ptx::pack<T>(s[8 * k + 2 * i], s[8 * k + 2 * i + 1]);
-}
-
-/// A number that all lanes have, as one that the compiler knows they all have: descriptors are made of it.
-__device__ __forceinline__ int uniform(int x) { return __shfl_sync(~0u, x, 0); }
-
-/// Keeps what `sum` is made of before what follows: the assembler moves a wait for multiplications up to where nothing
-/// stands in its way. Stores sums above 1e37, of which there are none, where nobody looks.
-__device__ __forceinline__ void done_before(float& unused, float sum) {
-  asm volatile("{\n.reg .pred p;\nsetp.gt.f32 p, %0, 0f7e000000;\n@p st.shared.f32 [%1], %0;\n}\n" ::"f"(sum),
-               "r"(ptx::shared_address(&unused).value)
-               : "memory");
-}
-
+/// The consumers: two warpgroups that multiply and soften.
 template <int kDim, bool kLinear, class Call>
 __device__ __forceinline__ void prompt_consume(const Call& call,
                                                typename prompt_pipeline<kDim>::memory& shared) {
@@ -272,7 +26,8 @@ __device__ __forceinline__ void prompt_consume(const Call& call,
   const int g = lane / 4, t = lane % 4;
   const std::uint64_t first_keys = wgmma::descriptor(shared.keys[0]),
                       first_values = wgmma::value_descriptor(shared.values[0], prompt_block * 128),
-                      first_q = wgmma::descriptor(ptx::shared_address(shared.q) + std::uint32_t(group * 64 * 128));
+                      first_q =
+                          wgmma::descriptor(ptx::shared_address(shared.q) + std::uint32_t(group * 64 * 128));
   prompt_place<pipe::stages> place;  // of the next block
   for (std::uint32_t turn = 0;; ++turn) {
     ptx::barrier_wait(shared.full_unit + turn % 2, (turn / 2) & 1);
@@ -282,7 +37,7 @@ __device__ __forceinline__ void prompt_consume(const Call& call,
     if (!u.there) break;
     if (u.range >= u.ranges) continue;
     if (u.blocks == 0 && !w.first && !w.last) continue;  // its state stays what it was
-    const int mine = group * 64;  // first row of this warpgroup
+    const int mine = group * 64;                         // first row of this warpgroup
     prompt_thread thread;
     prompt_rows rows;
     rows.clear();
@@ -294,11 +49,15 @@ __device__ __forceinline__ void prompt_consume(const Call& call,
       const std::int32_t r = mine + warp * 16 + g + 8 * half;
       thread.row[half] = r;
       thread.visible[half] = u.sees(r, w.group);
-      thread.place[half] = {u.item, (u.first_row + r) / w.group, u.kv_head * w.group + (u.first_row + r) % w.group,
-                            0,      0,                           std::int64_t(thread.visible[half]) - 1};
+      thread.place[half] = {u.item,
+                            (u.first_row + r) / w.group,
+                            u.kv_head * w.group + (u.first_row + r) % w.group,
+                            0,
+                            0,
+                            std::int64_t(u.position) + (u.first_row + r) / w.group};
     }
     if (!w.first && (u.ranges == 1 || u.blocks > 0)) load_prompt_state<kDim>(w, u, thread.row, rows, o);
-    if (mine >= u.rows || PROMPT_EXP == 1) {  // nothing to do but to keep up
+    if (mine >= u.rows) {  // nothing to do but to keep up
       for (std::int32_t b = 0; b < u.blocks; ++b, place = place.next()) {
         ptx::barrier_wait(shared.full_keys + place.slot, place.parity);
         if (lane == 0) ptx::barrier_arrive(shared.empty_keys + place.slot);
@@ -327,7 +86,8 @@ __device__ __forceinline__ void prompt_consume(const Call& call,
         ptx::sync_threads<128>(4 + group);  // the unit before has been multiplied
         for (int i = threadIdx.x % 128; i < 64 * kDim / 8; i += 128) {
           const int r = mine + i / (kDim / 8), piece = i % (kDim / 8);
-          const uint4 v = r < u.rows ? *reinterpret_cast<const uint4*>(q_row(r) + 8 * piece) : make_uint4(0, 0, 0, 0);
+          const uint4 v =
+              r < u.rows ? *reinterpret_cast<const uint4*>(q_row(r) + 8 * piece) : make_uint4(0, 0, 0, 0);
           unsigned char* const to =
               shared.q + piece / 8 * (prompt_tile * 128) + r * 128 + ((piece ^ r) % 8) * 16;
           *reinterpret_cast<uint4*>(to) = v;
@@ -339,8 +99,8 @@ __device__ __forceinline__ void prompt_consume(const Call& call,
         const std::uint32_t keys = std::uint32_t(first_keys) + std::uint32_t(slot * (pipe::block_bytes / 16));
 #pragma unroll
         for (int k = 0; k < steps; ++k) {
-          const std::uint64_t b =
-              std::uint64_t{1024 / 16 | 1u << 30} << 32 | (keys + (k / 4 * prompt_block * 128 + k % 4 * 32) / 16);
+          const std::uint64_t b = std::uint64_t{1024 / 16 | 1u << 30} << 32 |
+                                  (keys + (k / 4 * prompt_block * 128 + k % 4 * 32) / 16);
           if constexpr (pipe::q_in_registers) {
             wgmma::keys_64<T>(s, q[k], b, k > 0);
           } else {
@@ -349,9 +109,10 @@ __device__ __forceinline__ void prompt_consume(const Call& call,
         }
       };
       const auto multiply_values = [&](int slot, const std::uint32_t(&p)[4][4]) {
-        const std::uint32_t values = std::uint32_t(first_values) + std::uint32_t(slot * (pipe::block_bytes / 16));
+        const std::uint32_t values =
+            std::uint32_t(first_values) + std::uint32_t(slot * (pipe::block_bytes / 16));
 #pragma unroll
-        for (int k = 0; k < 4; ++k) 
+        for (int k = 0; k < 4; ++k)
           wgmma::values<T>(o, p[k], std::uint64_t{1024 / 16 | 1u << 30} << 32 | (values + k * 2048 / 16), 1);
       };
       // The least that any row of this warpgroup sees: blocks before its end need no mask.
@@ -388,8 +149,8 @@ __device__ __forceinline__ void prompt_consume(const Call& call,
         count[i] = shared.count[at.slot];
       };
       const auto soften = [&](int i) {
-        prompt_logits<kLinear>(call, thread, count[i] < prompt_block || first[i] + prompt_block > all_see, first[i],
-                               count[i], s[i]);
+        prompt_logits<kLinear>(call, thread, count[i] < prompt_block || first[i] + prompt_block > all_see,
+                               first[i], count[i], s[i]);
         prompt_maxima(s[i], scale, rows.maximum, factor);
         prompt_weights(s[i], scale, rows.maximum, factor, rows.sum);
         done_before(shared.unused, rows.sum[0] + rows.sum[1]);
@@ -485,7 +246,7 @@ __device__ __forceinline__ void prompt_consume(const Call& call,
     // The unit that comes last joins the states of all ranges, in their order.
     ptx::sync_threads<pipe::consumers>(1);
     if (threadIdx.x == 128) {
-      std::uint32_t* const counter = w.counters + 2 + u.tile;
+      std::uint32_t* const counter = w.counters + prompt_first_counter + u.tile;
       const bool last = ptx::add_acq_rel(counter, 1u) == unsigned(u.ranges - 1);
       if (last) *counter = 0;
       shared.last = last;
@@ -547,7 +308,8 @@ cudaError_t prompt_map(CUtensorMap& map) noexcept {
   const cudaError_t code =
       cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000, cudaEnableDefault, &found);
 #else
-  const cudaError_t code = cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &entry, cudaEnableDefault, &found);
+  const cudaError_t code =
+      cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &entry, cudaEnableDefault, &found);
 #endif
   if (code != cudaSuccess) return code;
   if (found != cudaDriverEntryPointSuccess) return cudaErrorNotSupported;
@@ -555,30 +317,56 @@ cudaError_t prompt_map(CUtensorMap& map) noexcept {
   const cuuint64_t strides[4] = {kDim * 2, 128, 16, cuuint64_t{1} << 32};
   const cuuint32_t box[5] = {64, prompt_block, kDim / 64, 1, 1}, steps[5] = {1, 1, 1, 1, 1};
   const CUresult result = reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(entry)(
-      &map, CU_TENSOR_MAP_DATA_TYPE_UINT16, 5, reinterpret_cast<void*>(std::uintptr_t{PROMPT_BASE} << 32), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-      CU_TENSOR_MAP_SWIZZLE_128B, PROMPT_PROMO, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+      &map, CU_TENSOR_MAP_DATA_TYPE_UINT16, 5, nullptr, sizes, strides, box, steps,
+      CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
+      CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
 
-}  // namespace detail
-
-/// Attention of prompts by tensor cores, for compute capability 9.0.
-///
-/// Enqueues; never synchronises, can be captured.
 template <int kDim, bool kLinear, class Call>
 cudaError_t launch_prompt_hopper(const Call& call, cudaStream_t stream) noexcept {
-  using pipe = detail::prompt_pipeline<kDim>;
+  using pipe = prompt_pipeline<kDim>;
   constexpr int bytes = sizeof(typename pipe::memory);
   static_assert(bytes <= 227 * 1024, "what a block can have");
-  constexpr auto kernel = detail::prompt_kernel<kDim, kLinear, Call>;
+  constexpr auto kernel = prompt_kernel<kDim, kLinear, Call>;
   CUtensorMap map;
-  if (const cudaError_t code = detail::prompt_map<kDim>(map); code != cudaSuccess) return code;
+  if (const cudaError_t code = prompt_map<kDim>(map); code != cudaSuccess) return code;
   if (const cudaError_t code =
           cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
       code != cudaSuccess)
     return code;
   kernel<<<unsigned(call.work.num_sms), pipe::threads, bytes, stream>>>(call, map);
   return cudaGetLastError();
+}
+
+/// Whether logits are products times a factor.
+inline bool is_linear(const capped_logits& logits) noexcept { return logits.soft_cap == 0; }
+
+}  // namespace detail
+
+/// Whether the build has the kernels of launch_prompt_hopper(), which take sm_90a.
+template <class Call>
+bool has_prompt_hopper() noexcept {
+  // Built for another architecture the kernel is a stub, which shows in its registers.
+  cudaFuncAttributes built;
+  return cudaFuncGetAttributes(&built, detail::prompt_kernel<128, false, Call>) == cudaSuccess &&
+         built.numRegs >= 64;
+}
+
+/// Attention of prompts by tensor cores, for compute capability 9.0: Query is __nv_bfloat16 or __half, the entries of a page
+/// and KV head are packed, K, V and q lie at multiples of 16 bytes and so do pages, heads and rows of q, and key_dim =
+/// value_dim = kDim; any Logits and Output. Softmax weights are rounded to Query before they multiply V.
+///
+/// Enqueues; never synchronises, never allocates, can be captured.
+/// \param call  with a prompt_work_of() a plan for tensor cores, of at least one item
+template <int kDim, class Call>
+cudaError_t launch_prompt_hopper(const Call& call, cudaStream_t stream) noexcept {
+  using query = typename Call::query_type;
+  static_assert(kDim == 64 || kDim == 128 || kDim == 256, "of which it has pipelines");
+  static_assert(std::is_same_v<query, __nv_bfloat16> || std::is_same_v<query, __half>, "what it multiplies");
+  if constexpr (std::is_same_v<typename Call::logits_type, capped_logits>)
+    if (detail::is_linear(call.logits)) return detail::launch_prompt_hopper<kDim, true>(call, stream);
+  return detail::launch_prompt_hopper<kDim, false>(call, stream);
 }
 
 }  // namespace attend

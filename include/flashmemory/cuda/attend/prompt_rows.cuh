@@ -95,7 +95,8 @@ __device__ __forceinline__ void join_prompt_states(const prompt_work& w, const p
     for (std::int32_t range = 0; range < u.ranges; ++range) {
       const float* const from = prompt_state_of<kDim>(w, u, range, row[half]);
       const float top = __ldcg(from), old = rows.maximum[half], now = fmaxf(top, old);
-      const float keep = old == now ? 1.0f : ptx::exp2(old - now), add = top == now ? 1.0f : ptx::exp2(top - now);
+      const float keep = old == now ? 1.0f : ptx::exp2(old - now),
+                  add = top == now ? 1.0f : ptx::exp2(top - now);
       rows.maximum[half] = now;
       rows.sum[half] = rows.sum[half] * keep + __ldcg(from + 1 + t) * add;
 #pragma unroll
