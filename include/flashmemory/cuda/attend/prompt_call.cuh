@@ -42,6 +42,7 @@ struct prompt_call {
   using query_type = Query;
   using entries_type = Entries;
   using logits_type = Logits;
+  using output_type = Output;
 
   const Query* q = nullptr;  ///< [tokens, query heads, key_dim], device, unit last stride
   std::int64_t q_row_stride = 0, q_head_stride = 0;  ///< elements
@@ -76,6 +77,11 @@ struct prompt_unit {
 __device__ __forceinline__ std::int32_t first_id_from(const chunk_id* ids, std::int32_t count,
                                                       std::int32_t bound) {
   const std::int32_t lane = threadIdx.x % 32;
+  if (count <= 0) return 0;
+  // Most lists have no gaps.
+  const std::int32_t lowest = ids[0], guess = min(bound - lowest, count);
+  if (guess <= 0) return 0;
+  if (ids[guess - 1] == lowest + guess - 1) return guess;
   std::int32_t low = 0, n = count;
   while (n > 0) {
     const std::int32_t step = (n + 31) / 32, at = low + lane * step;

@@ -47,8 +47,8 @@ __device__ __forceinline__ void prompt_schedule(const Call& call,
   const std::int32_t lane = threadIdx.x % 32;
   prompt_units<Call> units(call);
   for (std::uint32_t turn = 0;; ++turn) {
-    std::uint32_t number = 0;
-    if (lane == 0) number = atomicAdd(&w.counters[0], 1u);
+    std::uint32_t number = blockIdx.x;  // the first one; then whoever is free takes what is next
+    if (turn > 0 && lane == 0) number = gridDim.x + atomicAdd(&w.counters[0], 1u);
     const prompt_unit u = units.at(__shfl_sync(~0u, number, 0));
     if (lane == 0) {
       if (turn >= 2) ptx::barrier_wait(shared.empty_unit + turn % 2, (turn / 2 - 1) & 1);

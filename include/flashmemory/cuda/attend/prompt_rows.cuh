@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <flashmemory/cuda/attend/prompt_call.cuh>
+#include <type_traits>
 
 namespace flashmemory {
 inline namespace v0 {
@@ -109,6 +110,12 @@ __device__ __forceinline__ void join_prompt_states(const prompt_work& w, const p
   }
 }
 
+/// Whether an output takes two elements at a time.
+template <class Output, class = void>
+struct takes_pairs : std::false_type {};
+template <class Output>
+struct takes_pairs<Output, std::void_t<decltype(&Output::store_pair)>> : std::true_type {};
+
 /// Divides by the denominators, the sinks included, and writes.
 template <int kDim, class Call>
 __device__ __forceinline__ void write_prompt_rows(const Call& call, const prompt_unit& u,
@@ -136,10 +143,16 @@ __device__ __forceinline__ void write_prompt_rows(const Call& call, const prompt
     // NaN must get through: only an exact zero means that there was nothing.
     const float factor = denominator == 0.0f ? 0.0f : weight / denominator;
 #pragma unroll
-    for (int j = 0; j < kDim / 8; ++j)
-#pragma unroll
-      for (int c = 0; c < 2; ++c)
-        call.output.store(token, head, 8 * j + 2 * t + c, o[4 * j + 2 * half + c] * factor);
+    for (int j = 0; j < kDim / 8; ++j) {
+      const int d = 8 * j + 2 * t;
+      const float value = o[4 * j + 2 * half] * factor, next = o[4 * j + 2 * half + 1] * factor;
+      if constexpr (takes_pairs<typename Call::output_type>::value) {
+        call.output.store_pair(token, head, d, value, next);
+      } else {
+        call.output.store(token, head, d, value);
+        call.output.store(token, head, d + 1, next);
+      }
+    }
     if (t == 0 && call.output.has_lse())
       call.output.store_lse(token, head, denominator == 0.0f ? -INFINITY : ln2 * (top + log2f(denominator)));
   }
