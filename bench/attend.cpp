@@ -132,7 +132,10 @@ class problem {
     q_.resize(std::size_t(s.tokens) * std::size_t(s.query_heads) * std::size_t(s.key_dim));
     for (float& x : q_) x = normal(random);
     out_.resize(std::size_t(s.tokens) * std::size_t(s.query_heads) * std::size_t(s.value_dim));
-    scratch_bytes_ = attend_workspace_bytes(geometry_, s.query_heads, s.tokens, chunks);
+    prompt_extent prompts;
+    const bool prompt = s.tokens > most_decode_tokens;
+    if (prompt) prompts.rows = s.tokens;
+    scratch_bytes_ = attend_workspace_bytes(geometry_, s.query_heads, prompt ? 0 : s.tokens, chunks, prompts);
     scratch_.reset(new (std::align_val_t(64)) std::byte[scratch_bytes_]);
     options_.scratch = {scratch_.get(), scratch_bytes_};
   }
@@ -184,7 +187,10 @@ class problem {
   }
 
   double flop() {
-    return 2 * bytes() / double(size_of(shape_.type)) * shape_.query_heads / shape_.kv_heads * shape_.tokens;
+    // The last token of a piece sees all entries, each one before it one less.
+    const double seen = 1 - (shape_.tokens - 1) / 2.0 / double(shape_.entries);
+    return 2 * bytes() / double(size_of(shape_.type)) * shape_.query_heads / shape_.kv_heads * shape_.tokens *
+           seen;
   }
 
  private:
@@ -306,6 +312,10 @@ const shape shapes[] = {
     {"gqa_4_2/d64/f32/40_chunks/cached", 4, 2, 64, 64, dtype::f32, 2560, 1, 1, 0},
     {"gqa_4_2/d64/f32/16K/resident:13.5%", 4, 2, 64, 64, dtype::f32, 16384, 0.135},
     {"gqa_4_2/d64/f32/16K", 4, 2, 64, 64, dtype::f32, 16384},
+    {"gqa_32_8/d128/bf16/16K/prompt:512", 32, 8, 128, 128, dtype::bf16, 16384, 1, 512},
+    {"gqa_32_8/d128/f16/16K/prompt:512", 32, 8, 128, 128, dtype::f16, 16384, 1, 512},
+    {"gqa_9_3/d64/f16/8K/prompt:512", 9, 3, 64, 64, dtype::f16, 8192, 1, 512},
+    {"gqa_4_1/d256/f16/32K/prompt:512", 4, 1, 256, 256, dtype::f16, 32768, 1, 512},
 };
 
 const int registered = [] {

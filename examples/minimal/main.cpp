@@ -6,7 +6,8 @@
 #include <vector>
 
 namespace fm = flashmemory;
-constexpr int kLayers = 2, kHeads = 8, kKvHeads = 2, kDim = 64, kHidden = 128, kPrompt = 4096, kSteps = 200;
+constexpr int kLayers = 2, kHeads = 8, kKvHeads = 2, kDim = 64, kHidden = 128, kPrompt = 4096, kPiece = 512,
+              kSteps = 200;
 
 static std::vector<float> noise(std::int64_t count) {
   static std::mt19937 generator(1);
@@ -40,14 +41,16 @@ int main() try {
   const auto sequence = store.open(fm::sequence_options_for(policy, options.geometry, kPrompt + kSteps));
   selector.attach(sequence);
 
-  std::vector<std::byte> scratch(
-      fm::attend_workspace_bytes(options.geometry, kHeads, 1, store.geometry().chunks_for(kPrompt + kSteps)));
+  // Scratch for a step of one token, and for a piece of a prompt that attends to what is not resident too.
+  const fm::prompt_extent piece{kPiece, 1, true};
+  std::vector<std::byte> scratch(fm::attend_workspace_bytes(
+      options.geometry, kHeads, 1, store.geometry().chunks_for(kPrompt + kSteps), piece));
   fm::attend_options attend;
   attend.scratch = {scratch.data(), scratch.size()};
   const auto stream = fm::stream_ref::host();
   // [embed]
-  const auto forward = [&](std::int64_t position, std::int32_t tokens) {
-    const fm::batch_item item{sequence, position, tokens};
+  const auto forward = [&](std::int64_t position, std::int32_t tokens, fm::item_phase phase) {
+    const fm::batch_item item{sequence, position, tokens, phase};
     const fm::batch batch(&item, 1);
     for (std::int32_t layer = 0; layer < kLayers; ++layer) {
       const auto hidden = noise(tokens * kHidden);  // the model's, in an engine
@@ -57,14 +60,17 @@ int main() try {
       check(selector.observe(batch, layer, {hidden.data(), fm::dtype::f32, tokens, kHidden}, stream));
       check(store.append(batch, layer, {k.data(), fm::dtype::f32, tokens, kKvHeads, kDim},
                          {v.data(), fm::dtype::f32, tokens, kKvHeads, kDim}, stream));
-      if (tokens == 1)  // the prompt's own attention is the engine's
-        check(fm::sparse_attend(store, batch, layer, {q.data(), fm::dtype::f32, tokens, kHeads, kDim},
-                                {out.data(), fm::dtype::f32, tokens, kHeads, kDim}, attend, stream));
+      // A prompt attends to everything, wherever it lies; decoding to what is resident.
+      attend.reach =
+          phase == fm::item_phase::decode ? fm::attend_reach::resident : fm::attend_reach::everything;
+      check(fm::sparse_attend(store, batch, layer, {q.data(), fm::dtype::f32, tokens, kHeads, kDim},
+                              {out.data(), fm::dtype::f32, tokens, kHeads, kDim}, attend, stream));
     }
     check(fm::select_chunks(selector, batch, stream));
   };
-  forward(0, kPrompt);
-  for (int step = 0; step < kSteps; ++step) forward(kPrompt + step, 1);
+  for (int at = 0; at < kPrompt; at += kPiece)
+    forward(at, kPiece, at + kPiece < kPrompt ? fm::item_phase::prompt : fm::item_phase::prompt_end);
+  for (int step = 0; step < kSteps; ++step) forward(kPrompt + step, 1, fm::item_phase::decode);
   // [embed]
   fm::sequence_info info;
   fm::selection_report report;

@@ -44,7 +44,7 @@ struct prompt_capture {
   std::vector<float> logits;  ///< [tokens, vocabulary]
 };
 
-/// Reported while a prompt is processed; `done` of `total` are units of about equal work.
+/// Reported while a prompt is processed: `done` of `total` layers.
 using progress_callback = std::function<void(std::int64_t done, std::int64_t total)>;
 
 /// Records the attention mass per chunk of a step, the largest over layers and heads.
@@ -55,8 +55,8 @@ struct mass_recorder {
 /// Throws std::runtime_error naming `what` and the fault if `code` is not ok.
 void require(flashmemory::status code, const flashmemory::fault& fault, const char* what);
 
-/// Runs the model. Prompts are processed layer by layer with dense attention over the prompt itself;
-/// generated tokens attend through flashmemory to whatever is resident.
+/// Runs the model. flashmemory's store is its only KV cache: prompts, processed layer by layer, attend to everything in
+/// it, generated tokens to whatever is resident.
 class engine {
  public:
   engine(const model& weights, thread_pool& threads);
@@ -85,7 +85,6 @@ class engine {
 
   void project_all(const projection& p, const float* x, std::int32_t tokens, float* y);
   void reserve_scratch(const served_sequence& sequence);
-  void attend_prompt(const prompt_buffers& b, const progress_callback& report);
 
   const model& model_;
   thread_pool& threads_;

@@ -140,55 +140,6 @@ void silu_times(float* gate, const float* up, std::int64_t width) {
   }
 }
 
-void advance_softmax(const softmax_tile& tile) {
-  const float_tag d;
-  const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
-  const auto scale = hn::Set(d, tile.scale);
-  for (std::int64_t row = 0; row < tile.rows; ++row) {
-    float* HWY_RESTRICT s = tile.scores + row * tile.stride;
-    const std::int64_t visible = std::min(tile.columns, tile.visible + row);
-    const std::int64_t whole = visible / lanes * lanes;
-    const auto rest = hn::FirstN(d, static_cast<std::size_t>(visible - whole));
-    const auto lowest = hn::Set(d, -INFINITY);
-
-    auto highest = lowest;
-    for (std::int64_t c = 0; c < whole; c += lanes) highest = hn::Max(highest, hn::LoadU(d, s + c));
-    if (whole < visible) {
-      highest = hn::Max(highest, hn::IfThenElse(rest, hn::LoadU(d, s + whole), lowest));
-    }
-    const float before = tile.maximum[row];
-    const float now = std::max(before, hn::GetLane(hn::MaxOfLanes(d, highest)) * tile.scale);
-
-    const auto base = hn::Set(d, now);
-    auto sum = hn::Zero(d);
-    for (std::int64_t c = 0; c < whole; c += lanes) {
-      const auto weight = hn::Exp(d, hn::MulSub(hn::LoadU(d, s + c), scale, base));
-      hn::StoreU(weight, d, s + c);
-      sum = hn::Add(sum, weight);
-    }
-    std::int64_t done = whole;
-    if (whole < visible) {
-      // Lanes that are not visible may hold anything, NaN included, so they are replaced before and after.
-      const auto logit = hn::IfThenElse(rest, hn::LoadU(d, s + whole), hn::Zero(d));
-      const auto weight = hn::IfThenElseZero(rest, hn::Exp(d, hn::MulSub(logit, scale, base)));
-      hn::StoreU(weight, d, s + whole);
-      sum = hn::Add(sum, weight);
-      done += lanes;
-    }
-    for (std::int64_t c = done; c < tile.columns; ++c) s[c] = 0;
-
-    const float shrink = std::exp(before - now);
-    tile.maximum[row] = now;
-    tile.sum[row] = tile.sum[row] * shrink + hn::GetLane(hn::SumOfLanes(d, sum));
-    if (shrink == 1.0f) continue;
-    float* HWY_RESTRICT out = tile.output + row * tile.output_stride;
-    const auto factor = hn::Set(d, shrink);
-    for (std::int64_t c = 0; c < tile.output_width; c += lanes) {
-      hn::StoreU(hn::Mul(hn::LoadU(d, out + c), factor), d, out + c);
-    }
-  }
-}
-
 }  // namespace HWY_NAMESPACE
 }  // namespace tinylm
 HWY_AFTER_NAMESPACE();
@@ -199,7 +150,6 @@ namespace tinylm {
 HWY_EXPORT(project);
 HWY_EXPORT(rms_norm);
 HWY_EXPORT(silu_times);
-HWY_EXPORT(advance_softmax);
 
 void project(const flashmemory::bfloat16* weights, std::int64_t first, std::int64_t last, std::int64_t cols,
              const float* x, std::int32_t tokens, float* y, std::int64_t y_stride) noexcept {
@@ -213,8 +163,6 @@ void rms_norm(const float* x, const float* weight, float eps, std::int64_t width
 void silu_times(float* gate, const float* up, std::int64_t width) noexcept {
   HWY_DYNAMIC_DISPATCH(silu_times)(gate, up, width);
 }
-
-void advance_softmax(const softmax_tile& tile) noexcept { HWY_DYNAMIC_DISPATCH(advance_softmax)(tile); }
 
 }  // namespace tinylm
 #endif

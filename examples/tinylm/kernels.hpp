@@ -26,21 +26,4 @@ void rms_norm(const float* x, const float* weight, float eps, std::int64_t width
 /// gate = silu(gate) * up.
 void silu_times(float* gate, const float* up, std::int64_t width) noexcept;
 
-/// One tile of an online softmax: rows of scaled logits become weights, and what was summed up for earlier
-/// tiles is brought to the new maximum.
-struct softmax_tile {
-  float* scores = nullptr;  ///< [rows, stride]: logits in, weights out
-  std::int64_t stride = 0;  ///< a multiple of row_granule
-  std::int64_t rows = 0;
-  std::int64_t columns = 0;  ///< <= stride
-  std::int64_t visible = 0;  ///< columns that row 0 sees, at least 1; every next row sees one more
-  float scale = 1;
-  float* maximum = nullptr;  ///< [rows], updated
-  float* sum = nullptr;      ///< [rows], updated
-  float* output = nullptr;   ///< [rows, output_stride]: weighted values so far, rescaled
-  std::int64_t output_stride = 0;
-  std::int64_t output_width = 0;
-};
-void advance_softmax(const softmax_tile& tile) noexcept;
-
 }  // namespace tinylm

@@ -2,10 +2,6 @@
 #include <cblas.h>
 
 #include <algorithm>
-#include <atomic>
-#include <cmath>
-#include <cstring>
-#include <limits>
 
 #include "engine.hpp"
 #include "kernels.hpp"
@@ -21,8 +17,6 @@ namespace fm = flashmemory;
 namespace {
 
 constexpr std::int64_t token_block = 256;  // rows of one GEMM: weights stay in L2 while they pass
-constexpr std::int64_t query_block = 256;  // with a key block, a tile of logits that fits L2
-constexpr std::int64_t key_block = 512;
 
 /// y[rows, outputs] = x[rows, inputs] * w^T.
 void multiply(const projection& w, const float* x, std::int64_t rows, float* y) {
@@ -40,69 +34,13 @@ std::vector<std::vector<float>> scratch(std::int32_t threads, std::int64_t float
 
 struct engine::prompt_buffers {
   std::int64_t tokens = 0;
-  std::vector<float> residual;                    ///< [tokens, hidden]
-  std::vector<float> input;                       ///< [tokens, hidden], normed
-  std::vector<float> qkv;                         ///< [tokens, query + 2 kv], rotated
-  mutable std::vector<float> attended;            ///< [tokens, query]
-  mutable std::vector<std::vector<float>> tiles;  ///< per thread
-  mutable std::vector<std::vector<float>> rows;   ///< per thread, token_block rows of the widest kind
+  std::vector<float> residual;           ///< [tokens, hidden]
+  std::vector<float> input;              ///< [tokens, hidden], normed
+  std::vector<float> qkv;                ///< [tokens, query + 2 kv], rotated
+  std::vector<float> attended;           ///< [tokens, query]
+  std::vector<std::vector<float>> rows;  ///< per thread, token_block rows of the widest kind
+  std::vector<std::byte> scratch;        ///< of sparse_attend()
 };
-
-void engine::attend_prompt(const prompt_buffers& b, const progress_callback& report) {
-  const auto& c = model_.config;
-  const std::int64_t width = model_.layers.front().qkv.rows;
-  const std::int64_t blocks = (b.tokens + query_block - 1) / query_block;
-  const float scale = 1.0f / std::sqrt(static_cast<float>(c.head_dim));
-  std::atomic<std::int64_t> done{0};
-
-  // The longest blocks first, so that no thread is left alone with one at the end.
-  threads_.for_each(blocks * c.heads, [&](std::int32_t task) {
-    const std::int64_t block = blocks - 1 - task / c.heads;
-    const std::int64_t head = task % c.heads;
-    const std::int64_t first = block * query_block;
-    const std::int64_t rows = std::min(query_block, b.tokens - first);
-    const float* q = b.qkv.data() + first * width + head * c.head_dim;
-    const float* k = b.qkv.data() + c.query_width() + head / (c.heads / c.kv_heads) * c.head_dim;
-    const float* v = k + c.kv_width();
-    float* out = b.attended.data() + first * c.query_width() + head * c.head_dim;
-
-    float* scores = b.tiles[static_cast<std::size_t>(thread_pool::current())].data();
-    float* maximum = scores + query_block * key_block;
-    float* sum = maximum + query_block;
-    std::fill(maximum, maximum + rows, -std::numeric_limits<float>::infinity());
-    std::fill(sum, sum + rows, 0.0f);
-    for (std::int64_t r = 0; r < rows; ++r) std::fill_n(out + r * c.query_width(), c.head_dim, 0.0f);
-
-    for (std::int64_t key = 0; key < first + rows; key += key_block) {
-      const std::int64_t columns = std::min(key_block, first + rows - key);
-      cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, static_cast<int>(rows), static_cast<int>(columns),
-                  c.head_dim, 1.0f, q, static_cast<int>(width), k + key * width, static_cast<int>(width),
-                  0.0f, scores, static_cast<int>(key_block));
-      softmax_tile tile;
-      tile.scores = scores;
-      tile.stride = key_block;
-      tile.rows = rows;
-      tile.columns = columns;
-      tile.visible = first - key + 1;
-      tile.scale = scale;
-      tile.maximum = maximum;
-      tile.sum = sum;
-      tile.output = out;
-      tile.output_stride = c.query_width();
-      tile.output_width = c.head_dim;
-      advance_softmax(tile);
-      cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, static_cast<int>(rows), c.head_dim,
-                  static_cast<int>(columns), 1.0f, scores, static_cast<int>(key_block), v + key * width,
-                  static_cast<int>(width), 1.0f, out, c.query_width());
-    }
-    for (std::int64_t r = 0; r < rows; ++r) {
-      float* row = out + r * c.query_width();
-      for (std::int64_t i = 0; i < c.head_dim; ++i) row[i] /= sum[r];
-    }
-    const std::int64_t finished = done.fetch_add(first + rows) + first + rows;
-    if (report && thread_pool::current() == 0) report(finished, 0);
-  });
-}
 
 std::span<const float> engine::prefill(const served_sequence& sequence, std::span<const token_id> ids,
                                        const progress_callback& progress, prompt_capture* capture) {
@@ -119,7 +57,11 @@ std::span<const float> engine::prefill(const served_sequence& sequence, std::spa
   b.input.resize(b.residual.size());
   b.qkv.resize(static_cast<std::size_t>(tokens * width));
   b.attended.resize(static_cast<std::size_t>(tokens * c.query_width()));
-  b.tiles = scratch(threads_.size(), query_block * (key_block + 2));
+  fm::prompt_extent extent;
+  extent.rows = tokens;
+  extent.streamed = true;  // what the sequence's quota has no room for is read where it is
+  extent.concurrency = threads_.size();
+  b.scratch.resize(fm::attend_workspace_bytes(sequence.store->geometry(), c.heads, 0, 0, extent));
   b.rows = scratch(threads_.size(), token_block * (2 * c.hidden + 2 * c.intermediate));
   for (std::int64_t t = 0; t < tokens; ++t) {
     const std::int64_t id = ids[static_cast<std::size_t>(t)];
@@ -127,12 +69,8 @@ std::span<const float> engine::prefill(const served_sequence& sequence, std::spa
     std::copy_n(model_.embedding.wide.data() + id * c.hidden, c.hidden, b.residual.data() + t * c.hidden);
   }
 
-  // Units of work: the attention of a query block, which is as long as the keys it sees.
-  std::int64_t per_layer = 0;
-  for (std::int64_t first = 0; first < tokens; first += query_block) {
-    per_layer += (first + std::min(query_block, tokens - first)) * c.heads;
-  }
-  const fm::batch_item item{sequence.handle, 0, static_cast<std::int32_t>(tokens)};
+  const fm::batch_item item{sequence.handle, 0, static_cast<std::int32_t>(tokens),
+                            fm::item_phase::prompt_end};
   const fm::batch items(&item, 1);
 
   for (std::int32_t l = 0; l < c.layers; ++l) {
@@ -174,16 +112,20 @@ std::span<const float> engine::prefill(const served_sequence& sequence, std::spa
     require(sequence.store->append(items, l, k, v, fm::stream_ref::host()), sequence.store->last_fault(),
             "append");
 
-    if (sequence.on_layer) {
-      fm::view<const float, 3> q(b.qkv.data(), tokens, c.heads, c.head_dim);
-      q.stride[0] = width;
+    fm::view<const float, 3> q(b.qkv.data(), tokens, c.heads, c.head_dim);
+    q.stride[0] = width;
+    if (sequence.on_layer)
       sequence.on_layer({l, 0, fm::view<const float, 2>(b.input.data(), tokens, c.hidden), q, k});
-    }
-
-    attend_prompt(
-        b, !progress ? progress_callback{} : [&](std::int64_t done, std::int64_t) {
-          progress(l * per_layer + done, c.layers * per_layer);
-        });
+    fm::attend_options options;
+    fm::fault fault;
+    options.reach = fm::attend_reach::everything;
+    options.scratch = {b.scratch.data(), b.scratch.size()};
+    options.threads = threads_.hook();
+    options.error = &fault;
+    require(fm::sparse_attend(*sequence.store, items, l, q,
+                              fm::view<float, 3>(b.attended.data(), tokens, c.heads, c.head_dim), options,
+                              fm::stream_ref::host()),
+            fault, "sparse_attend");
 
     threads_.for_each(blocks, [&](std::int32_t block) {
       const std::int64_t first = block * token_block;
@@ -205,7 +147,7 @@ std::span<const float> engine::prefill(const served_sequence& sequence, std::spa
       cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, static_cast<int>(rows), c.hidden, c.intermediate,
                   1.0f, gate_up, 2 * c.intermediate, w.down.wide.data(), c.intermediate, 1.0f, h, c.hidden);
     });
-    if (progress) progress((l + 1) * per_layer, c.layers * per_layer);
+    if (progress) progress(l + 1, c.layers);
   }
 
   const std::int64_t wanted = capture != nullptr ? tokens : 1;

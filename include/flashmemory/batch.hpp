@@ -25,6 +25,13 @@ struct sequence_handle {
   friend constexpr bool operator!=(sequence_handle a, sequence_handle b) noexcept { return !(a == b); }
 };
 
+/// What an item's tokens are to selection; nothing else looks at it.
+enum class item_phase : std::int32_t {
+  decode,  ///< generated tokens, drafts included. A sequence's first tokens too, if its prompt comes as a whole
+  prompt,      ///< a piece of a prompt, with more to come
+  prompt_end,  ///< the last piece of a prompt, or all of it; however short, a selection is due after it
+};
+
 /// One sequence's part of a forward pass: `num_tokens` tokens starting at `position`.
 /// Rows of packed tensors follow the order of the items.
 ///
@@ -34,7 +41,8 @@ struct sequence_handle {
 struct batch_item {
   sequence_handle sequence;
   std::int64_t position = 0;    ///< of its first token, counted from 0
-  std::int32_t num_tokens = 1;  ///< 1 in plain decoding, more in prefill and speculative decoding
+  std::int32_t num_tokens = 1;  ///< 1 in plain decoding, more in prompts and speculative decoding
+  item_phase phase = item_phase::decode;
 
   /// Whether it names no sequence.
   constexpr bool empty() const noexcept { return sequence == sequence_handle{}; }

@@ -28,6 +28,8 @@ struct attend_unit {
   std::int64_t position = 0;
   std::int32_t tokens = 0;
   std::int64_t first_token = 0;  ///< in the packed tensors
+  std::int64_t first_row = 0;    ///< query tokens of the units before it
+  bool layer_only = false;       ///< chunks' data is that of the call's layer
 
   std::int64_t splits = 1;
   std::int64_t split_length = 1;  ///< resident chunks, or places in the list
@@ -85,8 +87,18 @@ struct attend_call {
   std::int64_t partial(const attend_unit& unit, std::int64_t split, std::int64_t head,
                        std::int64_t row) const noexcept {
     const std::int64_t rows = std::int64_t{unit.tokens} * group;
-    return unit.first_token * query_heads * max_splits + (split * geometry.kv_heads + head) * rows + row;
+    return unit.first_row * query_heads * max_splits + (split * geometry.kv_heads + head) * rows + row;
   }
+};
+
+/// Query rows of one KV head that go through a list of chunks together, and how far this call takes them.
+struct prompt_block {
+  const attend_unit* unit = nullptr;
+  std::int64_t head = 0;
+  std::int64_t first = 0;  ///< row, as query_part::row
+  std::int32_t rows = 0;   ///< at most cpu::attend::prompt_rows
+  bool begins = true;      ///< nothing has been added to `state` yet
+  bool ends = true;        ///< write what has been added up
 };
 
 /// Position of resident chunk `id` in the ascending list, or -1.
@@ -109,6 +121,11 @@ void run_attend_task(const attend_call& call, std::int64_t index) noexcept;
 
 /// Joins the splits of all rows of a unit and KV head, in their order, and writes output and lse.
 void join_attend_splits(const attend_call& call, const attend_unit& unit, std::int64_t head) noexcept;
+
+/// Adds the unit's chunks to the softmax of a block.
+/// \param state  [cpu::attend::prompt_state_floats()] kept from call to call, 64-byte aligned
+/// \param work   [cpu::attend::prompt_work_floats()], likewise
+void run_prompt_block(const attend_call& call, const prompt_block& block, float* state, float* work) noexcept;
 
 /// The largest attention mass that a row of the call's only unit gives to resident chunk `index`.
 float attend_chunk_mass(const attend_call& call, view<const float, 2> lse, std::int64_t index) noexcept;

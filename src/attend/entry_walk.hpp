@@ -18,8 +18,9 @@ class entry_walk {
              std::int64_t limit) noexcept
       : unit_(unit), limit_(limit), per_chunk_(call.geometry.entries_per_chunk), at_(begin), end_(end) {
     const chunk_layout layout(call.geometry);
-    key_offset_ = layout.key_offset(call.layer, 0);
-    value_offset_ = layout.value_offset(call.layer, 0);
+    const std::int32_t layer = unit.layer_only ? 0 : call.layer;
+    key_offset_ = layout.key_offset(layer, 0);
+    value_offset_ = layout.value_offset(layer, 0);
     key_bytes_ = std::size_t(call.geometry.key_dim) * size_of(call.geometry.type);
     value_bytes_ = std::size_t(call.geometry.value_dim) * size_of(call.geometry.type);
   }

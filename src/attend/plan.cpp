@@ -39,8 +39,8 @@ attend_layout::attend_layout(const kv_geometry& geometry, std::int32_t query_hea
       times(times(std::size_t(rows), std::size_t(query_heads)), std::size_t(max_splits));
   states = aligned(times(std::size_t(rows), sizeof(attend_unit)));
   sums = saturating_add(states, aligned(times(partials, sizeof(cpu::attend::softmax_state))));
-  bytes = saturating_add(sums, times(partials, std::size_t(geometry.value_dim) * sizeof(float)));
-  bytes = saturating_add(bytes, 63);  // to align the scratch
+  end = saturating_add(sums, aligned(times(partials, std::size_t(geometry.value_dim) * sizeof(float))));
+  bytes = saturating_add(end, 63);
 }
 
 std::int64_t most_splits(const kv_geometry& geometry, std::int64_t chunks) noexcept {
@@ -95,12 +95,12 @@ status check_call(const chunk_reader& reader, std::int32_t layer, const const_te
 }
 
 status check_tokens(const batch_item& item, const attend_options& options) noexcept {
-  if (item.num_tokens >= (item.empty() ? 0 : 1) && item.num_tokens <= max_query_tokens) return status::ok;
+  if (item.num_tokens >= (item.empty() ? 0 : 1)) return status::ok;
   fault f;
   f.code = status::bad_argument;
   f.what = "num_tokens";
   f.sequence = item.sequence.index;
-  f.expected = max_query_tokens;
+  f.expected = item.empty() ? 0 : 1;
   f.actual = item.num_tokens;
   return refuse(options, f);
 }

@@ -30,7 +30,8 @@ inline status refuse(const attend_options& options, status code, const char* wha
 struct attend_layout {
   std::size_t states = 0;
   std::size_t sums = 0;
-  std::size_t bytes = 0;
+  std::size_t end = 0;    ///< where pieces of prompts may have theirs
+  std::size_t bytes = 0;  ///< with room to align the scratch
 
   attend_layout(const kv_geometry& geometry, std::int32_t query_heads, std::int64_t rows,
                 std::int64_t max_splits) noexcept;

@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: MIT
 #include <algorithm>
+#include <cstring>
 #include <flashmemory/attend/sparse_attend.hpp>
 
 #include "src/attend/call.hpp"
 #include "src/attend/plan.hpp"
+#include "src/attend/prompt.hpp"
 #include "src/core/parallel.hpp"
+#include "src/store/fast_memory.hpp"
 
 namespace flashmemory {
 inline namespace v0 {
@@ -93,6 +96,7 @@ status split_by_row(const attend_options& options, const batch_item& item, const
     unit.tokens = 1;
     unit.position = whole.position + t;
     unit.first_token = whole.first_token + t;
+    unit.first_row = whole.first_row + t;
     static constexpr std::int32_t none = -1;
     unit.list = options.entries.shape[1] > 0 ? &options.entries(unit.first_token, 0) : &none;
     unit.list_stride = options.entries.stride[1];
@@ -105,21 +109,57 @@ status split_by_row(const attend_options& options, const batch_item& item, const
   return status::ok;
 }
 
+/// Whether an item is served by the kernel for prompts: by what is asked for, not by what is resident.
+bool is_prompt(const batch_item& item, const attend_options& options) noexcept {
+  if (item.empty() || has_list(options)) return false;
+  return item.num_tokens > most_decode_tokens || options.reach == attend_reach::everything;
+}
+
+/// What of a call each kernel serves.
+struct shares {
+  std::int64_t rows = 0;  ///< of decoding and empty items
+  std::int64_t prompt_rows = 0, prompts = 0;
+};
+
+shares shares_of(batch items, const attend_options& options) noexcept {
+  shares s;
+  for (std::int64_t i = 0; i < items.shape[0]; ++i) {
+    const bool prompt = is_prompt(items(i), options);
+    (prompt ? s.prompt_rows : s.rows) += items(i).num_tokens;
+    s.prompts += prompt;
+  }
+  return s;
+}
+
 /// Describes all items in the workspace; nothing of the caller's is written before it returns ok.
-status plan_items(const chunk_reader& reader, batch items, const attend_options& options,
-                  attend_call& call) noexcept {
-  std::int64_t token = 0;
+/// \param prompts  room for those of shares_of(); \param[out] streamed  whether one of them is
+status plan_items(const chunk_reader& reader, batch items, const attend_options& options, attend_call& call,
+                  prompt_unit* prompts, bool* streamed) noexcept {
+  std::int64_t token = 0, row = 0, states = 0;
   for (std::int64_t i = 0; i < items.shape[0]; ++i) {
     const batch_item& item = items(i);
     attend_unit unit;
     unit.first_token = token;
+    unit.first_row = row;
     if (item.empty()) {
+      row += item.num_tokens;
       token += unit.tokens = item.num_tokens;
       if (unit.tokens > 0) call.units[call.unit_count++] = unit;
       continue;
     }
     if (const status s = check_item(reader, item, call.layer, options, unit); s != status::ok) return s;
     token += item.num_tokens;
+    if (is_prompt(item, options)) {
+      *prompts = plan_prompt(call, unit, item.sequence, options.reach);
+      if (prompts->streamed) {
+        prompts->first_state = states;
+        states += prompts->tasks;
+        *streamed = true;
+      }
+      ++prompts;
+      continue;
+    }
+    row += item.num_tokens;
     call.max_splits = std::max(call.max_splits, most_splits(call.geometry, unit.chunk_count));
     if (!has_list(options)) {
       call.units[call.unit_count++] = unit;
@@ -165,20 +205,42 @@ status attend(const chunk_reader& reader, batch items, std::int32_t layer, const
     return refuse(options, status::workspace_small, "scratch", std::int64_t(bytes),
                   std::int64_t(scratch.bytes));
   };
-  const attend_layout least(call.geometry, call.query_heads, q.shape[0], 1);
-  if (least.bytes > scratch.bytes) return too_small(least.bytes);
+  // Units come first: one row of a decoding item has one at most. What lies behind them needs the items' splits.
+  const shares share = shares_of(items, options);
+  const attend_layout least(call.geometry, call.query_heads, share.rows, 1);
+  const auto prompts_after = [&](const attend_layout& rows, bool streamed, std::int32_t lanes) {
+    return prompt_layout(call.geometry, call.query_heads, share.prompts, share.prompt_rows, streamed,
+                         share.prompts > 0 ? lanes : 0, rows.end);
+  };
+  constexpr std::size_t to_align = 63;
+  if (const std::size_t bytes = prompts_after(least, false, 1).bytes + to_align; bytes > scratch.bytes)
+    return too_small(bytes);
   char* const base =
       static_cast<char*>(scratch.data) + (-reinterpret_cast<std::uintptr_t>(scratch.data) & 63);
   call.units = reinterpret_cast<attend_unit*>(base);
-  if (const status s = plan_items(reader, items, options, call); s != status::ok) return s;
-  const attend_layout layout(call.geometry, call.query_heads, q.shape[0], call.max_splits);
-  if (layout.bytes > scratch.bytes) return too_small(layout.bytes);
+  // Prompts' units are planned at the scratch's end, and move once it is known what lies before them.
+  auto* const planned = reinterpret_cast<prompt_unit*>(base + prompts_after(least, false, 1).units);
+  bool streamed = false;
+  if (const status s = plan_items(reader, items, options, call, planned, &streamed); s != status::ok)
+    return s;
+  const attend_layout layout(call.geometry, call.query_heads, share.rows, call.max_splits);
+  const prompt_layout prompts = prompts_after(layout, streamed, 1);
+  if (prompts.bytes + to_align > scratch.bytes) return too_small(prompts.bytes + to_align);
+  auto* const units = reinterpret_cast<prompt_unit*>(base + prompts.units);
+  std::memmove(units, planned, std::size_t(share.prompts) * sizeof(prompt_unit));
+  const std::int32_t lanes = std::int32_t(
+      std::clamp<std::size_t>(1 + (scratch.bytes - to_align - prompts.bytes) / prompts.lane_bytes, 1,
+                              std::size_t(std::max(options.threads.concurrency, 1))));
 
   call.out = out;
   call.sinks = options.sink_logits;
   call.lse = options.lse;
   call.states = reinterpret_cast<cpu::attend::softmax_state*>(base + layout.states);
   call.sums = reinterpret_cast<float*>(base + layout.sums);
+  if (share.prompts > 0) {
+    const status s = run_prompts(call, reader, units, share.prompts, options, base, prompts, lanes);
+    if (s != status::ok) return s;
+  }
   run(call, options.threads);
   return status::ok;
 }
@@ -246,12 +308,19 @@ status noted(const chunk_reader& reader, const attend_options& options, const Ca
 }  // namespace
 
 std::size_t attend_workspace_bytes(const kv_geometry& geometry, std::int32_t query_heads, std::int64_t rows,
-                                   std::int64_t max_resident_chunks) noexcept {
-  if (geometry.kv_heads <= 0 || geometry.entries_per_chunk <= 0 || geometry.value_dim <= 0 ||
-      query_heads <= 0 || rows <= 0 || max_resident_chunks < 0) {
+                                   std::int64_t max_resident_chunks, const prompt_extent& prompts) noexcept {
+  if (geometry.kv_heads <= 0 || geometry.entries_per_chunk <= 0 || geometry.key_dim <= 0 ||
+      geometry.value_dim <= 0 || query_heads <= 0 || rows < 0 || max_resident_chunks < 0 ||
+      prompts.rows < 0 || (rows == 0 && prompts.rows == 0)) {
     return 0;
   }
-  return attend_layout(geometry, query_heads, rows, most_splits(geometry, max_resident_chunks)).bytes;
+  const attend_layout layout(geometry, query_heads, rows, most_splits(geometry, max_resident_chunks));
+  if (prompts.rows == 0) return layout.bytes;
+  const std::size_t bytes =
+      prompt_layout(geometry, query_heads, std::max<std::int64_t>(prompts.items, 1), prompts.rows,
+                    prompts.streamed, std::max(prompts.concurrency, 1), layout.end)
+          .bytes;
+  return saturating_add(bytes, layout.bytes - layout.end);
 }
 
 status sparse_attend(const chunk_reader& reader, batch items, std::int32_t layer, const_tensor<3> q,

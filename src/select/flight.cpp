@@ -36,6 +36,7 @@ status selector::impl::launch(served_sequence& s, refresh_reason reason) noexcep
     f.what = "tokens of an item and tokens in the store";
     return refuse(fail(f));
   }
+  s.quota = detail::quota_of(info, geometry);  // which may have changed
   const std::int64_t chunks = info.complete_chunks, newest = s.processed - 1;
   if (chunks > max_chunks) return refuse(fail(status::out_of_range, s.handle, "complete chunks"));
   const bool scores = s.policy.mode != selection_mode::everything;

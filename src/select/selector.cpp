@@ -249,9 +249,10 @@ served_sequence& selector::impl::prepare(sequence_handle sequence, const sequenc
   free->own_policy = false;
   free->policy = use;
   free->max_tokens = info.options.max_tokens;
-  const std::int64_t all = geometry.chunks_for(info.options.max_tokens);
-  free->quota = info.options.max_resident_chunks > 0 ? std::min(info.options.max_resident_chunks, all) : all;
+  free->quota = detail::quota_of(info, geometry);
   free->started = free->requested = false;
+  free->open_prompt = free->ended_prompt = -1;
+  free->prompt_due = free->piece_due = false;
   free->processed = free->refreshed = free->next_due = 0;
   free->failures = 0;
   free->last_call = 0;
@@ -351,6 +352,9 @@ void selector::attach_fork(sequence_handle parent, sequence_handle child, const 
     throw error(status::stale_sequence, formatted("selector: sequence {} is closed", parent.index));
   s.own_policy = policy != nullptr || from->own_policy;
   s.started = from->started;
+  s.open_prompt = from->open_prompt;
+  s.prompt_due = from->prompt_due;
+  s.piece_due = from->piece_due;
   // A refresh of the parent that is under way serves the parent alone.
   s.requested = from->requested || from->flight.phase != detail::flight_phase::none;
   s.processed = from->processed;

@@ -22,6 +22,13 @@ inline bool may_pass(status code) noexcept {
          code == status::timed_out;
 }
 
+/// Slots that a sequence may pin, never 0.
+inline std::int64_t quota_of(const sequence_info& info, const kv_geometry& geometry) noexcept {
+  const std::int64_t all = geometry.chunks_for(info.options.max_tokens),
+                     quota = info.options.max_resident_chunks;
+  return quota > 0 ? std::min(quota, all) : all;
+}
+
 }  // namespace detail
 
 struct selector::impl : detail::level1_context {
@@ -84,6 +91,9 @@ struct selector::impl : detail::level1_context {
   // step.cpp
   status step(batch items, stream_ref stream) noexcept;
   bool is_due(const detail::served_sequence& s) const noexcept;
+  refresh_reason reason_for(const detail::served_sequence& s) const noexcept;
+  status check_phases(batch items) noexcept;
+  void enter_phase(detail::served_sequence& s, const batch_item& item) noexcept;
   void schedule_next(detail::served_sequence& s) noexcept;
   std::int64_t steps_to_first_refresh(const detail::served_sequence& s) const noexcept;
   void note_outcome(detail::served_sequence& s, bool may_pass) noexcept;

@@ -115,7 +115,7 @@ Enum get_enum(reader& in, Enum last, const char* field) {
 
 selection_report get_report(reader& in) {
   selection_report r;
-  r.reason = get_enum(in, refresh_reason::requested, "refresh reason");
+  r.reason = get_enum(in, refresh_reason::prompt, "refresh reason");
   r.stage = get_enum(in, fallback_stage::everything, "stage of the report");
   r.position = in.count("position of the report", -1);
   for (std::int64_t* value : {&r.complete_chunks, &r.budget, &r.refreshes, &r.plan.chunks, &r.plan.candidates,

@@ -55,8 +55,13 @@ struct served_sequence {
   std::int64_t max_tokens = 0;
   std::int64_t quota = 0;  ///< slots it may pin, never 0
 
-  bool started = false;          ///< its warm start was tried
-  bool requested = false;        ///< request_refresh()
+  bool started = false;           ///< its warm start was tried
+  bool requested = false;         ///< request_refresh()
+  std::int64_t open_prompt = -1;  ///< where a prompt began that has more to come; -1 = there is none
+  std::int64_t ended_prompt =
+      -1;                        ///< tokens at the newest end of a prompt, unless the selection there failed
+  bool prompt_due = false;       ///< a prompt has ended and nothing was selected since
+  bool piece_due = false;        ///< likewise a piece, with select_in_prompts
   std::int64_t processed = 0;    ///< tokens at the last select_chunks()
   std::int64_t refreshed = 0;    ///< tokens at the last try
   std::int64_t next_due = 0;     ///< tokens from which on it is due

@@ -34,24 +34,82 @@ void selector::impl::note_outcome(served_sequence& s, bool may_pass) noexcept {
 }
 
 bool selector::impl::is_due(const served_sequence& s) const noexcept {
-  return s.flight.phase == flight_phase::none && (!s.started || s.requested || s.processed >= s.next_due);
+  if (s.flight.phase != flight_phase::none) return false;
+  if (s.open_prompt >= 0) return s.piece_due;
+  return !s.started || s.requested || s.prompt_due || s.processed >= s.next_due;
+}
+
+refresh_reason selector::impl::reason_for(const served_sequence& s) const noexcept {
+  if (s.open_prompt >= 0) return refresh_reason::prompt;
+  if (!s.started || s.report.refreshes == 0) return refresh_reason::warm_start;
+  if (s.prompt_due) return refresh_reason::prompt_end;
+  return s.requested ? refresh_reason::requested : refresh_reason::interval;
+}
+
+/// Whether items come in an order that prompts can have.
+status selector::impl::check_phases(batch items) noexcept {
+  for (std::int64_t i = 0; i < items.shape[0]; ++i) {
+    const batch_item& item = items(i);
+    if (item.empty()) continue;
+    const served_sequence& s = *find(item.sequence);
+    const std::int64_t end = item.position + item.num_tokens;
+    fault f;
+    f.code = status::out_of_order;
+    f.sequence = item.sequence.index;
+    if (item.phase < item_phase::decode || item.phase > item_phase::prompt_end) {
+      f.code = status::bad_argument;
+      f.what = "phase";
+      f.actual = static_cast<std::int64_t>(item.phase);
+      return fail(f);
+    }
+    if (item.phase == item_phase::decode && s.open_prompt >= 0 && item.position > s.open_prompt) {
+      f.what = "phase: the prompt has not ended";
+      f.expected = static_cast<std::int64_t>(item_phase::prompt_end);
+      return fail(f);
+    }
+    if (item.phase == item_phase::prompt_end && end == s.ended_prompt && end == s.processed) {
+      f.what = "phase: the prompt has ended with this token before";
+      f.actual = end;
+      return fail(f);
+    }
+  }
+  return status::ok;
+}
+
+void selector::impl::enter_phase(served_sequence& s, const batch_item& item) noexcept {
+  if (item.phase == item_phase::prompt) {
+    if (s.open_prompt < 0 || item.position < s.open_prompt) s.open_prompt = item.position;
+    s.piece_due = s.policy.select_in_prompts;
+  } else {
+    s.open_prompt = -1;
+    if (item.phase == item_phase::prompt_end) s.prompt_due = true;
+  }
+  if (s.ended_prompt > item.position) s.ended_prompt = -1;
 }
 
 void selector::impl::schedule_next(served_sequence& s) noexcept {
-  s.next_due = s.processed + (s.started ? std::int64_t{s.policy.interval} : steps_to_first_refresh(s));
+  const bool first = !s.started || s.prompt_due;
+  s.next_due = s.processed + (first ? steps_to_first_refresh(s) : std::int64_t{s.policy.interval});
+  const bool failed = s.flight.phase == flight_phase::none && s.report.position != s.processed - 1;
+  if (s.prompt_due && !failed) s.ended_prompt = s.processed;
   if (s.failures > 0) s.next_due = std::min(s.next_due, s.processed + retry_after(s));
-  s.started = true;
-  s.requested = false;
+  s.piece_due = false;
+  if (s.open_prompt < 0) {
+    s.started = true;
+    s.requested = s.prompt_due = false;
+  }
   s.refreshed = s.processed;
 }
 
 status selector::impl::step(batch items, stream_ref stream) noexcept {
   std::int64_t tokens = 0;
   if (const status code = check_items(items, &tokens); code != status::ok) return code;
+  if (const status code = check_phases(items); code != status::ok) return code;
   ++counters.steps;
   for (std::int64_t i = 0; i < items.shape[0]; ++i) {
     if (items(i).empty()) continue;
     served_sequence& s = *find(items(i).sequence);
+    enter_phase(s, items(i));
     s.processed = items(i).position + items(i).num_tokens;
     if (items(i).num_tokens <= query_rows) s.step_tokens = items(i).num_tokens;
     // Gone back by a whole interval: the set in force was chosen for another continuation.
@@ -84,11 +142,9 @@ status selector::impl::step(batch items, stream_ref stream) noexcept {
   }
   // One launch scores all that can be scored; what cannot is failed in its turn below.
   for (served_sequence* const s : due) {
-    const refresh_reason reason = s->report.refreshes == 0 ? refresh_reason::warm_start
-                                  : s->requested           ? refresh_reason::requested
-                                                           : refresh_reason::interval;
     counters.retries += s->failures > 0;
-    if (launch(*s, reason) == status::ok && s->flight.phase == flight_phase::scoring) to_score.push_back(s);
+    if (launch(*s, reason_for(*s)) == status::ok && s->flight.phase == flight_phase::scoring)
+      to_score.push_back(s);
   }
   if (!to_score.empty()) {
     fault f;

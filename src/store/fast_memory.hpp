@@ -48,6 +48,15 @@ class fast_memory {
     give(data_, block, bytes, alignment);
   }
 
+  /// Counts memory that is taken from elsewhere; false if the budget has no room for it.
+  bool charge(std::size_t bytes) noexcept {
+    if (!has_room(bytes)) return false;
+    in_use_ += bytes;
+    peak_ = std::max(peak_, in_use_);
+    return true;
+  }
+  void discharge(std::size_t bytes) noexcept { in_use_ -= bytes; }
+
   bool has_room(std::size_t bytes) const noexcept { return bytes <= budget_ - in_use_; }
   std::size_t in_use() const noexcept { return in_use_; }
   std::size_t peak() const noexcept { return peak_; }

@@ -149,6 +149,19 @@ class fast_tier {
   virtual fault read_piece(const chunk_record& record, std::int32_t layer,
                            std::byte* piece) const noexcept = 0;
 
+  /// Where a record lies in host memory, for a tier whose slots are the records themselves; null if they are copies.
+  virtual std::byte* record_address(const chunk_record& record) noexcept {
+    static_cast<void>(record);
+    return nullptr;
+  }
+
+  /// Where one layer's piece of a record lies in host memory, as long as nobody has to check it; null if it must be read.
+  virtual const std::byte* piece_address(const chunk_record& record, std::int32_t layer) const noexcept {
+    static_cast<void>(record);
+    static_cast<void>(layer);
+    return nullptr;
+  }
+
   /// One slot to another, which was just acquired.
   virtual fault copy_slot(fast_slot& to, const fast_slot& from) noexcept = 0;
   /// Index keys within the fast tier.

@@ -114,6 +114,7 @@ fault host_tier::seal(chunk_record& record) noexcept { return write_record(recor
 fault host_tier::write_record(chunk_record& record, const std::byte* chunk) noexcept {
   for (std::int32_t layer = 0; layer < layout_.geometry.layers; ++layer)
     record.checksums[layer] = checksum(chunk + std::size_t(layer) * layer_bytes_, layer_bytes_);
+  if (chunk == backing_->address(record.backing)) return {};  // the slot is the record
   int os_error = 0;
   const status code = backing_->write(record.backing, 0, chunk, chunk_bytes_, &os_error);
   return backing_fault(code, "writing the backing store", os_error);
@@ -123,6 +124,15 @@ fault host_tier::read_record(const chunk_record& record, std::byte* chunk) const
   int os_error = 0;
   const status code = read(record.backing, 0, chunk, chunk_bytes_, &os_error);
   if (code != status::ok) return backing_fault(code, "reading the backing store", os_error);
+  return verify(record, chunk);
+}
+
+fault host_tier::load(const chunk_record& from, fast_slot& slot) noexcept {
+  return slot.data == backing_->address(from.backing) ? verify(from, slot.data)
+                                                      : read_record(from, slot.data);
+}
+
+fault host_tier::verify(const chunk_record& record, const std::byte* chunk) const noexcept {
   for (std::int32_t layer = 0; verify_ && layer < layout_.geometry.layers; ++layer) {
     if (checksum(chunk + std::size_t(layer) * layer_bytes_, layer_bytes_) == record.checksums[layer])
       continue;

@@ -39,9 +39,7 @@ class host_tier final : public fast_tier {
   }
   fault seal(chunk_record& record) noexcept override;
   void begin_loads(bool) noexcept override {}
-  fault load(const chunk_record& from, fast_slot& slot) noexcept override {
-    return read_record(from, slot.data);
-  }
+  fault load(const chunk_record& from, fast_slot& slot) noexcept override;
   fault flush_loads(std::uint64_t* ticket) noexcept override {
     *ticket = 0;
     return {};
@@ -51,6 +49,13 @@ class host_tier final : public fast_tier {
   fault write_record(chunk_record& record, const std::byte* chunk) noexcept override;
   fault read_record(const chunk_record& record, std::byte* chunk) const noexcept override;
   fault read_piece(const chunk_record& record, std::int32_t layer, std::byte* piece) const noexcept override;
+  std::byte* record_address(const chunk_record& record) noexcept override {
+    return backing_->address(record.backing);
+  }
+  const std::byte* piece_address(const chunk_record& record, std::int32_t layer) const noexcept override {
+    const std::byte* const at = verify_ ? nullptr : backing_->address(record.backing);
+    return at == nullptr ? nullptr : at + layout_.key_offset(layer, 0);
+  }
   fault copy_slot(fast_slot& to, const fast_slot& from) noexcept override;
   fault copy_keys(std::byte* to, const std::byte* from, std::size_t bytes) noexcept override;
   fault read_slot(const fast_slot& slot, std::byte* chunk) const noexcept override;
@@ -60,6 +65,7 @@ class host_tier final : public fast_tier {
 
  private:
   void zero_piece_padding(std::byte* piece) const noexcept;
+  fault verify(const chunk_record& record, const std::byte* chunk) const noexcept;
   status read(std::int64_t record, std::size_t offset, std::byte* to, std::size_t bytes,
               int* os_error) const noexcept;
 

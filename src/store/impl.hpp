@@ -74,6 +74,10 @@ struct tiered_chunk_store::impl {
   std::int64_t slots_to_keep() const noexcept;
   status close(sequence_handle sequence) noexcept;
 
+  // quota.cpp
+  void set_quota(sequence_handle sequence, std::int64_t max_resident_chunks);
+  detail::sequence_state* with_quota(detail::sequence_state& s, const sequence_options& wanted);
+
   // fork.cpp
   sequence_handle fork(sequence_handle parent, const sequence_options& wanted);
 
@@ -160,6 +164,9 @@ struct tiered_chunk_store::impl {
 
   // transfer.cpp
   status read_chunk(sequence_handle sequence, chunk_id chunk, view<std::byte, 1> out) const noexcept;
+  const std::byte* layer_address(sequence_handle sequence, chunk_id chunk, std::int32_t layer) const noexcept;
+  status read_layer(sequence_handle sequence, chunk_id chunk, std::int32_t layer,
+                    view<std::byte, 1> out) const noexcept;
   status append_chunk(sequence_handle sequence, view<const std::byte, 1> bytes, std::int64_t tokens) noexcept;
   void zero_missing(const detail::sequence_state& s, std::int64_t chunk, std::byte* out) const noexcept;
 

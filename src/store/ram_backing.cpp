@@ -51,6 +51,10 @@ class ram_backing final : public backing_store {
     return status::ok;
   }
 
+  std::byte* address(std::int64_t record) noexcept override {
+    return inside(record, 0, record_bytes_) ? at(record, 0) : nullptr;
+  }
+
   bool needs_verification() const noexcept override { return false; }
   bool concurrent_reads() const noexcept override { return true; }
 

@@ -58,12 +58,27 @@ std::size_t slot_pool::bytes_for(std::int64_t slots) const noexcept {
 bool slot_pool::grow_to(std::int64_t slots) noexcept {
   if (slow_) return slots <= total_ || add_slab(slots - total_);
   while (total_ < slots) {
+    if (in_place_) {
+      if (!add_in_place()) return false;
+      continue;
+    }
     auto* const data = static_cast<std::byte*>(memory_.allocate_data(slot_bytes(), alignment_));
     if (!data) return false;
     auto* const slot = new (data + chunk_bytes_) fast_slot;
     slot->data = data;
     add(*slot);
   }
+  return true;
+}
+
+bool slot_pool::add_in_place() noexcept {
+  void* const block = memory_.allocate(sizeof(fast_slot), alignof(fast_slot));
+  if (!block) return false;
+  if (!memory_.charge(chunk_bytes_)) {
+    memory_.release(block, sizeof(fast_slot), alignof(fast_slot));
+    return false;
+  }
+  add(*new (block) fast_slot);
   return true;
 }
 
@@ -113,7 +128,12 @@ void slot_pool::trim_to(std::int64_t slots) noexcept {
     free_ = slot->next_free;
     --total_;
     --available_;
-    memory_.release_data(slot->data, slot_bytes(), alignment_);
+    if (in_place_) {
+      memory_.release(slot, sizeof(fast_slot), alignof(fast_slot));
+      memory_.discharge(chunk_bytes_);
+    } else {
+      memory_.release_data(slot->data, slot_bytes(), alignment_);
+    }
   }
 }
 
@@ -145,6 +165,7 @@ bool slot_pool::acquire(chunk_record& record) noexcept {
   if (slot->home) ++slot->home->in_use;
   slot->next_free = nullptr;
   slot->owner = &record;
+  if (in_place_) slot->data = in_place_->record_address(record);
   slot->generation = ++generation_;
   record.slot = slot;
   record.generation = slot->generation;
@@ -167,6 +188,7 @@ void slot_pool::release(chunk_record& record) noexcept {
 
 void slot_pool::poison([[maybe_unused]] fast_slot& slot) noexcept {
 #if FLASHMEMORY_CHECKED
+  if (in_place_) return;  // the record lives on
   // All ones is a NaN in f32, bf16 and f16: whoever reads a free slot sees it in the result.
   if (slow_)
     slow_->poison(slot);

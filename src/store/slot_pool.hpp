@@ -42,6 +42,10 @@ class slot_pool {
   slot_pool(const slot_pool&) = delete;
   slot_pool& operator=(const slot_pool&) = delete;
 
+  /// Slots are from now on where records lie in host memory, instead of copies of them: being resident then is a matter of
+  /// the books, which count the same bytes. Before the first slot is made.
+  void use_records_of(fast_tier& tier) noexcept { in_place_ = &tier; }
+
   /// What one slot takes from the fast tier.
   std::size_t slot_bytes() const noexcept { return chunk_bytes_ + sizeof(fast_slot); }
   /// What `slots` more slots take.
@@ -73,6 +77,7 @@ class slot_pool {
 
  private:
   bool add_slab(std::int64_t slots) noexcept;
+  bool add_in_place() noexcept;
   void add(fast_slot& slot) noexcept;
   void poison(fast_slot& slot) noexcept;
 
@@ -80,6 +85,7 @@ class slot_pool {
   std::size_t chunk_bytes_;
   std::size_t alignment_;
   fast_tier* slow_;
+  fast_tier* in_place_ = nullptr;
   std::int64_t total_ = 0;
   std::int64_t available_ = 0;
   std::uint64_t generation_ = 0;

@@ -75,6 +75,9 @@ tiered_chunk_store::impl::impl(const store_options& wanted, std::unique_ptr<back
                   options.fast_bytes, slots.slot_bytes(), place_bytes, options.max_sequences, staging,
                   needed));
   tier->open_backing(options, records.max_records(), std::move(own_backing));
+  detail::chunk_record first_record;
+  first_record.backing = 0;
+  if (tier->host_memory() && tier->record_address(first_record)) slots.use_records_of(*tier);
 
   generation_base = next_generation_base();
   places = static_cast<detail::sequence_place*>(fast.allocate(place_bytes, alignment));
@@ -218,6 +221,12 @@ sequence_handle tiered_chunk_store::fork(sequence_handle parent, const sequence_
   const detail::call_scope scope(impl_->inside, true);
   if (!scope.entered()) throw error(impl_->misused(), "fork: another thread is in a call of the store");
   return impl_->fork(parent, options);
+}
+
+void tiered_chunk_store::set_quota(sequence_handle sequence, std::int64_t max_resident_chunks) {
+  const detail::call_scope scope(impl_->inside, true);
+  if (!scope.entered()) throw error(impl_->misused(), "set_quota: another thread is in a call of the store");
+  impl_->set_quota(sequence, max_resident_chunks);
 }
 
 status tiered_chunk_store::truncate(sequence_handle sequence, std::int64_t tokens) noexcept {
@@ -392,6 +401,19 @@ status tiered_chunk_store::read_chunk(sequence_handle sequence, chunk_id chunk,
   const detail::call_scope scope(impl_->inside, false);
   if (!scope.entered()) return impl_->misused();
   return impl_->read_chunk(sequence, chunk, out);
+}
+
+const std::byte* tiered_chunk_store::layer_address(sequence_handle sequence, chunk_id chunk,
+                                                   std::int32_t layer) const noexcept {
+  const detail::call_scope scope(impl_->inside, false);
+  return scope.entered() ? impl_->layer_address(sequence, chunk, layer) : nullptr;
+}
+
+status tiered_chunk_store::read_layer(sequence_handle sequence, chunk_id chunk, std::int32_t layer,
+                                      view<std::byte, 1> out) const noexcept {
+  const detail::call_scope scope(impl_->inside, false);
+  if (!scope.entered()) return impl_->misused();
+  return impl_->read_layer(sequence, chunk, layer, out);
 }
 
 status tiered_chunk_store::append_chunk(sequence_handle sequence, view<const std::byte, 1> bytes,

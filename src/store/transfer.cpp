@@ -68,6 +68,50 @@ status tiered_chunk_store::impl::read_chunk(sequence_handle sequence, chunk_id c
   return status::ok;
 }
 
+/// Only where nothing of the chunk is still to come, and the record has it: in the middle of a pass that of the layers so
+/// far, of chunks that go straight to the backing store.
+const std::byte* tiered_chunk_store::impl::layer_address(sequence_handle sequence, chunk_id chunk,
+                                                         std::int32_t layer) const noexcept {
+  sequence_state* s;
+  const char* ignored;
+  if (find(sequence, &s, &ignored) != status::ok || chunk < 0 || chunk >= s->num_chunks || layer < 0 ||
+      layer >= geometry.layers)
+    return nullptr;
+  const chunk_record& record = *s->chunks[chunk].record;
+  const bool written = record.sealed || (!record.slot && layer < s->next_layer);
+  return written && !record.bad ? tier->piece_address(record, layer) : nullptr;
+}
+
+status tiered_chunk_store::impl::read_layer(sequence_handle sequence, chunk_id chunk, std::int32_t layer,
+                                            view<std::byte, 1> out) const noexcept {
+  status code;
+  const sequence_state* const s = find_or_fail(sequence, &code);
+  if (!s) return code;
+  const auto refuse = [&](status why, const char* what, std::int64_t expected, std::int64_t actual) {
+    fault f = make_fault(why, what, sequence.index, expected, actual);
+    f.chunk = chunk;
+    f.layer = layer;
+    return fail(f);
+  };
+  if (layer < 0 || layer >= geometry.layers)
+    return refuse(status::out_of_range, "layer", geometry.layers, layer);
+  if (chunk < 0 || chunk >= s->num_chunks) return refuse(status::out_of_range, "chunk", s->num_chunks, chunk);
+  if (out.shape[0] != static_cast<std::int64_t>(layer_bytes))
+    return refuse(status::bad_shape, "bytes of out", static_cast<std::int64_t>(layer_bytes), out.shape[0]);
+  if (out.stride[0] != 1) return refuse(status::bad_shape, "stride of out", 1, out.stride[0]);
+  if (!out.data) return refuse(status::null_data, "out", -1, -1);
+  const chunk_record& record = *s->chunks[chunk].record;
+  if (!record.sealed && (record.slot || layer >= s->next_layer))
+    return refuse(status::out_of_order, "chunk is not complete", -1, -1);
+  if (record.bad) return refuse(status::corrupt_chunk, "chunk was given up as unreadable", -1, -1);
+  fault f = tier->read_piece(record, layer, out.data);
+  if (f.code == status::io_error || f.code == status::corrupt_chunk)
+    f = tier->read_piece(record, layer, out.data);  // as in read_chunk()
+  if (f.code == status::ok) return f.code;
+  f.layer = layer;
+  return fail(detail::of_chunk(f, sequence.index, chunk));
+}
+
 status tiered_chunk_store::impl::append_chunk(sequence_handle sequence, view<const std::byte, 1> bytes,
                                               std::int64_t tokens) noexcept {
   status code;

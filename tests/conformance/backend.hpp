@@ -24,6 +24,9 @@ class conformance_backend {
 
   virtual flashmemory::stream_ref stream() const = 0;
 
+  /// Query tokens of an item that attend() takes, at most.
+  virtual std::int32_t most_tokens() const { return 1 << 30; }
+
   virtual flashmemory::status append(flashmemory::chunk_store& store, flashmemory::batch items,
                                      std::int32_t layer, const std::vector<float>& k,
                                      const std::vector<float>& v) const = 0;

@@ -91,6 +91,30 @@ TEST_CASE("decoding attends to the resident entries exactly as the double-precis
   });
 }
 
+TEST_CASE("one store is the only cache: prompts in pieces, decoding and follow-up prompts over everything",
+          "[conformance]") {
+  const auto type = GENERATE(fm::dtype::f32, fm::dtype::bf16);
+  const auto reach = GENERATE(fm::attend_reach::resident, fm::attend_reach::everything);
+  CAPTURE(fm::to_string(type), int(reach));
+  on_every_backend([&](const conformance_backend& backend, std::uint32_t seed) {
+    auto index = random_indexer_of(seed);
+    shadow_engine engine(backend, small_store(type, 2), index, small_policy(0.2), 4, seed);
+    auto a = engine.open(900), b = engine.open(900);
+    engine.set_reach(reach);
+    for (const std::int32_t piece : {64, 64, 28, 1}) engine.forward({&a}, {piece}, true);
+    engine.set_reach(fm::attend_reach::resident);
+    for (int step = 0; step < 20; ++step) engine.forward({&a}, {1}, true);
+    // A second turn, beside another sequence that decodes or has a prompt of its own.
+    engine.set_reach(reach);
+    for (const std::int32_t piece : {100, 63, 9}) engine.forward({&b, &a}, {1 + piece / 2, piece}, true);
+    engine.set_reach(fm::attend_reach::resident);
+    for (int step = 0; step < 20; ++step) engine.forward({&a, &b}, {1, 2}, true);
+    engine.check_contents(a);
+    engine.check_contents(b);
+    REQUIRE(engine.store().counters().faults == 0);
+  });
+}
+
 TEST_CASE("empty items of a batch are skipped by every call of a step, with their rows", "[conformance]") {
   on_every_backend([](const conformance_backend& backend, std::uint32_t seed) {
     auto index = random_indexer_of(seed);
@@ -230,7 +254,7 @@ TEST_CASE("speculative steps with rollback attend as plain steps do", "[conforma
     shadow_engine engine(backend, small_store(fm::dtype::bf16, 1), index, small_policy(0.3), 4, seed);
     auto sequence = engine.open(500);
     engine.forward({&sequence}, {150}, true);
-    std::uniform_int_distribution<std::int32_t> drafts(1, fm::max_query_tokens);
+    std::uniform_int_distribution<std::int32_t> drafts(1, fm::most_decode_tokens);
     for (int step = 0; step < 50; ++step) {
       const auto count = drafts(engine.random());
       engine.forward({&sequence}, {count}, true);

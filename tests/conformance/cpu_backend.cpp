@@ -57,13 +57,17 @@ class cpu_backend final : public conformance_backend {
                     std::vector<float>& lse, const fm::attend_options& options) const override {
     const auto& g = store.geometry();
     std::int64_t rows = 0, most = 0;
+    fm::prompt_extent prompts;
+    prompts.streamed = true;
+    prompts.items = items.shape[0];
     for (std::int64_t i = 0; i < items.shape[0]; ++i) {
       rows += items(i).num_tokens;
       most = std::max(most, g.chunks_for(items(i).position + items(i).num_tokens));
     }
+    prompts.rows = rows;
     out.assign(std::size_t(rows * query_heads * g.value_dim), -7.0f);
     lse.assign(std::size_t(rows * query_heads), -7.0f);
-    std::vector<std::byte> scratch(fm::attend_workspace_bytes(g, query_heads, rows, most));
+    std::vector<std::byte> scratch(fm::attend_workspace_bytes(g, query_heads, rows, most, prompts));
     fm::attend_options mine = options;
     mine.scratch = {scratch.data(), scratch.size()};
     mine.lse = fm::view<float, 2>(lse.data(), rows, query_heads);

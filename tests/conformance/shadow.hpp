@@ -37,6 +37,9 @@ class shadow_engine {
         store_(backend.make_store(options)),
         selector_(backend.make_selector(*store_, index, policy, select_options)) {}
 
+  /// Of the attention calls from now on.
+  void set_reach(flashmemory::attend_reach reach) { reach_ = reach; }
+
   flashmemory::chunk_store& store() { return *store_; }
   flashmemory::selector& selector() { return *selector_; }
   std::mt19937& random() { return random_; }
@@ -96,9 +99,11 @@ class shadow_engine {
       REQUIRE(backend_.observe(*selector_, batch, layer, hidden) == flashmemory::status::ok);
       REQUIRE(backend_.append(*store_, batch, layer, k, v) == flashmemory::status::ok);
       remember(sequences, counts, layer, k, v);
-      if (*std::max_element(counts.begin(), counts.end()) > flashmemory::max_query_tokens) continue;
+      if (*std::max_element(counts.begin(), counts.end()) > backend_.most_tokens()) continue;
       std::vector<float> out, lse;
-      REQUIRE(backend_.attend(*store_, batch, layer, query_heads_, q, out, lse, {}) ==
+      flashmemory::attend_options options;
+      options.reach = reach_;
+      REQUIRE(backend_.attend(*store_, batch, layer, query_heads_, q, out, lse, options) ==
               flashmemory::status::ok);
       outputs.insert(outputs.end(), out.begin(), out.end());
       check_empty(sequences, counts, rows, out);
@@ -204,7 +209,15 @@ class shadow_engine {
         row += std::size_t(counts[i]);
         continue;
       }
-      const auto ids = resident(*sequences[i]);
+      auto ids = resident(*sequences[i]);
+      const std::int64_t each = geometry_.tokens_per_chunk();
+      const std::int64_t first_own =
+          reach_ == flashmemory::attend_reach::everything ? 0 : sequences[i]->tokens / each;
+      if (counts[i] > flashmemory::most_decode_tokens || first_own == 0) {
+        ids.erase(std::lower_bound(ids.begin(), ids.end(), first_own), ids.end());
+        for (std::int64_t id = first_own; id < geometry_.chunks_for(sequences[i]->tokens + counts[i]); ++id)
+          ids.push_back(flashmemory::chunk_id(id));
+      }
       for (std::int32_t t = 0; t < counts[i]; ++t, ++row) {
         const std::int64_t position = sequences[i]->tokens + t;
         std::vector<std::int64_t> visible;
@@ -273,6 +286,7 @@ class shadow_engine {
   flashmemory::kv_geometry geometry_;
   flashmemory::selection_policy policy_;
   std::int32_t query_heads_;
+  flashmemory::attend_reach reach_ = flashmemory::attend_reach::resident;
   std::mt19937 random_;
   std::unique_ptr<flashmemory::chunk_store> store_;
   std::unique_ptr<flashmemory::selector> selector_;

@@ -41,6 +41,7 @@ class cuda_backend final : public conformance_backend {
   }
 
   fm::stream_ref stream() const override { return stream_->ref(); }
+  std::int32_t most_tokens() const override { return fm::most_decode_tokens; }
 
   fm::status append(fm::chunk_store& store, fm::batch items, std::int32_t layer, const std::vector<float>& k,
                     const std::vector<float>& v) const override {

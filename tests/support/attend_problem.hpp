@@ -167,14 +167,34 @@ struct attend_problem {
     return const_tensor<3>(q.data(), shape.q_type, rows(), query_heads, shape.key_dim);
   }
 
+  bool is_prompt(const batch_item& item) const {
+    return list_length == 0 && !item.empty() &&
+           (item.num_tokens > most_decode_tokens || options.reach == attend_reach::everything);
+  }
+
+  /// Whether attention of `item` looks at a chunk.
+  bool attends_to(const batch_item& item, chunk_id chunk) const {
+    if (store.is_resident(item.sequence, chunk)) return true;
+    const std::int64_t own = store.geometry().entries_for(item.position) / shape.entries_per_chunk;
+    return is_prompt(item) && (options.reach == attend_reach::everything || chunk >= own);
+  }
+
   /// Lends the options everything that the problem owns.
   attend_options full_options(std::vector<std::byte>& scratch) {
-    std::int64_t chunks = 0;
+    std::int64_t chunks = 0, decode_rows = 0;
+    prompt_extent prompts;
+    prompts.items = 0;
+    prompts.streamed =
+        store.others == plain_store::elsewhere::addresses || store.others == plain_store::elsewhere::reads;
+    prompts.concurrency = options.threads.concurrency;
     for (const auto& item : items) {
+      (is_prompt(item) ? prompts.rows : decode_rows) += item.num_tokens;
+      prompts.items += is_prompt(item);
+      if (item.empty()) continue;
       resident_set set;
       if (store.resident(item.sequence, layer, &set) == status::ok) chunks = std::max(chunks, set.count);
     }
-    scratch.resize(attend_workspace_bytes(store.geometry(), query_heads, rows(), chunks));
+    scratch.resize(attend_workspace_bytes(store.geometry(), query_heads, decode_rows, chunks, prompts));
     attend_options o = options;
     o.scratch = {scratch.data(), scratch.size()};
     if (!sinks.empty()) o.sink_logits = view<const float, 1>(sinks.data(), sinks.size());
@@ -272,7 +292,7 @@ struct attend_problem {
     if (store.info(item.sequence, &info) != status::ok) return;
     for (std::int64_t e = 0; e < g.entries_for(info.tokens); ++e) {
       if ((e + 1) * g.tokens_per_entry - 1 > item.position + t) continue;
-      if (!store.is_resident(item.sequence, chunk_id(e / g.entries_per_chunk))) continue;
+      if (!attends_to(item, chunk_id(e / g.entries_per_chunk))) continue;
       if (listed && listed->count(std::int32_t(e)) == 0) continue;
       reference::entry entry;
       double sum = 0;
@@ -294,8 +314,8 @@ struct attend_problem {
     const double sink = sinks.empty() ? none : double(sinks[std::size_t(head)]);
     all.rows.push_back(
         reference::attention(query, seen, g.value_dim, scale(), double(options.logit_soft_cap), sink));
-    // Products and sums of up to 256 terms in chains of at most 32, and the scale, each to half an ulp.
-    all.logit_error.push_back(40 * 0x1p-24 * condition);
+    // Products and sums of up to 256 terms, in decoding in chains of at most 32, and the scale, each to half an ulp.
+    all.logit_error.push_back((is_prompt(item) ? double(g.key_dim) + 8 : 40.0) * 0x1p-24 * condition);
     all.value_max.push_back(value_max);
   }
 };

@@ -41,7 +41,9 @@ inline float element_as_float(const void* data, dtype type, std::int64_t index) 
 class plain_store final : public chunk_store {
  public:
   explicit plain_store(const kv_geometry& geometry, memory_resource memory = default_memory())
-      : layout_(geometry), memory_(memory) {}
+      : layout_(geometry), memory_(memory) {
+    noted.reserve(16);  // readers that count allocations take note of faults too
+  }
 
   const kv_geometry& geometry() const noexcept override { return layout_.geometry; }
 
@@ -231,6 +233,29 @@ class plain_store final : public chunk_store {
     if (s == nullptr) return refused(handle);
     if (chunk < 0 || std::size_t(chunk) >= s->chunks.size()) return status::out_of_range;
     std::memcpy(out.data, s->chunks[std::size_t(chunk)].get(), layout_.chunk_bytes());
+    return status::ok;
+  }
+
+  /// How chunks that are not resident can be had.
+  enum class elsewhere { addresses, reads, nothing };
+  elsewhere others = elsewhere::nothing;
+  std::vector<chunk_id> unreadable;      ///< read_layer() refuses them as corrupt
+  mutable std::int64_t layer_reads = 0;  ///< so far
+  mutable std::vector<fault> noted;      ///< by calls over this reader
+  void note(const fault& f) const noexcept override { noted.push_back(f); }
+
+  const std::byte* layer_address(sequence_handle handle, chunk_id chunk,
+                                 std::int32_t layer) const noexcept override {
+    if (others != elsewhere::addresses) return nullptr;
+    return find(handle)->chunks[std::size_t(chunk)].get() + layout_.key_offset(layer, 0);
+  }
+  status read_layer(sequence_handle handle, chunk_id chunk, std::int32_t layer,
+                    view<std::byte, 1> out) const noexcept override {
+    if (others != elsewhere::reads) return status::unsupported;
+    if (std::count(unreadable.begin(), unreadable.end(), chunk) > 0) return status::corrupt_chunk;
+    ++layer_reads;
+    std::memcpy(out.data, find(handle)->chunks[std::size_t(chunk)].get() + layout_.key_offset(layer, 0),
+                layout_.layer_bytes());
     return status::ok;
   }
 

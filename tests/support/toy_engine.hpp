@@ -293,6 +293,7 @@ class engine {
   bool observe_first = true;  ///< within a layer, before append()
   bool queries = false;       ///< feeds observe_queries() as well
   std::int32_t query_width = 0;
+  fm::item_phase phase = fm::item_phase::decode;  ///< of all items from now on
   float poison = 0;  ///< what the newest token's hidden state starts with instead, if not 0
 
   sequence open(const fm::sequence_options& o, std::uint64_t tag,
@@ -371,7 +372,7 @@ class engine {
   void make_items(const std::vector<sequence*>& batch, const std::vector<std::int64_t>& tokens) {
     items_.clear();
     for (std::size_t i = 0; i < batch.size(); ++i)
-      items_.push_back({batch[i]->handle, batch[i]->tokens, std::int32_t(tokens[i])});
+      items_.push_back({batch[i]->handle, batch[i]->tokens, std::int32_t(tokens[i]), phase});
   }
 
   fm::chunk_store& store_;

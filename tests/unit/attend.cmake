@@ -5,6 +5,8 @@ flashmemory_test(flashmemory_attend_unit LABELS unit SOURCES
   ${CMAKE_CURRENT_LIST_DIR}/attend/lists.cpp
   ${CMAKE_CURRENT_LIST_DIR}/attend/mass.cpp
   ${CMAKE_CURRENT_LIST_DIR}/attend/merge.cpp
+  ${CMAKE_CURRENT_LIST_DIR}/attend/prompts.cpp
+  ${CMAKE_CURRENT_LIST_DIR}/attend/reach.cpp
   ${CMAKE_CURRENT_LIST_DIR}/attend/values.cpp)
 # Replaces operator new, so it stands alone.
 flashmemory_test(flashmemory_attend_allocation LABELS unit SOURCES

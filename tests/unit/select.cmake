@@ -9,6 +9,7 @@ flashmemory_test(flashmemory_selector_unit LABELS unit LIBRARIES xxHash::inline 
   ${CMAKE_CURRENT_LIST_DIR}/select/selector_input.cpp
   ${CMAKE_CURRENT_LIST_DIR}/select/selector_keys.cpp
   ${CMAKE_CURRENT_LIST_DIR}/select/selector_overlap.cpp
+  ${CMAKE_CURRENT_LIST_DIR}/select/selector_prompts.cpp
   ${CMAKE_CURRENT_LIST_DIR}/select/selector_state.cpp)
 # Replaces operator new, so it stands alone.
 flashmemory_test(flashmemory_select_allocations LABELS unit SOURCES

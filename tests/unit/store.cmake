@@ -4,7 +4,7 @@ flashmemory_test(flashmemory_store_unit LABELS unit SOURCES
   ${_store}/store/admission.cpp ${_store}/store/append.cpp ${_store}/store/deepseek_v4.cpp
   ${_store}/store/fork_truncate.cpp
   ${_store}/store/geometry.cpp ${_store}/store/index_key_types.cpp ${_store}/store/keys_transfer.cpp ${_store}/store/overlap.cpp ${_store}/store/pass.cpp
-  ${_store}/store/recall.cpp ${_store}/store/store_bytes.cpp)
+  ${_store}/store/in_place.cpp ${_store}/store/quota.cpp ${_store}/store/recall.cpp ${_store}/store/store_bytes.cpp)
 flashmemory_test(flashmemory_store_slots LABELS unit SOURCES ${_store}/store/slots.cpp
   ${PROJECT_SOURCE_DIR}/src/store/slot_pool.cpp ${PROJECT_SOURCE_DIR}/src/store/chunk_record.cpp)
 # alone, because it replaces operator new

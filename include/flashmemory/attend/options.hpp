@@ -9,6 +9,12 @@
 namespace flashmemory {
 inline namespace v0 {
 
+/// Which chunks of a sequence are attended to.
+enum class attend_reach : std::int32_t {
+  resident,  ///< those in the fast tier, and those that the item's own tokens lie in, wherever they are
+  everything,  ///< all of them: what is not resident is streamed through the scratch, a layer's part of a chunk at a time
+};
+
 /// Options of every sparse_attend(): CPU and CUDA, separate K and V and DeepSeek-V4's entries. Every default means "off";
 /// a call refuses as unsupported what it cannot honour. Memory is the backend's: host memory on the CPU, device memory on
 /// CUDA. Views may be strided.
@@ -28,6 +34,11 @@ struct attend_options {
   /// default view = all resident entries.
   view<const std::int32_t, 2> entries;
 
+  attend_reach reach = attend_reach::resident;  ///< separate K and V only
+  /// What becomes of a streamed chunk that is bad or cannot be read: the call is refused by the chunk's name, or, with
+  /// this, the chunk is left out, counted in `left_out` and named by the reader's last_fault().
+  bool leave_out_unreadable = false;
+  std::int64_t* left_out = nullptr;  ///< host; chunks that a call with leave_out_unreadable has left out
   workspace
       scratch;  ///< what the call's workspace query says, whatever is in it; calls that may run at the same time
                 ///< must not share it

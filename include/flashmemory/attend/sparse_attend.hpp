@@ -13,32 +13,50 @@
 namespace flashmemory {
 inline namespace v0 {
 
-/// Most query tokens one item may have.
-inline constexpr std::int32_t max_query_tokens = 8;
+/// Query tokens of a decoding item, drafts included, at most: items of more are pieces of a prompt, which other kernels
+/// serve. Over what is resident a decoding item's result does not depend on that.
+inline constexpr std::int32_t most_decode_tokens = 8;
+
+/// What calls with items of more than most_decode_tokens, or with attend_reach::everything, need besides.
+struct prompt_extent {
+  std::int64_t rows = 0;   ///< query tokens of such items in one call, together
+  std::int64_t items = 1;  ///< such items in one call
+  bool streamed = false;   ///< some of what they attend to may not be resident
+  std::int32_t concurrency =
+      default_threads().concurrency;  ///< of attend_options::threads; with less scratch fewer
+                                      ///< threads work, with the same result
+};
 
 /// Bytes of scratch for sparse_attend() with up to `rows` query tokens in all and sequences of up to
-/// `max_resident_chunks` resident chunks; the largest size_t if that is more than can be addressed.
+/// `max_resident_chunks` resident chunks, pieces of prompts apart; the largest size_t if that is more than can be
+/// addressed.
 FLASHMEMORY_API std::size_t attend_workspace_bytes(const kv_geometry& geometry, std::int32_t query_heads,
-                                                   std::int64_t rows,
-                                                   std::int64_t max_resident_chunks) noexcept;
+                                                   std::int64_t rows, std::int64_t max_resident_chunks,
+                                                   const prompt_extent& prompts = {}) noexcept;
 
 /// The second of the two calls of every step, once per layer: attention of this step's queries over the
-/// entries of each sequence's resident chunks, or of the level-2 subset. out = softmax(scale * q k^T) v,
+/// entries of each sequence's resident chunks, of the level-2 subset, or of everything. out = softmax(scale * q k^T) v,
 /// paper section on sparse decoding.
+///
+/// Items may have any number of tokens, causal among themselves: decoding rows and pieces of prompts mix in one batch.
+/// With attend_reach::everything, and for what of a prompt's piece is not resident itself, chunks are read where the
+/// backing store has them, or through scratch in waves of a few; a wave holds one layer's part of its chunks. The softmax
+/// goes through chunks in ascending order whatever is resident, so that two residencies give equal bits.
 ///
 /// A query at position p sees entries whose last token is at or before p, its own included, so the step's K
 /// and V must have been appended. The result depends on which chunks are resident, never on where they lie,
 /// how many threads work or what else is in the batch: with everything resident it is bit for bit that of
 /// dense attention by this call.
 /// \param      reader a chunk_store, or an engine's own paged cache
-/// \param      items  sequences and positions; at most max_query_tokens tokens each
+/// \param      items  sequences and positions
 /// \param[in]  q      [tokens, query heads, key_dim], f32 or the geometry's dtype; query heads a multiple of
 ///     kv_heads
 /// \param[out] out    [tokens, query heads, value_dim], any dtype; must not overlap q. Zero for a row without
 ///     entries
 /// \returns not_resident if a listed entry's chunk is not resident (fault: sequence, chunk); bad_shape,
 ///     bad_dtype, out_of_order if K and V up to the last query are not there yet; workspace_small;
-///     unsupported for dims other than multiples of 16 up to 256. On error `out` is untouched, and the reader takes note
+///     unsupported for dims other than multiples of 16 up to 256; for chunks that are streamed what
+///     chunk_reader::read_layer() returns (fault: sequence, chunk). On error `out` is untouched, and the reader takes note
 ///     of the fault
 FLASHMEMORY_API status sparse_attend(const chunk_reader& reader, batch items, std::int32_t layer,
                                      const_tensor<3> q, tensor<3> out, const attend_options& options,

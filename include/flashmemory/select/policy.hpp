@@ -48,6 +48,10 @@ struct selection_policy {
       0;  ///< in score units: log-odds for trained indexers (0 = probability 0.5); kept if strictly above
   float hysteresis = 0;  ///< a resident chunk is kept down to threshold - hysteresis
   fallback_policy fallback;
+
+  /// Select after every piece of a prompt too, so that the next piece attends to a budget (attend_reach::resident) instead
+  /// of everything: for prompts that follow a long history.
+  bool select_in_prompts = false;
 };
 
 /// Log-odds of a probability, for selection_policy::threshold.

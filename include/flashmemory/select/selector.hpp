@@ -53,7 +53,14 @@ struct selector_options {
 };
 
 /// Why a sequence was refreshed.
-enum class refresh_reason : std::int32_t { none, warm_start, interval, requested };
+enum class refresh_reason : std::int32_t {
+  none,
+  warm_start,  ///< the sequence's first
+  interval,
+  requested,   ///< by request_refresh()
+  prompt_end,  ///< of a later prompt
+  prompt,      ///< after a piece, with selection_policy::select_in_prompts
+};
 
 /// How far a sequence has fallen back.
 enum class fallback_stage : std::int32_t { normal, widened, everything };
@@ -205,6 +212,10 @@ class FLASHMEMORY_API selector {
 /// the refreshes of several sequences over different steps. After a rollback by a whole interval or more it is due at once,
 /// after a shorter one when it gets to where it would have been due.
 ///
+/// A prompt that comes in pieces says so: an item of phase `prompt` is not due, one of phase `prompt_end` is, whatever the
+/// cadence says, and the cadence begins anew. That holds for the first prompt and for those that follow later. With
+/// selection_policy::select_in_prompts each piece is due.
+///
 /// In overlapped mode a call moves each refresh under way as far as it gets without blocking - scores, plan, recall, new
 /// set - and may return before the sets that it started are in force; what finds its chunks there at once, as on the
 /// CPU backend, is in force when it returns. A sequence has one refresh under way at most. While it is on its way
@@ -216,7 +227,9 @@ class FLASHMEMORY_API selector {
 /// timed_out, chunks that could not be read - is tried again after 1 token, then 2, 4, 8 and so on, up to the interval.
 /// Chunks that could not be read are no error: the rest of the set comes into force, and a chunk that is bad is not
 /// planned any more; see selection_report::recall and selector_counters::unreadable.
-/// \returns stale_sequence if a sequence was closed, without any change; hidden_missing or index_keys_missing if observe() was
+/// \returns stale_sequence if a sequence was closed, without any change; out_of_order, likewise, if an item of phase
+///     `decode` goes on behind a prompt that has not ended, or one of phase `prompt_end` ends what has ended with the same
+///     token before (unless that selection failed); hidden_missing or index_keys_missing if observe() was
 ///     not called for all taps; what recall() returns; timed_out
 FLASHMEMORY_API status select_chunks(selector& select, batch items, stream_ref stream) noexcept;
 

@@ -40,6 +40,13 @@ class FLASHMEMORY_API backing_store {
   virtual status read(std::int64_t record, std::size_t offset, void* data, std::size_t bytes,
                       int* os_error) const noexcept = 0;
 
+  /// Where a record lies, for media in host memory: then chunks are read and written there and no second copy is made. The
+  /// address holds as long as this object lives. Null, the default, for all others.
+  virtual std::byte* address(std::int64_t record) noexcept {
+    static_cast<void>(record);
+    return nullptr;
+  }
+
   /// True if what is read should be verified against its checksum (media that can rot or be changed by
   /// others).
   virtual bool needs_verification() const noexcept = 0;

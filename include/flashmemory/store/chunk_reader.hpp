@@ -76,7 +76,29 @@ class FLASHMEMORY_API chunk_reader {
   virtual status read_chunk(sequence_handle sequence, chunk_id chunk,
                             view<std::byte, 1> out) const noexcept = 0;
 
-  /// Makes `stream` wait for whatever is still writing what resident() and index_keys() show, so that work enqueued on it
+  /// Where one layer's part of a chunk lies in host memory, [chunk_layout::layer_bytes()], whether it is resident or not;
+  /// null if it has to be read, as it always is by default. Valid as long as what resident() shows.
+  virtual const std::byte* layer_address(sequence_handle sequence, chunk_id chunk,
+                                         std::int32_t layer) const noexcept {
+    static_cast<void>(sequence);
+    static_cast<void>(chunk);
+    static_cast<void>(layer);
+    return nullptr;
+  }
+
+  /// Copies one layer's part of a chunk to `out` [chunk_layout::layer_bytes()], from whichever tier has it: what attention
+  /// over chunks that are not resident needs. A reader all of whose chunks are resident need not.
+  /// \returns unsupported by default; io_error, corrupt_chunk (fault: chunk)
+  virtual status read_layer(sequence_handle sequence, chunk_id chunk, std::int32_t layer,
+                            view<std::byte, 1> out) const noexcept {
+    static_cast<void>(sequence);
+    static_cast<void>(chunk);
+    static_cast<void>(layer);
+    static_cast<void>(out);
+    return status::unsupported;
+  }
+
+  /// Makes `stream` wait for whatever is still writing what resident(), index_keys() and layer_address() show, so that work enqueued on it
   /// from here on reads that. Device tables and selectors ask before they read. Nothing to do by default.
   /// \returns a fault of code ok, or of cuda_error
   virtual fault order(stream_ref stream) const noexcept {

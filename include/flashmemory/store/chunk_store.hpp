@@ -117,6 +117,16 @@ class FLASHMEMORY_API chunk_store : public chunk_reader {
   ///     parent's length or the parent is in the middle of a forward pass
   virtual sequence_handle fork(sequence_handle parent, const sequence_options& options) = 0;
 
+  /// Gives an open sequence another quota, with the same meaning as sequence_options::max_resident_chunks: all of a prompt
+  /// resident, say, and then a budget. A smaller one takes effect at once: chunks that no recall has selected go first,
+  /// then selected ones, the oldest first. With 0 everything becomes resident and stays so. A recall under way is given up.
+  /// Set-up call.
+  /// \throws admission_error with the arithmetic if the fast tier has no room for it; argument_error as open(), or in the
+  ///     middle of a forward pass; error with unknown_sequence or stale_sequence, or with io_error or corrupt_chunk for a
+  ///     chunk that should become resident. The quota then is what it was. A store that does not override it throws
+  ///     error with unsupported
+  virtual void set_quota(sequence_handle sequence, std::int64_t max_resident_chunks);
+
   /// Drops all tokens from `tokens` on, e.g. rejected speculative ones, in all layers and index-key lanes; in the
   /// middle of a forward pass, the pass as well. The chunk that becomes the open one is copied if it is
   /// shared. It and the chunks that are the newest complete ones then are made resident; if they need the

@@ -22,8 +22,9 @@ struct store_access;
 struct store_options {
   kv_geometry geometry;
 
-  std::size_t fast_bytes =
-      0;  ///< fast-tier budget: slots, index keys, tables and the transition pool together
+  /// Fast-tier budget: slots, index keys, tables and the transition pool together. Where the backing store is host memory
+  /// attention reads resident chunks there: slots then take nothing, but count all the same.
+  std::size_t fast_bytes = 0;
   std::size_t backing_bytes = 0;  ///< backing-store budget
   std::int32_t max_sequences = 64;
 
@@ -88,6 +89,7 @@ class FLASHMEMORY_API tiered_chunk_store final : public chunk_store {
   const kv_geometry& geometry() const noexcept override;
   sequence_handle open(const sequence_options& options) override;
   sequence_handle fork(sequence_handle parent, const sequence_options& options) override;
+  void set_quota(sequence_handle sequence, std::int64_t max_resident_chunks) override;
   status truncate(sequence_handle sequence, std::int64_t tokens) noexcept override;
   status close(sequence_handle sequence) noexcept override;
   status append(batch items, std::int32_t layer, const_tensor<3> k, const_tensor<3> v,
@@ -112,6 +114,10 @@ class FLASHMEMORY_API tiered_chunk_store final : public chunk_store {
   fault order(stream_ref stream) const noexcept override;
   status info(sequence_handle sequence, sequence_info* out) const noexcept override;
   status read_chunk(sequence_handle sequence, chunk_id chunk, view<std::byte, 1> out) const noexcept override;
+  const std::byte* layer_address(sequence_handle sequence, chunk_id chunk,
+                                 std::int32_t layer) const noexcept override;
+  status read_layer(sequence_handle sequence, chunk_id chunk, std::int32_t layer,
+                    view<std::byte, 1> out) const noexcept override;
   status append_chunk(sequence_handle sequence, view<const std::byte, 1> bytes,
                       std::int64_t tokens) noexcept override;
 

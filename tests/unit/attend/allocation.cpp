@@ -40,10 +40,26 @@ TEST_CASE("attention, its merge and its masses allocate nothing, not even in the
                            view<float, 1>(mass.data(), 19), false);
   const std::int64_t after = allocations;
 
+  attend_problem piece({}, 9);
+  piece.store.others = plain_store::elsewhere::reads;
+  piece.store.set_resident(piece.add(300, 40), {0, 18});
+  std::vector<std::byte> more;
+  attend_options po = piece.full_options(more);
+  po.reach = attend_reach::everything;
+  po.threads = default_threads();
+  std::vector<float> rows(40 * 4 * 64);
+  const std::int64_t before_piece = allocations;
+  const status streamed =
+      sparse_attend(piece.store, batch(piece.items.data(), 1), 1, piece.q_tensor(),
+                    tensor<3>(rows.data(), dtype::f32, 40, 4, 64), po, stream_ref::host());
+  const std::int64_t after_piece = allocations;
+
   CHECK(first == status::ok);
   CHECK(listed == status::ok);
   CHECK(refused == status::out_of_range);
   CHECK(merged == status::ok);
   CHECK(massed == status::ok);
   CHECK(after == before);
+  CHECK(streamed == status::ok);
+  CHECK(after_piece == before_piece);
 }

@@ -137,8 +137,8 @@ TEST_CASE("values out of their range are refused", "[attend]") {
 }
 
 TEST_CASE("items that cannot be are refused", "[attend]") {
-  SECTION("without tokens, or with a negative number or too many of them") {
-    const std::int32_t tokens = GENERATE(0, -3, 9);
+  SECTION("without tokens, or with a negative number of them") {
+    const std::int32_t tokens = GENERATE(0, -3);
     args a;
     a.check(status::bad_argument, [tokens](args& x) {
       x.items[1].num_tokens = tokens;

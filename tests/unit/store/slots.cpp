@@ -16,10 +16,17 @@ fm::detail::fast_slot& slot_of(const fm::tiered_chunk_store& store, const fm::re
   return *reinterpret_cast<fm::detail::fast_slot*>(const_cast<std::byte*>(chunk.data) + bytes);
 }
 
+/// A store whose slots are copies, as those of any backing store that is not plain host memory.
+struct copying_store {
+  failing_backing::switches never;
+  fm::tiered_chunk_store store{small_options(), failing_ram(small_options(), &never)};
+};
+
 }  // namespace
 
 TEST_CASE("a slot whose owner or generation is not the chunk's is a counted stale_slot, never read") {
-  fm::tiered_chunk_store store(small_options());
+  copying_store copies;
+  fm::tiered_chunk_store& store = copies.store;
   engine_sequence s = open(store, tokens(80, 6));
   REQUIRE(grow(store, s, 43, 1) == status::ok);
   const fm::resident_set set = resident(store, s);
@@ -48,7 +55,8 @@ TEST_CASE("a slot whose owner or generation is not the chunk's is a counted stal
 }
 
 TEST_CASE("appending to a slot that is not the open chunk's any more is refused") {
-  fm::tiered_chunk_store store(small_options());
+  copying_store copies;
+  fm::tiered_chunk_store& store = copies.store;
   engine_sequence s = open(store, tokens(80, 6));
   REQUIRE(grow(store, s, 42, 1) == status::ok);
   fm::detail::fast_slot& slot = slot_of(store, resident(store, s).chunks[3]);
@@ -136,7 +144,8 @@ TEST_CASE("freed slots are poisoned in debug builds") {
 #endif
 
 TEST_CASE("const calls may run beside each other, failing ones too") {
-  fm::tiered_chunk_store store(small_options());
+  copying_store copies;
+  fm::tiered_chunk_store& store = copies.store;
   engine_sequence s = open(store, tokens(80, 6));
   REQUIRE(grow(store, s, 43, 1) == status::ok);
   std::atomic<int> wrong{0};

@@ -25,6 +25,23 @@ inline constexpr std::int32_t most_rows = 32;
 /// Largest key_dim and value_dim, both multiples of 16.
 inline constexpr std::int32_t max_dim = 256;
 
+/// Query rows of a prompt that share what they read: a multiple of two and of three vectors of any length.
+inline constexpr std::int32_t prompt_rows = 96;
+
+/// Entries of a block there, filled up to whole groups of 6 or 8.
+inline constexpr std::int32_t prompt_block_entries = 72;
+
+/// Floats that the kernel for prompts works in: queries, logits, limits, factors, keys and values of a block.
+constexpr std::int64_t prompt_work_floats(std::int32_t key_dim, std::int32_t value_dim) noexcept {
+  return std::int64_t{prompt_rows} * (key_dim + prompt_block_entries + 2) +
+         std::int64_t{prompt_block_entries} * (key_dim + value_dim);
+}
+
+/// Floats that it keeps of prompt_rows rows: maxima, denominators and sums.
+constexpr std::int64_t prompt_state_floats(std::int32_t value_dim) noexcept {
+  return std::int64_t{prompt_rows} * (value_dim + 2);
+}
+
 /// Where the keys and values of up to block_entries entries lie. Entries may come from anywhere.
 struct entry_block {
   const std::byte* keys[block_entries];  ///< of KV head 0

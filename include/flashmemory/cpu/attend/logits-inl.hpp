@@ -27,6 +27,8 @@ namespace HWY_NAMESPACE {
 //   query_scale()   what q is multiplied with: the softmax scale
 //   apply(d, logits, count, positions, place)   changes the logits of a query row and `count` entries, -inf hiding one;
 //                   true if it touched them. It may read and write up to a full vector, and a plain loop will do
+//   elementwise     static constexpr bool: apply() only ever does change() to each logit by itself, if changes() at all,
+//                   which the kernel for prompts, whose vectors hold a logit of several rows, then calls
 //   sink(head)      a logit without a value in the head's denominator; -inf = none
 //
 // What lies in a hidden entry must still be numbers: a weight of zero does not hide a NaN in V.
@@ -37,17 +39,20 @@ struct capped_logits {
   float soft_cap = 0;          ///< c > 0: c tanh(logit / c)
   view<const float, 1> sinks;  ///< [query heads], unscaled; data null = none
 
+  static constexpr bool elementwise = true;
   float query_scale() const { return softmax_scale; }
+  bool changes() const { return soft_cap > 0; }
+  template <class D>
+  HWY_INLINE hn::Vec<D> change(D d, hn::Vec<D> x) const {
+    const auto c = hn::Set(d, soft_cap);
+    const auto capped = hn::Mul(c, hn::Tanh(d, hn::Div(x, c)));
+    return hn::IfThenElse(hn::IsNaN(x), x, capped);
+  }
   template <class D>
   HWY_INLINE bool apply(D d, float* HWY_RESTRICT logits, int count, const std::int64_t*,
                         const query_place&) const {
-    if (soft_cap <= 0) return false;
-    const auto c = hn::Set(d, soft_cap);
-    for (int i = 0; i < count; i += lanes<D>) {
-      const auto x = hn::LoadU(d, logits + i);
-      const auto capped = hn::Mul(c, hn::Tanh(d, hn::Div(x, c)));
-      hn::StoreU(hn::IfThenElse(hn::IsNaN(x), x, capped), d, logits + i);
-    }
+    if (!changes()) return false;
+    for (int i = 0; i < count; i += lanes<D>) hn::StoreU(change(d, hn::LoadU(d, logits + i)), d, logits + i);
     return true;
   }
   float sink(std::int64_t head) const {
@@ -60,6 +65,7 @@ template <class Base = capped_logits>
 struct alibi_logits {
   Base base;
   const float* slopes = nullptr;  ///< [query heads]
+  static constexpr bool elementwise = false;
 
   float query_scale() const { return base.query_scale(); }
   template <class D>
