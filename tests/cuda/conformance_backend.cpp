@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include <flashmemory/cuda/attend.hpp>
 #include <flashmemory/cuda/chunk_tables.hpp>
+#include <flashmemory/cuda/prompt_attention.hpp>
 #include <flashmemory/cuda/selector.hpp>
 #include <flashmemory/cuda/store.hpp>
 #include <map>
@@ -48,7 +49,6 @@ class cuda_backend final : public conformance_backend {
   }
 
   fm::stream_ref stream() const override { return stream_->ref(); }
-  std::int32_t most_tokens() const override { return fm::most_decode_tokens; }
 
   fm::status append(fm::chunk_store& store, fm::batch items, std::int32_t layer, const std::vector<float>& k,
                     const std::vector<float>& v) const override {
@@ -127,6 +127,29 @@ class cuda_backend final : public conformance_backend {
     const device_array<std::byte> queries(narrow);
     const device_array<float> outputs(std::size_t(rows * query_heads * g.value_dim)),
         sums(std::size_t(rows * query_heads));
+    bool prompts = options.reach == fm::attend_reach::everything;
+    for (std::int64_t i = 0; i < items.shape[0]; ++i) prompts |= items(i).num_tokens > fm::most_decode_tokens;
+    if (prompts) {
+      fm::cuda::prompt_attention_options o;
+      o.geometry = g;
+      o.query_heads = query_heads;
+      o.max_tokens = rows;
+      o.max_items = items.shape[0];
+      o.max_chunks = max_chunks;
+      o.wave_bytes = 5 * fm::chunk_layout(g).layer_bytes();  // several waves
+      fm::cuda::prompt_attention attention(fm::cuda::context{}, o);
+      fm::attend_options mine;
+      mine.softmax_scale = options.softmax_scale;
+      mine.reach = options.reach;
+      mine.lse = fm::view<float, 2>(sums.data(), rows, query_heads);
+      const auto code = attention.attend(
+          store, items, layer, fm::const_tensor<3>(queries.data(), g.type, rows, query_heads, g.key_dim),
+          fm::tensor<3>(outputs.data(), fm::dtype::f32, rows, query_heads, g.value_dim), mine, stream());
+      stream_->wait();
+      out = outputs.get();
+      lse = sums.get();
+      return code;
+    }
     std::int64_t row = 0;
     for (std::int64_t i = 0; i < items.shape[0]; ++i) {
       const std::int64_t n = items(i).num_tokens;
