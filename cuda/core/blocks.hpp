@@ -108,6 +108,7 @@ class event {
   ~event() {
     if (event_ != nullptr) cudaEventDestroy(event_);
   }
+  cudaEvent_t get() const noexcept { return event_; }
   cudaError_t record(cudaStream_t stream) const noexcept { return cudaEventRecord(event_, stream); }
   /// cudaErrorNotReady is an answer; one that was never recorded is over.
   cudaError_t query() const noexcept {

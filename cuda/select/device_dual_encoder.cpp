@@ -6,6 +6,7 @@
 
 #include "cuda/core/carver.hpp"
 #include "cuda/core/error.hpp"
+#include "cuda/select/dual_key_encoders.hpp"
 #include "cuda/select/kernels.hpp"
 
 namespace flashmemory {
@@ -19,7 +20,7 @@ status device_indexer::fill_table(const device_scoring&, fault*) noexcept { retu
 namespace detail {
 
 device_dual_encoder::device_dual_encoder(const dual_encoder_config& config, dtype weights)
-    : device_indexer(taps_of(config)),
+    : library_indexer(taps_of(config)),
       config_(config),
       weights_(weights),
       retrievers_(static_cast<std::int32_t>(config.retrievers.size())),
@@ -30,6 +31,11 @@ device_dual_encoder::device_dual_encoder(const dual_encoder_config& config, dtyp
         std::find_if(taps().queries.begin(), taps().queries.end(), same_layer) - taps().queries.begin()));
   }
   hidden_.resize(static_cast<std::size_t>(retrievers_));
+}
+
+std::unique_ptr<key_encoders> device_dual_encoder::make_encoders(const memory_resource& memory) const {
+  if (taps().index_keys.empty()) return nullptr;
+  return std::make_unique<dual_key_encoders>(config_, memory);
 }
 
 void device_dual_encoder::reserve(const device_indexer_capacity& capacity) {

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "cuda/core/blocks.hpp"
+#include "cuda/select/key_encoders.hpp"
 
 namespace flashmemory {
 inline namespace v0 {
@@ -18,11 +19,12 @@ namespace detail {
 
 /// The library's dual encoder as a device_indexer: queries of all due sequences encoded in one call, scored in one launch
 /// over the index keys in the store's fast tier.
-class device_dual_encoder final : public device_indexer {
+class device_dual_encoder final : public library_indexer {
  public:
   /// \throws as query_encoder's constructor, once reserve() makes it
   device_dual_encoder(const dual_encoder_config& config, dtype weights);
 
+  std::unique_ptr<key_encoders> make_encoders(const memory_resource& memory) const override;
   void reserve(const device_indexer_capacity& capacity) override;
   std::size_t table_bytes(std::int32_t max_sequences) const noexcept override;
   status fill_table(const device_scoring& call, fault* error) noexcept override;

@@ -9,7 +9,6 @@
 
 #include "cuda/core/carver.hpp"
 #include "cuda/core/error.hpp"
-#include "cuda/select/device_dual_encoder.hpp"
 #include "src/core/convert.hpp"
 
 namespace flashmemory {
@@ -28,13 +27,8 @@ constexpr std::int64_t key_block = 4096;  // keys that a prompt encodes at a tim
 
 }  // namespace
 
-device_level1::device_level1(const context& device, const dual_encoder_config& config,
-                             const device_selector_options& options)
-    : device_(device),
-      rows_type_(options.rows),
-      own_index_(std::make_unique<device_dual_encoder>(config, options.weights)),
-      index_(*own_index_),
-      config_(config) {
+device_level1::device_level1(const context& device, std::unique_ptr<library_indexer> index, dtype rows)
+    : device_(device), rows_type_(rows), own_index_(std::move(index)), index_(*own_index_) {
   check_taps();
 }
 
@@ -49,11 +43,6 @@ device_level1::device_level1(const context& device, device_indexer& index, dtype
 void device_level1::check_taps() const {
   if (rows_type_ != dtype::f32 && rows_type_ != dtype::bf16 && rows_type_ != dtype::f16)
     refuse_options("rows must be f32, bf16 or f16");
-  for (const query_tap& tap : taps().queries)
-    if (tap.kind != tap_kind::hidden)
-      refuse_options(
-          fmt::format("indexer {} reads queries of layer {}; on a device only hidden states are kept",
-                      taps().name, tap.layer));
 }
 
 void device_level1::set_up(const level1_context& context) {
@@ -70,8 +59,9 @@ void device_level1::set_up(const level1_context& context) {
     query_rows_.clear();
     key_rows_.clear();
     for (const auto& source : context.query_sources)
-      query_rows_.push_back({at.take<std::byte>(places * level1_context::query_rows * source.width * element),
-                             rows_type_, source.width, level1_context::query_rows});
+      query_rows_.push_back(
+          {at.take<std::byte>(places * level1_context::query_rows(source) * source.width * element),
+           rows_type_, source.width, level1_context::query_rows(source)});
     for (const auto& source : context.key_sources)
       key_rows_.push_back({at.take<std::byte>(places * context.key_rows(source) * source.width * element),
                            rows_type_, source.width, context.key_rows(source)});
@@ -83,13 +73,12 @@ void device_level1::set_up(const level1_context& context) {
     carver at(base);
     gathered_.clear();
     for (const auto& source : context.query_sources)
-      gathered_.push_back(at.take<std::byte>(places * source.width * element));
+      gathered_.push_back(at.take<std::byte>(places * source.tokens * source.width * element));
     return at.bytes();
   };
   gathered_block_ = block(block_kind::device, lay_out_gathered(nullptr), "hidden states of due sequences");
   lay_out_gathered(gathered_block_.as<std::byte>());
-  encoders_ = key_encoders(config_, device_.memory);
-  config_ = {};
+  if (own_index_ != nullptr) encoders_ = own_index_->make_encoders(device_.memory);
   if (encodes_keys())
     key_staging_ = block(block_kind::device, std::size_t(key_block * context.geometry.index_keys.bytes()),
                          "index keys of a prompt");
@@ -145,13 +134,14 @@ std::size_t device_level1::row_bytes() const noexcept {
 }
 
 std::int64_t device_level1::most_step_tokens() const noexcept {
-  return std::min<std::int64_t>(level1_context::query_rows, context_->options.max_rollback_tokens + 1);
+  return std::min<std::int64_t>(level1_context::newest_rows, context_->options.max_rollback_tokens + 1);
 }
 
 std::size_t device_level1::list_bytes() const noexcept {
-  const std::int32_t places = context_->options.max_sequences;
-  return 2 * aligned_256(static_cast<std::size_t>(places) * sizeof(std::int64_t)) +
-         aligned_256(index_.table_bytes(places));
+  const auto places = static_cast<std::size_t>(context_->options.max_sequences);
+  return 2 * aligned_256(places * sizeof(std::int64_t)) +
+         aligned_256(context_->query_sources.size() * places * sizeof(std::int64_t)) +
+         aligned_256(index_.table_bytes(context_->options.max_sequences));
 }
 
 device_level1::launch_list device_level1::list_at(std::byte* base) const noexcept {
@@ -159,18 +149,20 @@ device_level1::launch_list device_level1::list_at(std::byte* base) const noexcep
   launch_list list;
   list.places = at.take<std::int64_t>(context_->options.max_sequences);
   list.positions = at.take<std::int64_t>(context_->options.max_sequences);
+  list.oldest = at.take<std::int64_t>(static_cast<std::int64_t>(context_->query_sources.size()) *
+                                      context_->options.max_sequences);
   list.table = at.take<std::byte>(0);
   return list;
 }
 
-status device_level1::check_rows(const const_tensor<2>& rows, fault* error) const noexcept {
-  if (rows.stride[1] != 1 && rows.shape[1] > 1)
-    return refuse(status::bad_shape, "hidden stride", 1, rows.stride[1], error);
+status device_level1::check_rows(const const_tensor<3>& rows, fault* error) const noexcept {
+  if (rows.stride[2] != 1 && rows.shape[2] > 1)
+    return refuse(status::bad_shape, "last stride of rows", 1, rows.stride[2], error);
   return status::ok;
 }
 
 status device_level1::keep(view<const observed_rows, 1> rows_of, const kept_rows& kept,
-                           const hidden_tensor& from, cudaStream_t stream, fault* error) noexcept {
+                           const row_tensor& from, cudaStream_t stream, fault* error) noexcept {
   for (std::int64_t i = 0; i < rows_of.shape[0];) {
     row_parts parts;
     std::int32_t count = 0;
@@ -187,7 +179,7 @@ status device_level1::keep(view<const observed_rows, 1> rows_of, const kept_rows
   return status::ok;
 }
 
-status device_level1::encode(const observed_rows& part, std::size_t source, const hidden_tensor& from,
+status device_level1::encode(const observed_rows& part, std::size_t source, const row_tensor& from,
                              stream_ref stream, fault* error) noexcept {
   served_sequence& s = *part.sequence;
   const kv_geometry& geometry = context_->geometry;
@@ -206,8 +198,8 @@ status device_level1::encode(const observed_rows& part, std::size_t source, cons
     for (std::int64_t key = pages.keys; key < end;) {
       const std::int64_t count = std::min(key_block, end - key);
       const row_part rows{s.place, static_cast<std::int32_t>(part.tokens), part.position, part.from};
-      status code = check(launch_encode_keys(encoders_.of(lane, nan_counter()), key_rows_[source], rows, from,
-                                             key, count, key_staging_.as<std::byte>(), stream.cuda()),
+      status code = check(encoders_->encode(lane, key_rows_[source], rows, from, key, count,
+                                            key_staging_.as<std::byte>(), nan_counter(), stream.cuda()),
                           "encode_index_keys", error);
       if (code != status::ok) return code;
       code = context_->store.append_index_keys(
@@ -222,14 +214,14 @@ status device_level1::encode(const observed_rows& part, std::size_t source, cons
 }
 
 status device_level1::observe(view<const observed_rows, 1> rows_of, std::int32_t layer, tap_kind kind,
-                              const_tensor<2> rows, stream_ref stream, std::int64_t*, fault* error) noexcept {
+                              const_tensor<3> rows, stream_ref stream, std::int64_t*, fault* error) noexcept {
   const device_guard guard(device_.ordinal);
   if (stream.is_host())
     return refuse(status::unsupported, "the host stream on the CUDA backend", -1, -1, error);
   if (const status code = check_rows(rows, error); code != status::ok) return code;
-  const hidden_tensor from{rows.data, rows.type, rows.stride[0]};
+  const row_tensor from{rows.data, rows.type, rows.stride[0], rows.stride[1], rows.shape[2]};
   for (std::size_t k = 0; k < key_rows_.size(); ++k) {
-    if (kind != tap_kind::hidden || context_->key_sources[k].layer != layer) continue;
+    if (context_->key_sources[k].kind != kind || context_->key_sources[k].layer != layer) continue;
     for (std::int64_t i = 0; i < rows_of.shape[0]; ++i)
       if (const status code = encode(rows_of(i), k, from, stream, error); code != status::ok) return code;
     if (const status code = keep(rows_of, key_rows_[k], from, stream.cuda(), error); code != status::ok)
@@ -253,10 +245,10 @@ std::int64_t device_level1::more_nan_keys() const noexcept {
       *static_cast<volatile unsigned long long*>(nan_copy_.as<unsigned long long>()));
 }
 
-status device_level1::observe_step(const step_rows& step, std::int32_t layer, const_tensor<2> rows,
-                                   stream_ref stream, fault* error) noexcept {
+status device_level1::observe_step(const step_rows& step, std::int32_t layer, tap_kind kind,
+                                   const_tensor<3> rows, stream_ref stream, fault* error) noexcept {
   if (const status code = check_rows(rows, error); code != status::ok) return code;
-  const hidden_tensor from{rows.data, rows.type, rows.stride[0]};
+  const row_tensor from{rows.data, rows.type, rows.stride[0], rows.stride[1], rows.shape[2]};
   const kv_geometry& geometry = context_->geometry;
   const key_page page = key_page_of(geometry);
   const auto keep_step = [&](const kept_rows& kept) {
@@ -265,37 +257,39 @@ status device_level1::observe_step(const step_rows& step, std::int32_t layer, co
         "observe", error);
   };
   for (std::size_t k = 0; k < key_rows_.size(); ++k) {
-    if (context_->key_sources[k].layer != layer) continue;
+    if (context_->key_sources[k].kind != kind || context_->key_sources[k].layer != layer) continue;
     if (const status code = keep_step(key_rows_[k]); code != status::ok) return code;
     for (const std::int32_t lane : context_->key_sources[k].lanes)
-      if (const status code =
-              check(launch_encode_step_keys(
-                        encoders_.of(lane, nan_counter()), key_rows_[k], step.places, step.positions,
-                        step.keys + std::int64_t{lane} * step.rows * step.index_keys_per_row, step.rows,
-                        step.index_keys_per_row, page, stream.cuda()),
-                    "encode_index_keys", error);
+      if (const status code = check(
+              encoders_->encode_step(lane, key_rows_[k], step.places, step.positions,
+                                     step.keys + std::int64_t{lane} * step.rows * step.index_keys_per_row,
+                                     step.rows, step.index_keys_per_row, page, nan_counter(), stream.cuda()),
+              "encode_index_keys", error);
           code != status::ok)
         return code;
   }
   for (std::size_t q = 0; q < query_rows_.size(); ++q)
-    if (context_->query_sources[q].layer == layer && context_->query_sources[q].kind == tap_kind::hidden)
+    if (context_->query_sources[q].layer == layer && context_->query_sources[q].kind == kind)
       if (const status code = keep_step(query_rows_[q]); code != status::ok) return code;
   return status::ok;
 }
 
 void device_level1::advance_step(served_sequence& s, std::int64_t position, std::int64_t tokens,
                                  const std::uint8_t* observed) const noexcept {
+  const auto was_observed = [&](const auto& source) {
+    return observed[static_cast<std::int32_t>(source.kind) * context_->geometry.layers + source.layer] != 0;
+  };
   for (std::size_t q = 0; q < s.queries.size(); ++q)
-    if (observed[context_->query_sources[q].layer]) s.queries[q].advance(position, tokens);
+    if (was_observed(context_->query_sources[q])) s.queries[q].advance(position, tokens);
   for (std::size_t k = 0; k < s.keys.size(); ++k)
-    if (observed[context_->key_sources[k].layer]) s.keys[k].ring.advance(position, tokens);
+    if (was_observed(context_->key_sources[k])) s.keys[k].ring.advance(position, tokens);
 }
 
-std::int64_t device_level1::width_of(std::int32_t layer) const noexcept {
+std::int64_t device_level1::width_of(std::int32_t layer, tap_kind kind) const noexcept {
   for (const auto& source : context_->query_sources)
-    if (source.layer == layer) return source.width;
+    if (source.layer == layer && source.kind == kind) return source.width;
   for (const auto& source : context_->key_sources)
-    if (source.layer == layer) return source.width;
+    if (source.layer == layer && source.kind == kind) return source.width;
   return -1;
 }
 

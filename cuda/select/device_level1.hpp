@@ -40,9 +40,8 @@ struct step_rows {
 /// long as the engine uses one stream, or joins its streams as it must for its own tensors. The host only polls.
 class device_level1 final : public level1 {
  public:
-  /// The library's dual encoder.
-  device_level1(const context& device, const dual_encoder_config& config,
-                const device_selector_options& options);
+  /// One of the library's own indexers.
+  device_level1(const context& device, std::unique_ptr<library_indexer> index, dtype rows);
   /// An engine's own scorer.
   device_level1(const context& device, device_indexer& index, dtype rows);
 
@@ -53,7 +52,7 @@ class device_level1 final : public level1 {
   void open_place(served_sequence&) override {}
   std::size_t row_bytes() const noexcept override;
   status observe(view<const observed_rows, 1> rows_of, std::int32_t layer, tap_kind kind,
-                 const_tensor<2> rows, stream_ref stream, std::int64_t* nan_keys,
+                 const_tensor<3> rows, stream_ref stream, std::int64_t* nan_keys,
                  fault* error) noexcept override;
   void copy_rows(const served_sequence& from, served_sequence& to) override;
   void read_row(const served_sequence& s, kept_row row, float* out) override;
@@ -65,15 +64,15 @@ class device_level1 final : public level1 {
   view<const float, 1> scores(const served_sequence& s) const noexcept override;
 
   /// Kernel launches only: keeps a decode step's rows of one layer and encodes the keys that they complete.
-  status observe_step(const step_rows& step, std::int32_t layer, const_tensor<2> rows, stream_ref stream,
-                      fault* error) noexcept;
-  /// The books of such a step, for one of its sequences: of the layers marked in `observed`, [layers].
+  status observe_step(const step_rows& step, std::int32_t layer, tap_kind kind, const_tensor<3> rows,
+                      stream_ref stream, fault* error) noexcept;
+  /// The books of such a step, for one of its sequences: of the layers marked in `observed`, [kinds of taps, layers].
   void advance_step(served_sequence& s, std::int64_t position, std::int64_t tokens,
                     const std::uint8_t* observed) const noexcept;
-  /// Width of a layer's hidden states; negative if no tap reads it.
-  std::int64_t width_of(std::int32_t layer) const noexcept;
+  /// Width of a layer's rows of that kind; negative if no tap reads them.
+  std::int64_t width_of(std::int32_t layer, tap_kind kind) const noexcept;
 
-  bool encodes_keys() const noexcept { return !encoders_.empty(); }
+  bool encodes_keys() const noexcept { return encoders_ != nullptr; }
   /// Largest step whose rows fit the rings besides what must stay.
   std::int64_t most_step_tokens() const noexcept;
   unsigned long long* nan_counter() const noexcept { return nan_keys_.as<unsigned long long>(); }
@@ -83,6 +82,7 @@ class device_level1 final : public level1 {
   struct launch_list {
     std::int64_t* places = nullptr;     ///< [n]
     std::int64_t* positions = nullptr;  ///< [n]
+    std::int64_t* oldest = nullptr;     ///< [query sources, max_sequences]: token whose row is there
     std::byte* table = nullptr;         ///< of the indexer
   };
   /// Where a place's newest scores come from.
@@ -95,10 +95,10 @@ class device_level1 final : public level1 {
   launch_list list_at(std::byte* base) const noexcept;
   void check_taps() const;
   float* scores_of(const memory_block& block, std::int32_t place) const noexcept;
-  status check_rows(const const_tensor<2>& rows, fault* error) const noexcept;
-  status keep(view<const observed_rows, 1> rows_of, const kept_rows& kept, const hidden_tensor& from,
+  status check_rows(const const_tensor<3>& rows, fault* error) const noexcept;
+  status keep(view<const observed_rows, 1> rows_of, const kept_rows& kept, const row_tensor& from,
               cudaStream_t stream, fault* error) noexcept;
-  status encode(const observed_rows& part, std::size_t source, const hidden_tensor& from, stream_ref stream,
+  status encode(const observed_rows& part, std::size_t source, const row_tensor& from, stream_ref stream,
                 fault* error) noexcept;
   status enqueue_scores(const launch_list& device, device_scoring call, stream_ref stream,
                         fault* error) noexcept;
@@ -108,10 +108,9 @@ class device_level1 final : public level1 {
 
   context device_;
   dtype rows_type_;
-  std::unique_ptr<device_indexer> own_index_;  ///< null if it is the engine's
+  std::unique_ptr<library_indexer> own_index_;  ///< null if it is the engine's
   device_indexer& index_;
-  dual_encoder_config config_;  ///< until set_up()
-  key_encoders encoders_;
+  std::unique_ptr<key_encoders> encoders_;  ///< null if index keys are the engine's
   const level1_context* context_ = nullptr;
 
   memory_block rows_, gathered_block_, lists_, staging_, key_staging_;
@@ -120,7 +119,7 @@ class device_level1 final : public level1 {
   memory_block nan_keys_,
       nan_copy_;  ///< the device's counter of keys that were no numbers, and what start() last saw of it
   std::vector<kept_rows> query_rows_, key_rows_;
-  std::vector<std::byte*> gathered_;  ///< per query source [max_sequences, width]
+  std::vector<std::byte*> gathered_;  ///< per query source [max_sequences, tokens, width]
   std::vector<event> fences_;         ///< of the parts of staging_
   std::vector<std::uint64_t> generations_;
   std::size_t part_ = 0;

@@ -2,7 +2,9 @@
 #include <flashmemory/error.hpp>
 
 #include "cuda/core/error.hpp"
+#include "cuda/select/device_dual_encoder.hpp"
 #include "cuda/select/device_level1.hpp"
+#include "cuda/select/device_pooled_keys.hpp"
 
 namespace flashmemory {
 inline namespace v0 {
@@ -15,13 +17,20 @@ status device_level1::enqueue_scores(const launch_list& device, device_scoring c
   const std::int64_t count = call.due.shape[0];
   for (std::size_t q = 0; q < query_rows_.size(); ++q)
     if (const status code = check(
-            launch_gather_rows(query_rows_[q], device.places, device.positions, count, gathered_[q], cuda),
+            launch_gather_rows(query_rows_[q], device.places, device.positions,
+                               device.oldest + static_cast<std::int64_t>(q) * context_->options.max_sequences,
+                               count, context_->query_sources[q].tokens, gathered_[q], cuda),
             "gather", error);
         code != status::ok)
       return code;
   for (std::size_t t = 0; t < queries_.size(); ++t) {
     const auto source = static_cast<std::size_t>(context_->source_of_tap[t]);
-    queries_[t] = const_tensor<2>(gathered_[source], rows_type_, count, query_rows_[source].width);
+    const std::int64_t width = query_rows_[source].width, kept = context_->query_sources[source].tokens;
+    const std::int64_t wanted = taps().queries[t].tokens;
+    queries_[t] = const_tensor<2>(
+        gathered_[source] + static_cast<std::size_t>((kept - wanted) * width) * size_of(rows_type_),
+        rows_type_, count, wanted * width);
+    queries_[t].stride[0] = kept * width;
   }
   call.queries = queries_.data();
   call.positions = device.positions;
@@ -88,6 +97,8 @@ status device_level1::start(view<served_sequence* const, 1> due, stream_ref stre
     const served_sequence& s = *good_[static_cast<std::size_t>(i)];
     host.places[i] = s.place;
     host.positions[i] = s.flight.position;
+    for (std::size_t q = 0; q < s.queries.size(); ++q)
+      host.oldest[static_cast<std::int64_t>(q) * context.options.max_sequences + i] = s.queries[q].first();
     requests_.push_back({s.handle, s.flight.position, s.flight.chunks, scores_of(device_scores_, s.place)});
   }
   device_scoring call;
@@ -149,7 +160,19 @@ std::unique_ptr<selector> make_selector(tiered_chunk_store& store, const dual_en
                                         const device_selector_options& device) {
   const dual_encoder_indexer checked(config);  // its constructor names whatever is wrong with the weights
   return std::make_unique<selector>(
-      std::make_unique<detail::device_level1>(context_of(store), config, device), store, policy, options);
+      std::make_unique<detail::device_level1>(
+          context_of(store), std::make_unique<detail::device_dual_encoder>(config, device.weights),
+          device.rows),
+      store, policy, options);
+}
+
+std::unique_ptr<selector> make_selector(tiered_chunk_store& store, const pooled_keys_config& config,
+                                        const selection_policy& policy, const selector_options& options,
+                                        dtype rows) {
+  return std::make_unique<selector>(
+      std::make_unique<detail::device_level1>(context_of(store),
+                                              std::make_unique<detail::device_pooled_keys>(config), rows),
+      store, policy, options);
 }
 
 std::unique_ptr<selector> make_selector(tiered_chunk_store& store, device_indexer& index,

@@ -4,6 +4,7 @@
 #include "cuda/core/convert.cuh"
 #include "cuda/core/key_page.cuh"
 #include "cuda/select/kernels.hpp"
+#include "cuda/select/row_window.cuh"
 
 namespace flashmemory {
 inline namespace v0 {
@@ -14,24 +15,6 @@ namespace {
 constexpr int dim = 128;    // of a key, and threads of a block
 constexpr int slice = 256;  // of the hidden size, pooled at a time
 constexpr int keys_at_once = 8;
-
-/// Hidden states of one sequence: the newest from a tensor, earlier ones from those that are kept, zero before its
-/// start.
-struct hidden_window {
-  kept_rows kept;
-  hidden_tensor from;
-  std::int64_t place = 0;
-  std::int64_t position = 0;  ///< of the tensor's row `first_row`; beyond all tokens if there is none
-  std::int64_t first_row = 0;
-
-  __device__ __forceinline__ float at(std::int64_t token, std::int64_t i) const {
-    if (token < 0) return 0;
-    if (token >= position)
-      return load_element(from.data, from.type, (first_row + token - position) * from.row_stride + i);
-    return load_element(kept.data, kept.type,
-                        (place * kept.capacity + token % kept.capacity) * kept.width + i);
-  }
-};
 
 /// Keys of consecutive numbers: mean of a window of rows -> weights -> Hadamard / sqrt(128) -> e4m3 and scale, in
 /// dual_encoder_indexer's order but for the sum over the hidden size, which here is one thread's from first to last.
@@ -44,7 +27,7 @@ struct encoded_keys {
 };
 
 template <int kKeys>
-__device__ void encode(const key_encoder& encoder, const hidden_window& window, std::int64_t first_key,
+__device__ void encode(const key_encoder& encoder, const row_window& window, std::int64_t first_key,
                        int count, encoded_keys<kKeys>& shared, std::uint8_t (&code)[kKeys],
                        float (&scale)[kKeys], bool (&nan)[kKeys]) {
   const int thread = static_cast<int>(threadIdx.x);
@@ -101,7 +84,7 @@ __device__ void encode(const key_encoder& encoder, const hidden_window& window, 
 }
 
 __global__ void __launch_bounds__(dim)
-    encode_rows_kernel(const key_encoder encoder, const hidden_window window, std::int64_t first_key,
+    encode_rows_kernel(const key_encoder encoder, const row_window window, std::int64_t first_key,
                        std::int64_t count, std::byte* out) {
   __shared__ encoded_keys<keys_at_once> shared;
   const std::int64_t first = std::int64_t{blockIdx.x} * keys_at_once;
@@ -132,10 +115,7 @@ __global__ void __launch_bounds__(dim)
   if (target.chunk == nullptr) return;
   __shared__ encoded_keys<1> shared;
   const int row = static_cast<int>(blockIdx.x) / per_row, j = static_cast<int>(blockIdx.x) % per_row;
-  hidden_window window;
-  window.kept = kept;
-  window.place = places[row];
-  window.position = std::int64_t{1} << 62;
+  const row_window window = window_of(kept, places[row]);
   std::uint8_t code[1];
   float scale[1];
   bool nan[1];
@@ -150,14 +130,9 @@ __global__ void __launch_bounds__(dim)
 }  // namespace
 
 cudaError_t launch_encode_keys(const key_encoder& encoder, const kept_rows& kept, const row_part& part,
-                               const hidden_tensor& from, std::int64_t first_key, std::int64_t count,
+                               const row_tensor& from, std::int64_t first_key, std::int64_t count,
                                std::byte* out, cudaStream_t stream) noexcept {
-  hidden_window window;
-  window.kept = kept;
-  window.from = from;
-  window.place = part.place;
-  window.position = part.position;
-  window.first_row = part.from;
+  const row_window window = window_of(kept, part, from);
   encode_rows_kernel<<<static_cast<unsigned>((count + keys_at_once - 1) / keys_at_once), dim, 0, stream>>>(
       encoder, window, first_key, count, out);
   return cudaGetLastError();

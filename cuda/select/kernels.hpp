@@ -25,7 +25,7 @@ struct kept_rows {
   std::int64_t capacity = 0;
 };
 
-/// A sequence's part of a tensor of hidden states.
+/// A sequence's part of a tensor of rows.
 struct row_part {
   std::int32_t place = 0;
   std::int32_t tokens = 0;
@@ -39,29 +39,31 @@ struct row_parts {
   row_part part[most];
 };
 
-/// Hidden states [rows, width], unit last stride.
-struct hidden_tensor {
+/// Hidden states, queries or keys [rows, heads, head_dim], unit last stride.
+struct row_tensor {
   const void* data = nullptr;
   dtype type = dtype::f32;
   std::int64_t row_stride = 0;
+  std::int64_t head_stride = 0;
+  std::int64_t head_dim = 0;  ///< the width, of one head
 };
 
 /// Keeps the newest rows of each part.
 /// \param most_tokens  of a part
 cudaError_t launch_keep_rows(const kept_rows& kept, const row_parts& parts, std::int32_t count,
-                             std::int64_t most_tokens, const hidden_tensor& from,
-                             cudaStream_t stream) noexcept;
+                             std::int64_t most_tokens, const row_tensor& from, cudaStream_t stream) noexcept;
 
 /// Keeps the rows of a decode step: row r * tokens + t is token positions[r] + t of place places[r], nothing where that
 /// is negative.
 cudaError_t launch_keep_step(const kept_rows& kept, const std::int64_t* places, const std::int64_t* positions,
-                             std::int32_t rows, std::int32_t tokens, const hidden_tensor& from,
+                             std::int32_t rows, std::int32_t tokens, const row_tensor& from,
                              cudaStream_t stream) noexcept;
 
-/// Row of token positions[i] of place places[i] -> out [count, width].
+/// Rows of the `tokens` tokens up to positions[i] of place places[i], for those before oldest[i] that one's -> out [count,
+/// tokens, width].
 cudaError_t launch_gather_rows(const kept_rows& kept, const std::int64_t* places,
-                               const std::int64_t* positions, std::int64_t count, std::byte* out,
-                               cudaStream_t stream) noexcept;
+                               const std::int64_t* positions, const std::int64_t* oldest, std::int64_t count,
+                               std::int64_t tokens, std::byte* out, cudaStream_t stream) noexcept;
 
 /// Copies `bytes` bytes, a multiple of 8, from host memory that the device can read. A kernel, because a copy on the
 /// caller's stream would wait its turn at the copy engine behind a recall.
@@ -81,7 +83,7 @@ struct key_encoder {
 /// Keys [first_key, first_key + count) of a part, whose tokens' rows are in `from` and whose earlier ones are kept.
 /// \param[out] out  [count, 132]
 cudaError_t launch_encode_keys(const key_encoder& encoder, const kept_rows& kept, const row_part& part,
-                               const hidden_tensor& from, std::int64_t first_key, std::int64_t count,
+                               const row_tensor& from, std::int64_t first_key, std::int64_t count,
                                std::byte* out, cudaStream_t stream) noexcept;
 
 /// The keys that a decode step completes, from kept rows alone, to their pages: key j of row r is that of tokens

@@ -85,7 +85,7 @@ decode_step::decode_step(tiered_chunk_store& store, selector* select, const deco
   im.tables.reset(new chunk_tables(im.device, tables_for(im.options), more));
   im.words = im.tables->words_.get();
   im.live.reserve(static_cast<std::size_t>(im.options.rows));
-  im.observed.resize(static_cast<std::size_t>(im.geometry.layers));
+  im.observed.resize(static_cast<std::size_t>(im.geometry.layers) * flashmemory::detail::tap_kinds);
   im.keys_given.resize(static_cast<std::size_t>(im.geometry.index_keys.lanes));
   if (im.options.query_heads > 0) {
     attend_shape shape;

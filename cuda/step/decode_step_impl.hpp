@@ -46,7 +46,7 @@ struct decode_step::impl {
   attend_plan plan;
   detail::memory_block scratch, counters, nan_keys;
   std::vector<batch_item> live;          ///< of the open step
-  std::vector<std::uint8_t> observed;    ///< per layer: observe() is part of the steps
+  std::vector<std::uint8_t> observed;    ///< [kinds of taps, layers]: observed in the steps
   std::vector<std::uint8_t> keys_given;  ///< per lane: append_index_keys() is part of the steps
   bool open = false;
   fault last_fault;
@@ -75,6 +75,8 @@ struct decode_step::impl {
   void set_key_targets(std::int64_t row, const batch_item* item) noexcept;
   void advance(flashmemory::detail::served_sequence& s, const batch_item& item) const noexcept;
   status check_layer(std::int32_t layer, stream_ref stream) noexcept;
+  status observe(std::int32_t layer, tap_kind kind, const char* name, const_tensor<3> rows,
+                 stream_ref stream) noexcept;
 
   /// Of one call: what it finds wrong is told to the store, the one place to look; a call that finds nothing leaves
   /// last_fault as it was.

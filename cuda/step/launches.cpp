@@ -105,35 +105,50 @@ status decode_step::append_index_keys(std::int32_t lane, view<const std::byte, 2
   return code;
 }
 
-status decode_step::observe(std::int32_t layer, const_tensor<2> hidden, stream_ref stream) noexcept {
-  impl& im = *impl_;
-  const impl::noted told(im);
-  const detail::device_guard guard(im.device.ordinal);
-  if (const status code = im.check_layer(layer, stream); code != status::ok) return code;
-  if (im.level1 == nullptr) return status::ok;
-  const std::int64_t width = im.level1->width_of(layer);
+status decode_step::impl::observe(std::int32_t layer, tap_kind kind, const char* name, const_tensor<3> in,
+                                  stream_ref stream) noexcept {
+  const noted told(*this);
+  const detail::device_guard guard(device.ordinal);
+  if (const status code = check_layer(layer, stream); code != status::ok) return code;
+  if (level1 == nullptr) return status::ok;
+  const std::int64_t width = level1->width_of(layer, kind);
   if (width < 0) return status::ok;
-  const std::int64_t count = std::int64_t{im.options.rows} * im.options.tokens;
+  const std::int64_t count = std::int64_t{options.rows} * options.tokens;
   const auto no = [&](status code, std::int64_t expected, std::int64_t actual) {
-    const status refused = detail::refuse(code, "hidden", expected, actual, &im.last_fault);
-    im.last_fault.layer = layer;
+    const status refused = detail::refuse(code, name, expected, actual, &last_fault);
+    last_fault.layer = layer;
     return refused;
   };
-  if (hidden.type != dtype::f32 && hidden.type != dtype::bf16 && hidden.type != dtype::f16)
-    return no(status::bad_dtype, -1, static_cast<std::int64_t>(hidden.type));
-  if (hidden.shape[0] != count) return no(status::bad_shape, count, hidden.shape[0]);
-  if (hidden.shape[1] != width) return no(status::bad_shape, width, hidden.shape[1]);
-  if (hidden.data == nullptr) return no(status::null_data, -1, -1);
+  if (in.type != dtype::f32 && in.type != dtype::bf16 && in.type != dtype::f16)
+    return no(status::bad_dtype, -1, static_cast<std::int64_t>(in.type));
+  if (in.shape[0] != count) return no(status::bad_shape, count, in.shape[0]);
+  if (in.shape[1] * in.shape[2] != width) return no(status::bad_shape, width, in.shape[1] * in.shape[2]);
+  if (kind == tap_kind::keys && in.shape[1] != geometry.kv_heads)
+    return no(status::bad_shape, geometry.kv_heads, in.shape[1]);
+  if (in.data == nullptr) return no(status::null_data, -1, -1);
   detail::step_rows rows;
-  rows.places = im.device_places();
-  rows.positions = im.device_positions();
-  rows.rows = im.options.rows;
-  rows.tokens = im.options.tokens;
-  rows.keys = im.device_key_targets(0);
-  rows.index_keys_per_row = im.index_keys_per_row;
-  const status code = im.level1->observe_step(rows, layer, hidden, stream, &im.last_fault);
-  if (code == status::ok) im.observed[static_cast<std::size_t>(layer)] = 1;
+  rows.places = device_places();
+  rows.positions = device_positions();
+  rows.rows = options.rows;
+  rows.tokens = options.tokens;
+  rows.keys = device_key_targets(0);
+  rows.index_keys_per_row = index_keys_per_row;
+  const status code = level1->observe_step(rows, layer, kind, in, stream, &last_fault);
+  if (code == status::ok)
+    observed[static_cast<std::size_t>(static_cast<std::int32_t>(kind) * geometry.layers + layer)] = 1;
   return code;
+}
+
+status decode_step::observe(std::int32_t layer, const_tensor<2> hidden, stream_ref stream) noexcept {
+  return impl_->observe(layer, tap_kind::hidden, "hidden", flashmemory::detail::one_head(hidden), stream);
+}
+
+status decode_step::observe_queries(std::int32_t layer, const_tensor<2> queries, stream_ref stream) noexcept {
+  return impl_->observe(layer, tap_kind::queries, "queries", flashmemory::detail::one_head(queries), stream);
+}
+
+status decode_step::observe_keys(std::int32_t layer, const_tensor<3> k, stream_ref stream) noexcept {
+  return impl_->observe(layer, tap_kind::keys, "keys", k, stream);
 }
 
 status decode_step::attend(std::int32_t layer, const_tensor<3> q, tensor<3> out,

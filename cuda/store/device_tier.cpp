@@ -264,7 +264,11 @@ fault device_tier::order(stream_ref stream) const noexcept {
   if (capturing != cudaStreamCaptureStatusNone) return {};
   const std::lock_guard<std::mutex> lock(read_mutex_);
   const device_guard guard(context_.ordinal);
-  return check(follow_compute(stream.cuda()), "ordering a stream behind the store's");
+  cudaError_t code = follow_compute(stream.cuda());
+  // Who reads records has to see what is still being written through.
+  std::uint64_t none = 0;
+  if (code == cudaSuccess) code = out_.hold_back(stream.cuda(), out_.issued(), &none);
+  return check(code, "ordering a stream behind the store's");
 }
 
 fault device_tier::enter(stream_ref stream) noexcept {

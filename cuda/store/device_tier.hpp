@@ -76,6 +76,9 @@ class device_tier final : public flashmemory::detail::fast_tier {
   fault write_record(chunk_record& record, const std::byte* chunk) noexcept override;
   fault read_record(const chunk_record& record, std::byte* chunk) const noexcept override;
   fault read_piece(const chunk_record& record, std::int32_t layer, std::byte* piece) const noexcept override;
+  const std::byte* piece_address(const chunk_record& record, std::int32_t layer) const noexcept override {
+    return staged() ? nullptr : pinned_[record.backing] + layout_.key_offset(layer, 0);
+  }
   fault copy_slot(fast_slot& to, const fast_slot& from) noexcept override;
   fault copy_keys(std::byte* to, const std::byte* from, std::size_t bytes) noexcept override;
   fault read_slot(const fast_slot& slot, std::byte* chunk) const noexcept override;

@@ -154,8 +154,17 @@ void adapter::build_store() {
   fm::selection_policy policy =
       fm::fitted(options_.selection, options_.max_tokens / geometry_.tokens_per_chunk());
   if (options_.policy == "full") policy.mode = fm::selection_mode::everything;
-  indexer_ = choose_indexer(options_.policy, {geometry_, query_heads_, facts_.hidden, softmax_scale_,
-                                              options_.max_sequences, options_.max_tokens, options_.indexer});
+  indexer_setting setting;
+  setting.geometry = geometry_;
+  setting.query_heads = query_heads_;
+  setting.hidden = facts_.hidden;
+  setting.softmax_scale = softmax_scale_;
+  setting.max_sequences = options_.max_sequences;
+  setting.max_tokens = options_.max_tokens;
+  setting.sink_chunks = policy.sink_chunks;
+  setting.recent_chunks = policy.recent_chunks;
+  setting.artifact = options_.indexer;
+  indexer_ = choose_indexer(options_.policy, setting);
   if (indexer_) geometry_.index_keys = indexer_->taps().reads;
   store.geometry = geometry_;
   sequence_options_ = fm::sequence_options_for(policy, geometry_, options_.max_tokens);
@@ -250,6 +259,8 @@ void adapter::attend(const ggml_tensor* output, std::int32_t layer) {
     require(selector_->observe_queries(all, l, rows, host), "observe_queries");
   }
   require(store_->append(all, l, a.k, a.v, host), "append");
+  if (selector_ && selector_->reads(l, fm::tap_kind::keys))
+    require(selector_->observe_keys(all, l, a.k, host), "observe_keys");
   fm::attend_options options;
   options.softmax_scale = a.scale;
   options.logit_soft_cap = a.soft_cap;

@@ -5,6 +5,21 @@ namespace llama_flashmemory {
 
 namespace fm = flashmemory;
 
+namespace {
+
+/// The model's own queries against means of its keys: needs no training.
+fm::pooled_keys_config pooled_keys(const indexer_setting& s) {
+  std::vector<std::int32_t> layers;
+  for (std::int32_t l = 0; l < s.geometry.layers; ++l) layers.push_back(l);
+  auto config = fm::pooled_keys_of(s.geometry, s.query_heads, layers);
+  config.softmax_scale = s.softmax_scale;
+  config.uncounted_sink_chunks = s.sink_chunks;
+  config.uncounted_recent_chunks = s.recent_chunks;
+  return config;
+}
+
+}  // namespace
+
 const std::vector<std::string>& policy_names() {
   static const std::vector<std::string> names{"full", "lsa", "quest", "recency"};
   return names;
@@ -19,7 +34,7 @@ std::unique_ptr<fm::indexer> choose_indexer(const std::string& policy, const ind
   };
   if (policy == "quest") return quest();
   if (policy == "lsa") {
-    if (s.artifact.empty()) return quest();
+    if (s.artifact.empty()) return std::make_unique<fm::pooled_keys_indexer>(pooled_keys(s));
     auto config = fm::load_dual_encoder(s.artifact);
     if (config.hidden != s.hidden)
       throw fm::argument_error(fm::status::bad_shape, s.artifact + ": an indexer for hidden states of " +

@@ -17,7 +17,8 @@ struct indexer_setting {
   float softmax_scale = 0;  ///< what the model's attention multiplies logits with
   std::int32_t max_sequences = 1;
   std::int64_t max_tokens = 0;
-  std::string artifact;  ///< a trained indexer's file for "lsa"; empty = the best that needs no training
+  std::int32_t sink_chunks = 0, recent_chunks = 0;  ///< always resident
+  std::string artifact;  ///< a trained indexer's file for "lsa"; empty = pooled keys, which need no training
 };
 
 /// The names that choose_indexer() knows, "full" included.

@@ -15,7 +15,7 @@ struct program_options {
   std::string model;
   std::string policy = "lsa";
   double budget = 0.135;
-  std::int32_t interval = 64;
+  std::int32_t interval = 16;
   std::int32_t recent = 2;
   std::string indexer;
   std::int32_t threads = 2;

@@ -12,6 +12,7 @@
 #include <flashmemory/indexer/controls.hpp>
 #include <flashmemory/indexer/dual_encoder.hpp>
 #include <flashmemory/indexer/indexer.hpp>
+#include <flashmemory/indexer/pooled_keys.hpp>
 #include <flashmemory/select/policy.hpp>
 #include <flashmemory/select/selector.hpp>
 #include <flashmemory/session.hpp>

@@ -37,14 +37,26 @@ void check_compatible(const indexer_taps& taps, const kv_geometry& geometry) {
     if (layer < 0 || layer >= geometry.layers)
       differ(formatted("its {} tap {} reads layer {} of {}", kind, at, layer, geometry.layers));
   };
+  const auto check_width = [&](const char* of, std::size_t at, tap_kind kind, std::int64_t width) {
+    if (kind != tap_kind::keys) return;
+    if (geometry.format != kv_format::separate || geometry.tokens_per_entry != 1)
+      differ(formatted("its {} tap {} reads keys of tokens, which this store does not hold", of, at));
+    if (width != std::int64_t{geometry.kv_heads} * geometry.key_dim)
+      differ(formatted("its {} tap {} reads keys of {} values a token, the store's have {} x {}", of, at,
+                       width, geometry.kv_heads, geometry.key_dim));
+  };
   for (std::size_t i = 0; i < taps.index_keys.size(); ++i) {
     const index_key_tap& tap = taps.index_keys[i];
     if (tap.tokens_per_key != kept.tokens_per_key)
       differ(formatted("its index-key lane {} has {} tokens a key, the store {}", i, tap.tokens_per_key,
                        kept.tokens_per_key));
     check_layer("index-key", i, tap.layer);
+    check_width("index-key", i, tap.kind, tap.width);
   }
-  for (std::size_t i = 0; i < taps.queries.size(); ++i) check_layer("query", i, taps.queries[i].layer);
+  for (std::size_t i = 0; i < taps.queries.size(); ++i) {
+    check_layer("query", i, taps.queries[i].layer);
+    check_width("query", i, taps.queries[i].kind, taps.queries[i].width);
+  }
 }
 
 }  // namespace v0

@@ -48,10 +48,12 @@ status selector::impl::launch(served_sequence& s, refresh_reason reason) noexcep
     f.layer = query_sources[source].layer;
     f.expected = newest;
     f.actual = s.queries[source].end - 1;
-    f.what = query_sources[source].kind == tap_kind::hidden ? "observe" : "observe_queries";
+    f.what = detail::call_of(query_sources[source].kind);
     return refuse(fail(f));
   }
 
+  s.held.drop_pending();
+  s.held.forget_from(chunks);
   refresh_flight& f = s.flight;
   f.phase = scores && chunks > 0 ? flight_phase::scoring : flight_phase::scored;
   f.position = newest;
@@ -76,6 +78,7 @@ void selector::impl::land(served_sequence& s) noexcept {
   f.report.stage = s.stage;
   f.report.staleness = f.steps;
   s.report = f.report;
+  s.held.commit();
   s.mass = std::numeric_limits<float>::infinity();
   ++counters.refreshes;
   counters.unreadable += f.report.recall.unreadable;

@@ -51,10 +51,13 @@ void host_level1::reserve_chunks() {
   std::int64_t block_floats = 0;
   for (const index_key_tap& tap : taps().index_keys)
     block_floats = std::max(block_floats, ((key_block - 1) * tap.tokens_per_key + tap.window) * tap.width);
+  std::int64_t query_floats = 0;
+  for (const query_source& source : context_->query_sources)
+    if (source.tokens > 1) query_floats += source.tokens * source.width;
   const std::int64_t block_keys = taps().index_keys.empty() ? 0 : key_block;
   block_layout plan;
   const std::size_t scores_at = plan.add<float>(context_->max_chunks),
-                    rows_at = plan.add<float>(block_floats),
+                    rows_at = plan.add<float>(block_floats), queries_at = plan.add<float>(query_floats),
                     keys_at = plan.add<std::byte>(block_keys * geometry.index_keys.bytes());
   const std::size_t scratch_bytes = index_.workspace_bytes(geometry, context_->max_chunks, block_keys);
   const std::size_t scratch_at = plan.add<std::byte>(static_cast<std::int64_t>(scratch_bytes));
@@ -62,13 +65,15 @@ void host_level1::reserve_chunks() {
   std::byte* const base = memory_.as<std::byte>();
   scores_ = view<float, 1>(reinterpret_cast<float*>(base + scores_at), context_->max_chunks);
   key_rows_ = reinterpret_cast<float*>(base + rows_at);
+  query_rows_ = reinterpret_cast<float*>(base + queries_at);
   key_out_ = base + keys_at;
   scratch_ = {base + scratch_at, scratch_bytes};
 }
 
 std::size_t host_level1::row_bytes() const noexcept {
   std::int64_t floats = 0;
-  for (const auto& source : context_->query_sources) floats += level1_context::query_rows * source.width;
+  for (const auto& source : context_->query_sources)
+    floats += level1_context::query_rows(source) * source.width;
   for (const auto& source : context_->key_sources) floats += context_->key_rows(source) * source.width;
   return static_cast<std::size_t>(floats) * sizeof(float);
 }
@@ -85,57 +90,85 @@ void host_level1::open_place(served_sequence& s) {
   for (auto& input : s.keys) lay_out(input.ring);
 }
 
-status host_level1::encode(const observed_rows& part, std::size_t source, const_tensor<2> rows,
+/// Rows of tokens [first, first + count), from the call where it has them all, else gathered.
+view<const float, 2> host_level1::seen_rows(const observed_rows& part, const row_ring& ring,
+                                            std::int64_t first, std::int64_t count,
+                                            const_tensor<3> rows) noexcept {
+  const std::int64_t width = rows.shape[1] * rows.shape[2];
+  if (const float* const plain = plain_rows(rows); plain != nullptr && first >= part.position)
+    return view<const float, 2>(plain + (part.from + first - part.position) * width, count, width);
+  for (std::int64_t r = 0; r < count; ++r) {
+    const std::int64_t token = first + r;
+    float* const out = key_rows_ + r * width;
+    if (token >= part.position)
+      load_row(rows, part.from + token - part.position, out);
+    else if (token < 0)
+      std::fill_n(out, width, 0.0f);
+    else
+      std::copy_n(ring.row(token), width, out);
+  }
+  return view<const float, 2>(key_rows_, count, width);
+}
+
+/// Keys [first_key, end) of one lane, but for those that it has; `rows` are those that the source's widest lane sees.
+status host_level1::append_lane(served_sequence& s, std::int32_t lane, std::int64_t first_key,
+                                std::int64_t end, std::int64_t source_window, view<const float, 2> rows,
+                                stream_ref stream, std::int64_t* nan_keys, fault* error) noexcept {
+  const kv_geometry& geometry = context_->geometry;
+  const std::int64_t tokens_per_key = geometry.index_keys.tokens_per_key;
+  const std::int64_t window = taps().index_keys[static_cast<std::size_t>(lane)].window;
+  index_key_pages pages;
+  if (const status code = context_->store.index_keys(s.handle, lane, &pages); code != status::ok)
+    return store_failed(code, s, "keys", error);
+  const std::int64_t count = end - pages.keys;
+  if (count <= 0) return status::ok;
+  const std::int64_t skip = (pages.keys - first_key) * tokens_per_key + source_window - window;
+  const view<const float, 2> mine(rows.data + skip * rows.stride[0], (count - 1) * tokens_per_key + window,
+                                  rows.shape[1]);
+  const view<std::byte, 2> out(key_out_, count, geometry.index_keys.bytes());
+  if (const status code = index_.encode_index_keys(lane, mine, out, scratch_, context_->options.threads);
+      code != status::ok) {
+    *error = fault{};
+    error->code = code;
+    error->sequence = s.handle.index;
+    error->lane = lane;
+    error->what = "encode_index_keys";
+    return code;
+  }
+  for (std::int64_t k = 0; k < count; ++k)
+    *nan_keys += neutralise(key_out_ + k * geometry.index_keys.bytes(), geometry.index_keys);
+  if (const status code = context_->store.append_index_keys(s.handle, lane, pages.keys, out, stream);
+      code != status::ok)
+    return store_failed(code, s, "append_index_keys", error);
+  return status::ok;
+}
+
+status host_level1::encode(const observed_rows& part, std::size_t source, const_tensor<3> rows,
                            stream_ref stream, std::int64_t* nan_keys, fault* error) noexcept {
   served_sequence& s = *part.sequence;
   key_input& input = s.keys[source];
-  const kv_geometry& geometry = context_->geometry;
-  const std::int64_t tokens_per_key = geometry.index_keys.tokens_per_key, width = rows.shape[1];
+  const key_source& from = context_->key_sources[source];
+  const std::int64_t tokens_per_key = context_->geometry.index_keys.tokens_per_key;
   const std::int64_t end = (part.position + part.tokens) / tokens_per_key;
   input.torn = true;
-  for (const std::int32_t lane : context_->key_sources[source].lanes) {
-    const std::int64_t window = taps().index_keys[static_cast<std::size_t>(lane)].window;
+  std::int64_t key = end;  // the first that some lane has not got
+  for (const std::int32_t lane : from.lanes) {
     index_key_pages pages;
     if (const status code = context_->store.index_keys(s.handle, lane, &pages); code != status::ok)
       return store_failed(code, s, "keys", error);
-    for (std::int64_t key = pages.keys; key < end;) {
-      const std::int64_t count = std::min(key_block, end - key);
-      const std::int64_t first = (key + 1) * tokens_per_key - window;
-      const std::int64_t seen = (count - 1) * tokens_per_key + window;
-      view<const float, 2> seen_rows(key_rows_, seen, width);
-      if (first >= part.position && rows.type == dtype::f32 && rows.stride[1] == 1 &&
-          rows.stride[0] == width) {
-        seen_rows.data = static_cast<const float*>(rows.data) + (part.from + first - part.position) * width;
-      } else {
-        for (std::int64_t r = 0; r < seen; ++r) {
-          const std::int64_t token = first + r;
-          float* const out = key_rows_ + r * width;
-          if (token >= part.position)
-            load_row(rows, part.from + token - part.position, out);
-          else if (token < 0)
-            std::fill_n(out, width, 0.0f);
-          else
-            std::copy_n(input.ring.row(token), width, out);
-        }
-      }
-      const view<std::byte, 2> out(key_out_, count, geometry.index_keys.bytes());
+    key = std::min(key, pages.keys);
+  }
+  // Rows are gathered once for all lanes.
+  while (key < end) {
+    const std::int64_t count = std::min(key_block, end - key);
+    const view<const float, 2> seen = seen_rows(part, input.ring, (key + 1) * tokens_per_key - from.window,
+                                                (count - 1) * tokens_per_key + from.window, rows);
+    for (const std::int32_t lane : from.lanes)
       if (const status code =
-              index_.encode_index_keys(lane, seen_rows, out, scratch_, context_->options.threads);
-          code != status::ok) {
-        *error = fault{};
-        error->code = code;
-        error->sequence = s.handle.index;
-        error->lane = lane;
-        error->what = "encode_index_keys";
-        return code;
-      }
-      for (std::int64_t k = 0; k < count; ++k)
-        *nan_keys += neutralise(key_out_ + k * geometry.index_keys.bytes(), geometry.index_keys);
-      if (const status code = context_->store.append_index_keys(s.handle, lane, key, out, stream);
+              append_lane(s, lane, key, key + count, from.window, seen, stream, nan_keys, error);
           code != status::ok)
-        return store_failed(code, s, "append_index_keys", error);
-      key += count;
-    }
+        return code;
+    key += count;
   }
   input.torn = false;
   input.ring.push(part.position, part.tokens, rows, part.from);
@@ -143,14 +176,14 @@ status host_level1::encode(const observed_rows& part, std::size_t source, const_
 }
 
 status host_level1::observe(view<const observed_rows, 1> rows_of, std::int32_t layer, tap_kind kind,
-                            const_tensor<2> rows, stream_ref stream, std::int64_t* nan_keys,
+                            const_tensor<3> rows, stream_ref stream, std::int64_t* nan_keys,
                             fault* error) noexcept {
   const auto& key_sources = context_->key_sources;
   const auto& query_sources = context_->query_sources;
   for (std::int64_t i = 0; i < rows_of.shape[0]; ++i) {
     const observed_rows& part = rows_of(i);
     for (std::size_t k = 0; k < key_sources.size(); ++k)
-      if (kind == tap_kind::hidden && key_sources[k].layer == layer)
+      if (key_sources[k].kind == kind && key_sources[k].layer == layer)
         if (const status code = encode(part, k, rows, stream, nan_keys, error); code != status::ok)
           return code;
     for (std::size_t q = 0; q < query_sources.size(); ++q)
@@ -176,10 +209,27 @@ void host_level1::write_row(served_sequence& s, kept_row row, const float* value
   std::copy_n(values, ring.width, ring.row(row.token));
 }
 
+/// The rows of the newest tokens up to `position`, oldest first; for those that are not there stands the oldest that is.
+const float* host_level1::newest_rows(const row_ring& ring, std::int64_t position, std::int64_t tokens,
+                                      float* out) const noexcept {
+  if (tokens == 1) return ring.row(position);
+  for (std::int64_t t = 0; t < tokens; ++t)
+    std::copy_n(ring.row(std::max(ring.first(), position - tokens + 1 + t)), ring.width,
+                out + t * ring.width);
+  return out;
+}
+
 status host_level1::poll(served_sequence& s, fault* error) noexcept {
   s.flight.watch = stopwatch();  // its turn begins here
-  for (std::size_t tap = 0; tap < tap_rows_.size(); ++tap)
-    tap_rows_[tap] = s.queries[static_cast<std::size_t>(context_->source_of_tap[tap])].row(s.flight.position);
+  float* gathered = query_rows_;
+  for (std::size_t source = 0; source < s.queries.size(); ++source) {
+    const std::int64_t tokens = context_->query_sources[source].tokens, width = s.queries[source].width;
+    const float* const rows = newest_rows(s.queries[source], s.flight.position, tokens, gathered);
+    if (tokens > 1) gathered += tokens * width;
+    for (std::size_t tap = 0; tap < tap_rows_.size(); ++tap)
+      if (context_->source_of_tap[tap] == static_cast<std::int32_t>(source))
+        tap_rows_[tap] = rows + (tokens - taps().queries[tap].tokens) * width;
+  }
   score_request request;
   request.reader = &context_->store;
   request.sequence = s.handle;

@@ -6,6 +6,7 @@
 
 #include "src/select/buffer.hpp"
 #include "src/select/level1.hpp"
+#include "src/select/row_ring.hpp"
 
 namespace flashmemory {
 inline namespace v0 {
@@ -22,7 +23,7 @@ class host_level1 final : public level1 {
   void open_place(served_sequence& s) override;
   std::size_t row_bytes() const noexcept override;
   status observe(view<const observed_rows, 1> rows_of, std::int32_t layer, tap_kind kind,
-                 const_tensor<2> rows, stream_ref stream, std::int64_t* nan_keys,
+                 const_tensor<3> rows, stream_ref stream, std::int64_t* nan_keys,
                  fault* error) noexcept override;
   void copy_rows(const served_sequence& from, served_sequence& to) override;
   void read_row(const served_sequence& s, kept_row row, float* out) override;
@@ -36,8 +37,15 @@ class host_level1 final : public level1 {
   /// Keys that are encoded at a time, which bounds the scratch memory of a long prompt.
   static constexpr std::int64_t key_block = 64;
 
-  status encode(const observed_rows& part, std::size_t source, const_tensor<2> rows, stream_ref stream,
+  status encode(const observed_rows& part, std::size_t source, const_tensor<3> rows, stream_ref stream,
                 std::int64_t* nan_keys, fault* error) noexcept;
+  view<const float, 2> seen_rows(const observed_rows& part, const row_ring& ring, std::int64_t first,
+                                 std::int64_t count, const_tensor<3> rows) noexcept;
+  status append_lane(served_sequence& s, std::int32_t lane, std::int64_t first_key, std::int64_t end,
+                     std::int64_t source_window, view<const float, 2> rows, stream_ref stream,
+                     std::int64_t* nan_keys, fault* error) noexcept;
+  const float* newest_rows(const row_ring& ring, std::int64_t position, std::int64_t tokens,
+                           float* out) const noexcept;
   status store_failed(status code, const served_sequence& s, const char* what, fault* error) const noexcept;
 
   indexer& index_;
@@ -45,7 +53,8 @@ class host_level1 final : public level1 {
   std::vector<buffer> places_;
   buffer memory_;
   view<float, 1> scores_;
-  float* key_rows_ = nullptr;     ///< a block's hidden states, gathered
+  float* key_rows_ = nullptr;     ///< a block's rows, gathered
+  float* query_rows_ = nullptr;   ///< of all query sources, gathered
   std::byte* key_out_ = nullptr;  ///< a block's keys
   workspace scratch_;
   std::vector<const float*> tap_rows_;

@@ -21,23 +21,58 @@ struct query_source {
   std::int32_t layer = 0;
   tap_kind kind = tap_kind::hidden;
   std::int64_t width = 0;
+  std::int64_t tokens = 1;  ///< of the tap that sees most
 };
 
-/// Hidden states that one or more index-key lanes are made from.
+/// Vectors of one layer that one or more index-key lanes are made from.
 struct key_source {
   std::int32_t layer = 0;
+  tap_kind kind = tap_kind::hidden;
   std::int64_t width = 0;
   std::int64_t window = 0;  ///< of the lane that sees most
   std::vector<std::int32_t> lanes;
 };
 
+/// Kinds of taps that there are.
+inline constexpr std::size_t tap_kinds = 3;
+
+/// Rows of one head.
+inline const_tensor<3> one_head(const_tensor<2> rows) noexcept {
+  const_tensor<3> out;
+  out.data = rows.data;
+  out.type = rows.type;
+  out.shape[0] = rows.shape[0];
+  out.shape[1] = 1;
+  out.shape[2] = rows.shape[1];
+  out.stride[0] = rows.stride[0];
+  out.stride[1] = rows.shape[1];
+  out.stride[2] = rows.stride[1];
+  return out;
+}
+
+/// The name of what a tap reads, for messages.
+inline const char* name_of(tap_kind kind) noexcept {
+  return kind == tap_kind::hidden ? "hidden states" : kind == tap_kind::queries ? "queries" : "keys";
+}
+
+/// The call of a selector that brings it.
+inline const char* call_of(tap_kind kind) noexcept {
+  return kind == tap_kind::hidden    ? "observe"
+         : kind == tap_kind::queries ? "observe_queries"
+                                     : "observe_keys";
+}
+
 /// What a level 1 has to know of its selector; outlives it.
 struct level1_context {
   level1_context(chunk_store& s, const selector_options& o) : store(s), geometry(s.geometry()), options(o) {}
 
-  /// Tokens of a query source that are kept: the newest token is only known after speculative ones were
-  /// rejected.
-  static constexpr std::int64_t query_rows = 8;
+  /// Newest tokens one of which turns out to be the last: it is only known after speculative ones were rejected.
+  static constexpr std::int64_t newest_rows = 8;
+
+  /// Rows of a query source that are kept.
+  static std::int64_t query_rows(const query_source& source) noexcept {
+    return newest_rows - 1 + source.tokens;
+  }
 
   /// Rows of a key source that are kept.
   std::int64_t key_rows(const key_source& source) const noexcept {
@@ -98,8 +133,9 @@ class level1 {
 
   /// Keeps the rows of a batch that its sources read, encodes and appends the keys that they complete, and moves the
   /// rings of the sequences on. Everything has been checked.
+  /// \param rows  [tokens, heads, width / heads], one head for hidden states
   virtual status observe(view<const observed_rows, 1> rows_of, std::int32_t layer, tap_kind kind,
-                         const_tensor<2> rows, stream_ref stream, std::int64_t* nan_keys,
+                         const_tensor<3> rows, stream_ref stream, std::int64_t* nan_keys,
                          fault* error) noexcept = 0;
 
   /// For set-up calls, which may wait: the rows of one sequence for another one, one row to the host, one from it.
@@ -110,7 +146,7 @@ class level1 {
   /// Keys that were no numbers and that observe() could not yet count.
   virtual std::int64_t more_nan_keys() const noexcept { return 0; }
 
-  /// Starts to score the first flight.chunks chunks of each sequence by its row of token flight.position. pending if
+  /// Starts to score the first flight.chunks chunks of each sequence by its rows up to token flight.position. pending if
   /// that is not possible now without blocking; only in overlapped mode.
   virtual status start(view<served_sequence* const, 1> due, stream_ref stream, fault* error) noexcept = 0;
 

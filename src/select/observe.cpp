@@ -76,29 +76,31 @@ status selector::impl::check_key_order(const served_sequence& s, std::size_t sou
   return status::ok;
 }
 
-status selector::impl::observe(batch items, std::int32_t layer, tap_kind kind, const_tensor<2> rows,
+status selector::impl::observe(batch items, std::int32_t layer, tap_kind kind, const_tensor<3> rows,
                                stream_ref stream) noexcept {
   std::int64_t width = -1;
   for (const auto& source : query_sources)
     if (source.layer == layer && source.kind == kind) width = source.width;
-  if (kind == tap_kind::hidden)
-    for (const auto& source : key_sources)
-      if (source.layer == layer) width = source.width;
+  for (const auto& source : key_sources)
+    if (source.layer == layer && source.kind == kind) width = source.width;
   if (width < 0) return status::ok;
 
   std::int64_t tokens = 0;
   if (const status code = check_items(items, &tokens); code != status::ok) return code;
   fault f;
   f.layer = layer;
-  f.what = kind == tap_kind::hidden ? "hidden" : "queries";
+  f.what = kind == tap_kind::hidden ? "hidden" : detail::name_of(kind);
   if (rows.type != dtype::f32 && rows.type != dtype::bf16 && rows.type != dtype::f16) {
     f.code = status::bad_dtype;
     return fail(f);
   }
-  if (rows.shape[0] != tokens || rows.shape[1] != width) {
+  // Of K both extents count, or another model's would pass whose product is the same.
+  const bool right_heads = kind != tap_kind::keys || rows.shape[1] == geometry.kv_heads;
+  if (const std::int64_t found = rows.shape[1] * rows.shape[2];
+      rows.shape[0] != tokens || found != width || !right_heads) {
     f.code = status::bad_shape;
-    f.expected = rows.shape[0] != tokens ? tokens : width;
-    f.actual = rows.shape[0] != tokens ? rows.shape[0] : rows.shape[1];
+    f.expected = rows.shape[0] != tokens ? tokens : found != width ? width : geometry.kv_heads;
+    f.actual = rows.shape[0] != tokens ? rows.shape[0] : found != width ? found : rows.shape[1];
     return fail(f);
   }
   if (tokens > 0 && rows.data == nullptr) {
@@ -106,7 +108,7 @@ status selector::impl::observe(batch items, std::int32_t layer, tap_kind kind, c
     return fail(f);
   }
   const auto is_key_source = [&](std::size_t k) {
-    return kind == tap_kind::hidden && key_sources[k].layer == layer;
+    return key_sources[k].kind == kind && key_sources[k].layer == layer;
   };
   for (std::int64_t i = 0; i < items.shape[0]; ++i) {
     if (items(i).empty()) continue;
@@ -132,12 +134,17 @@ status selector::impl::observe(batch items, std::int32_t layer, tap_kind kind, c
 
 status selector::observe(batch items, std::int32_t layer, const_tensor<2> hidden,
                          stream_ref stream) noexcept {
-  return impl_->observe(items, layer, tap_kind::hidden, hidden, stream);
+  return impl_->observe(items, layer, tap_kind::hidden, detail::one_head(hidden), stream);
 }
 
 status selector::observe_queries(batch items, std::int32_t layer, const_tensor<2> queries,
                                  stream_ref stream) noexcept {
-  return impl_->observe(items, layer, tap_kind::queries, queries, stream);
+  return impl_->observe(items, layer, tap_kind::queries, detail::one_head(queries), stream);
+}
+
+status selector::observe_keys(batch items, std::int32_t layer, const_tensor<3> k,
+                              stream_ref stream) noexcept {
+  return impl_->observe(items, layer, tap_kind::keys, k, stream);
 }
 
 }  // namespace v0

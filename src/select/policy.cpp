@@ -55,6 +55,7 @@ void validate(const selection_policy& policy, const kv_geometry& geometry) {
   require(!std::isnan(policy.threshold), "threshold", "a number", static_cast<double>(policy.threshold));
   require(policy.hysteresis >= 0 && std::isfinite(policy.hysteresis), "hysteresis", "finite and at least 0",
           static_cast<double>(policy.hysteresis));
+  require(policy.hold >= 0 && policy.hold < 1, "hold", "in [0, 1)", static_cast<double>(policy.hold));
 
   const fallback_policy& fallback = policy.fallback;
   require(fallback.max_dropped >= 0 && fallback.max_dropped <= 1, "fallback.max_dropped", "in [0, 1]",

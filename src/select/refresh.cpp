@@ -56,8 +56,12 @@ std::int64_t selector::impl::stage_budget(const served_sequence& s, fallback_sta
 selection_plan selector::impl::plan_with_fallback(served_sequence& s, std::int64_t chunks,
                                                   std::int64_t bad_count, std::int64_t* budget) noexcept {
   view<const float, 1> chunk_scores = scoring->scores(s);
+  if (s.policy.hold > 0) {
+    s.held.apply(chunk_scores, s.policy.hold, scoring->taps().log_odds, plain_scores.data);
+    chunk_scores = view<const float, 1>(plain_scores.data, chunks);
+  }
   if (bad_count > 0) {
-    std::copy_n(chunk_scores.data, chunks, plain_scores.data);
+    if (chunk_scores.data != plain_scores.data) std::copy_n(chunk_scores.data, chunks, plain_scores.data);
     for (std::int64_t i = 0; i < bad_count && bad(i) < chunks; ++i)
       plain_scores(bad(i)) = -std::numeric_limits<float>::infinity();
     chunk_scores = view<const float, 1>(plain_scores.data, chunks);

@@ -12,15 +12,27 @@ namespace flashmemory {
 inline namespace v0 {
 namespace detail {
 
-/// One row of hidden states or queries as floats.
-inline void load_row(const_tensor<2> source, std::int64_t row, float* out) noexcept {
-  const std::int64_t width = source.shape[1], start = row * source.stride[0];
-  if (source.type == dtype::f32 && source.stride[1] == 1) {
-    std::memcpy(out, static_cast<const float*>(source.data) + start, std::size_t(width) * sizeof(float));
-    return;
+/// One row of hidden states, queries or keys as floats: its heads, one after another.
+inline void load_row(const_tensor<3> source, std::int64_t row, float* out) noexcept {
+  const std::int64_t width = source.shape[2];
+  for (std::int64_t head = 0; head < source.shape[1]; ++head, out += width) {
+    const std::int64_t start = row * source.stride[0] + head * source.stride[1];
+    if (source.type == dtype::f32 && source.stride[2] == 1) {
+      std::memcpy(out, static_cast<const float*>(source.data) + start, std::size_t(width) * sizeof(float));
+      continue;
+    }
+    for (std::int64_t i = 0; i < width; ++i)
+      out[i] = load_float(source.data, source.type, start + i * source.stride[2]);
   }
-  for (std::int64_t i = 0; i < width; ++i)
-    out[i] = load_float(source.data, source.type, start + i * source.stride[1]);
+}
+
+/// Row 0 of contiguous f32 rows, or null if they are something else.
+inline const float* plain_rows(const_tensor<3> rows) noexcept {
+  const bool heads_follow = rows.shape[1] == 1 || rows.stride[1] == rows.shape[2];
+  return rows.type == dtype::f32 && rows.stride[2] == 1 && heads_follow &&
+                 rows.stride[0] == rows.shape[1] * rows.shape[2]
+             ? static_cast<const float*>(rows.data)
+             : nullptr;
 }
 
 /// First token that the key after `tokens` tokens sees; negative ones are the zeros before the start.
@@ -51,7 +63,7 @@ struct row_ring {
   }
 
   /// Rows [from, from + tokens) of `source` become tokens [position, position + tokens).
-  void push(std::int64_t position, std::int64_t tokens, const_tensor<2> source, std::int64_t from) noexcept {
+  void push(std::int64_t position, std::int64_t tokens, const_tensor<3> source, std::int64_t from) noexcept {
     advance(position, tokens);
     for (std::int64_t i = std::max<std::int64_t>(0, tokens - capacity); i < tokens; ++i)
       load_row(source, from + i, row(position + i));

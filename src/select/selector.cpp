@@ -57,17 +57,18 @@ selector::impl::impl(std::unique_ptr<detail::level1> level1, chunk_store& s, con
 
   for (std::size_t t = 0; t < taps.queries.size(); ++t) {
     const query_tap& tap = taps.queries[t];
-    if (tap.width < 1 || tap.layer < 0)
-      refuse(formatted("query tap {} of indexer {} has layer {} and width {}", t, taps.name, tap.layer,
-                       tap.width));
+    if (tap.width < 1 || tap.layer < 0 || tap.tokens < 1 || tap.tokens > max_query_tap_tokens)
+      refuse(formatted("query tap {} of indexer {} has layer {}, width {} and {} tokens", t, taps.name,
+                       tap.layer, tap.width, tap.tokens));
     std::size_t at = 0;
     while (at < query_sources.size() &&
            (query_sources[at].layer != tap.layer || query_sources[at].kind != tap.kind))
       ++at;
-    if (at == query_sources.size()) query_sources.push_back({tap.layer, tap.kind, tap.width});
+    if (at == query_sources.size()) query_sources.push_back({tap.layer, tap.kind, tap.width, 1});
     if (query_sources[at].width != tap.width)
       refuse(formatted("query taps of layer {} of indexer {} have widths {} and {}", tap.layer, taps.name,
                        query_sources[at].width, tap.width));
+    query_sources[at].tokens = std::max<std::int64_t>(query_sources[at].tokens, tap.tokens);
     source_of_tap.push_back(static_cast<std::int32_t>(at));
   }
 
@@ -77,8 +78,10 @@ selector::impl::impl(std::unique_ptr<detail::level1> level1, chunk_store& s, con
       refuse(formatted("index-key tap {} of indexer {}: layer {}, width {}, {} tokens per key, window {}", t,
                        taps.name, tap.layer, tap.width, tap.tokens_per_key, tap.window));
     std::size_t at = 0;
-    while (at < key_sources.size() && key_sources[at].layer != tap.layer) ++at;
-    if (at == key_sources.size()) key_sources.push_back({tap.layer, tap.width, 0, {}});
+    while (at < key_sources.size() &&
+           (key_sources[at].layer != tap.layer || key_sources[at].kind != tap.kind))
+      ++at;
+    if (at == key_sources.size()) key_sources.push_back({tap.layer, tap.kind, tap.width, 0, {}});
     if (key_sources[at].width != tap.width)
       refuse(formatted("index-key taps of layer {} of indexer {} have widths {} and {}", tap.layer, taps.name,
                        key_sources[at].width, tap.width));
@@ -87,7 +90,7 @@ selector::impl::impl(std::unique_ptr<detail::level1> level1, chunk_store& s, con
   }
   for (const auto& q : query_sources)
     for (const auto& k : key_sources)
-      if (q.kind == tap_kind::hidden && q.layer == k.layer && q.width != k.width)
+      if (q.kind == k.kind && q.layer == k.layer && q.width != k.width)
         refuse(formatted("query and index-key taps of layer {} of indexer {} have widths {} and {}", q.layer,
                          taps.name, q.width, k.width));
 
@@ -237,13 +240,19 @@ served_sequence& selector::impl::prepare(sequence_handle sequence, const sequenc
       r.capacity = capacity;
       return r;
     };
-    for (const auto& source : query_sources) made->queries.push_back(ring(source.width, query_rows));
+    for (const auto& source : query_sources) made->queries.push_back(ring(source.width, query_rows(source)));
     for (const auto& source : key_sources)
       made->keys.push_back({ring(source.width, key_rows(source)), false});
     scoring->open_place(*made);
     pool.push_back(std::move(made));
     free = pool.back().get();
   }
+
+  const std::int64_t all = geometry.chunks_for(info.options.max_tokens);
+  if (use.hold > 0)
+    free->held.reserve(options.memory, all);
+  else
+    free->held.forget_from(0);
 
   free->handle = sequence;
   free->own_policy = false;
@@ -318,9 +327,10 @@ void selector::attach(sequence_handle sequence, const selection_policy* policy) 
       }
       if (!fits)
         refuse(
-            formatted("sequence {} holds {} tokens whose hidden states at layer {} the key encoder has not "
+            formatted("sequence {} holds {} tokens whose {} at layer {} the key encoder has not "
                       "seen; attach it before its prompt, or with load_state()",
-                      sequence.index, info.tokens, impl_->key_sources[k].layer));
+                      sequence.index, info.tokens, detail::name_of(impl_->key_sources[k].kind),
+                      impl_->key_sources[k].layer));
       s.keys[k].ring.begin = s.keys[k].ring.end = info.tokens;
     }
   }
@@ -337,7 +347,7 @@ void selector::attach_fork(sequence_handle parent, sequence_handle child, const 
   const bool selects = use.mode != selection_mode::everything;
   if (selects && from->policy.mode == selection_mode::everything && info.tokens > 0)
     refuse(
-        formatted("the policy of sequence {} is everything, so its hidden states were not observed; its "
+        formatted("the policy of sequence {} is everything, so its tokens were not observed; its "
                   "fork {} cannot select",
                   parent.index, child.index));
   for (std::size_t k = 0; selects && k < from->keys.size(); ++k)
@@ -365,6 +375,8 @@ void selector::attach_fork(sequence_handle parent, sequence_handle child, const 
   s.calm = from->calm;
   s.mass = from->mass;
   s.report = from->report;
+  const std::int64_t shared = std::min(from->held.count(), info.tokens / impl_->geometry.tokens_per_chunk());
+  for (std::int64_t c = 0; use.hold > 0 && c < shared; ++c) s.held.push(from->held[c]);
   impl_->scoring->copy_rows(*from, s);
   for (std::size_t q = 0; q < s.queries.size(); ++q) {
     s.queries[q].begin = from->queries[q].begin;
@@ -429,7 +441,7 @@ bool selector::reads(std::int32_t layer, tap_kind kind) const noexcept {
   for (const auto& source : impl_->query_sources)
     if (source.layer == layer && source.kind == kind) return true;
   for (const auto& source : impl_->key_sources)
-    if (source.layer == layer && kind == tap_kind::hidden) return true;
+    if (source.layer == layer && source.kind == kind) return true;
   return false;
 }
 

@@ -47,7 +47,7 @@ struct selector::impl : detail::level1_context {
   view<chunk_id, 1> kept;
   view<chunk_id, 1> order;
   view<chunk_id, 1> bad;                                ///< of the sequence that is planned for
-  view<float, 1> plain_scores;                          ///< its scores, those of bad chunks taken out
+  view<float, 1> plain_scores;                          ///< its scores, held and without bad chunks'
   std::vector<detail::observed_rows> observed;          ///< [max_sequences]
   std::vector<detail::served_sequence*> due, to_score;  ///< room for max_sequences
   std::vector<detail::served_sequence*> under_way;      ///< refreshes in flight; room for max_sequences
@@ -81,7 +81,7 @@ struct selector::impl : detail::level1_context {
   sequence_info open_info(sequence_handle sequence) const;
 
   // observe.cpp
-  status observe(batch items, std::int32_t layer, tap_kind kind, const_tensor<2> rows,
+  status observe(batch items, std::int32_t layer, tap_kind kind, const_tensor<3> rows,
                  stream_ref stream) noexcept;
   bool can_go_on(const detail::key_source& source, const detail::row_ring& ring,
                  std::int64_t tokens) const noexcept;

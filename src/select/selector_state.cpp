@@ -11,10 +11,11 @@
 #include "src/io/running_hash.hpp"
 #include "src/select/selector_impl.hpp"
 
-/// Layout of a saved state, version 2, all little-endian:
+/// Layout of a saved state, version 3, all little-endian:
 ///   u64 magic, u32 version, u32 zero, u64 bytes in all, then the body, then u64 XXH3 of all before it.
 ///   body: shape (sources with their widths and windows), cadence, fallback, last report, then per ring: begin, end and
-///   the rows it holds, oldest first.
+///   the rows it holds, oldest first; then the number of held scores and these. Version 2 had neither kinds of key
+///   sources, which all were hidden states, nor held scores, and is read as well.
 /// The policy and limits of the selector that wrote it are no part of it: whoever reads it has its own.
 
 namespace flashmemory {
@@ -25,7 +26,7 @@ using detail::served_sequence;
 namespace {
 
 constexpr std::uint64_t state_magic = 0x31544154534d4c46;  // "FLMSTAT1"
-constexpr std::uint32_t state_version = 2;
+constexpr std::uint32_t state_version = 3, first_version = 2;
 /// No count in a state is larger: nobody has decoded so many tokens.
 constexpr std::int64_t largest_count = std::int64_t{1} << 40;
 
@@ -154,7 +155,22 @@ struct scalars {
   selection_report report;
 };
 
-const char* name_of(tap_kind kind) noexcept { return kind == tap_kind::hidden ? "hidden states" : "queries"; }
+void expect_kind(tap_kind found, tap_kind wanted, std::int32_t layer, const char* what) {
+  if (found != wanted)
+    reject(formatted("{} of layer {} is {}, this selector has {}", what, layer, detail::name_of(found),
+                     detail::name_of(wanted)));
+}
+
+/// Scores of up to `chunks` chunks, kept if the policy in force holds them.
+void get_held(reader& in, std::int64_t chunks, detail::served_sequence& s) {
+  const std::int64_t count = in.count("held scores");
+  if (count > chunks) reject(formatted("{} held scores of {} chunks", count, chunks));
+  for (std::int64_t c = 0; c < count; ++c) {
+    const auto score = in.get<float>("held scores");
+    if (std::isnan(score)) reject(formatted("the held score of chunk {} is no number", c));
+    if (s.policy.hold > 0) s.held.push(score);
+  }
+}
 
 scalars get_scalars(reader& in) {
   scalars s;
@@ -217,6 +233,7 @@ std::vector<std::byte> selector::save_state(sequence_handle sequence) const {
   out.put(static_cast<std::int64_t>(im.key_sources.size()));
   for (const auto& source : im.key_sources) {
     out.put(source.layer);
+    out.put(static_cast<std::int32_t>(source.kind));
     out.put(source.width);
     out.put(source.window);
   }
@@ -246,6 +263,9 @@ std::vector<std::byte> selector::save_state(sequence_handle sequence) const {
   };
   for (std::size_t q = 0; q < s->queries.size(); ++q) put_ring(s->queries[q], {false, q, 0});
   for (std::size_t k = 0; k < s->keys.size(); ++k) put_ring(s->keys[k].ring, {true, k, 0});
+  const std::int64_t held = std::min(s->held.count(), tokens / im.geometry.tokens_per_chunk());
+  out.put(held);
+  for (std::int64_t c = 0; c < held; ++c) out.put(s->held[c]);
   return out.finish();
 }
 
@@ -264,7 +284,8 @@ void detail::selector_access::load_state(selector& select, sequence_handle seque
   if (bytes < 4 * sizeof(std::uint64_t)) reject(formatted("{} bytes are too few", bytes));
   reader in(from, bytes - checksum_bytes);
   if (in.get<std::uint64_t>("magic") != state_magic) reject("it is no selector state");
-  if (const auto version = in.get<std::uint32_t>("version"); version != state_version)
+  const auto version = in.get<std::uint32_t>("version");
+  if (version < first_version || version > state_version)
     reject(formatted("version {}, this library reads version {}", version, state_version));
   if (in.get<std::uint32_t>("reserved") != 0) reject("reserved bytes are not zero");
   if (const auto total = in.get<std::uint64_t>("bytes"); total != bytes)
@@ -273,14 +294,14 @@ void detail::selector_access::load_state(selector& select, sequence_handle seque
   in.expect(static_cast<std::int64_t>(im.query_sources.size()), "query sources");
   for (const auto& source : im.query_sources) {
     in.expect(source.layer, "query layer");
-    if (const tap_kind found = get_enum(in, tap_kind::queries, "query kind"); found != source.kind)
-      reject(formatted("a query of layer {} is {}, this selector has {}", source.layer, name_of(found),
-                       name_of(source.kind)));
+    expect_kind(get_enum(in, tap_kind::keys, "query kind"), source.kind, source.layer, "a query");
     in.expect(source.width, "query width");
   }
   in.expect(static_cast<std::int64_t>(im.key_sources.size()), "key sources");
   for (const auto& source : im.key_sources) {
     in.expect(source.layer, "key layer");
+    expect_kind(version < 3 ? tap_kind::hidden : get_enum(in, tap_kind::keys, "kind of a key's rows"),
+                source.kind, source.layer, "what a key is made from");
     in.expect(source.width, "key width");
     in.expect(source.window, "key window");
   }
@@ -322,6 +343,7 @@ void detail::selector_access::load_state(selector& select, sequence_handle seque
             formatted("the sequence holds {} keys of lane {} at {} tokens", pages.keys, lane, info.tokens));
     }
   }
+  if (version >= 3) get_held(in, info.tokens / im.geometry.tokens_per_chunk(), *s);
   if (in.left() != 0) reject(formatted("{} bytes too many", in.left()));
   std::uint64_t checksum;
   from.read(&checksum, sizeof checksum, "checksum");

@@ -6,6 +6,7 @@
 #include <limits>
 #include <vector>
 
+#include "src/select/held_scores.hpp"
 #include "src/select/row_ring.hpp"
 #include "src/select/stopwatch.hpp"
 
@@ -74,6 +75,7 @@ struct served_sequence {
   std::int32_t calm = 0;                                ///< refreshes in a row that did not
   float mass = std::numeric_limits<float>::infinity();  ///< smallest reported since the last refresh
   selection_report report;
+  held_scores held;  ///< with selection_policy::hold alone
   refresh_flight flight;
 
   std::vector<row_ring> queries;  ///< per query_source

@@ -109,9 +109,10 @@ status selector::impl::step(batch items, stream_ref stream) noexcept {
   for (std::int64_t i = 0; i < items.shape[0]; ++i) {
     if (items(i).empty()) continue;
     served_sequence& s = *find(items(i).sequence);
+    if (s.policy.hold > 0) s.held.forget_from(items(i).position / geometry.tokens_per_chunk());
     enter_phase(s, items(i));
     s.processed = items(i).position + items(i).num_tokens;
-    if (items(i).num_tokens <= query_rows) s.step_tokens = items(i).num_tokens;
+    if (items(i).num_tokens <= newest_rows) s.step_tokens = items(i).num_tokens;
     // Gone back by a whole interval: the set in force was chosen for another continuation.
     if (s.processed <= s.refreshed - s.policy.interval) {
       s.next_due = s.processed;

@@ -13,6 +13,11 @@ using detail::chunk_record;
 using detail::pinned_chunk;
 using detail::sequence_state;
 
+// Not in the header, so that consumers without exceptions can read it.
+void chunk_store::set_quota(sequence_handle, std::int64_t) {
+  throw error(status::unsupported, "chunk_store::set_quota: this store's quotas do not change");
+}
+
 /// A copy of a sequence's books whose lists have room for another quota, and the slots for it. The lists of chunks that are
 /// pinned are empty.
 sequence_state* tiered_chunk_store::impl::with_quota(sequence_state& s, const sequence_options& wanted) {

@@ -22,6 +22,10 @@ class conformance_backend {
       flashmemory::chunk_store& store, flashmemory::dual_encoder_indexer& index,
       const flashmemory::selection_policy& policy, const flashmemory::selector_options& options) const = 0;
 
+  virtual std::unique_ptr<flashmemory::selector> make_selector(
+      flashmemory::chunk_store& store, flashmemory::pooled_keys_indexer& index,
+      const flashmemory::selection_policy& policy, const flashmemory::selector_options& options) const = 0;
+
   virtual flashmemory::stream_ref stream() const = 0;
 
   /// Query tokens of an item that attend() takes, at most.
@@ -34,6 +38,17 @@ class conformance_backend {
   virtual flashmemory::status observe(flashmemory::selector& select, flashmemory::batch items,
                                       std::int32_t layer, const std::vector<float>& hidden) const = 0;
 
+  virtual flashmemory::status observe_queries(flashmemory::selector& select, flashmemory::batch items,
+                                              std::int32_t layer, const std::vector<float>& q) const = 0;
+
+  virtual flashmemory::status observe_keys(flashmemory::selector& select, flashmemory::batch items,
+                                           std::int32_t layer, const std::vector<float>& k) const = 0;
+
+  /// The index keys of one lane as they lie in the store: whole pages.
+  virtual std::vector<std::byte> index_keys(const flashmemory::chunk_store& store,
+                                            flashmemory::sequence_handle sequence,
+                                            std::int32_t lane) const = 0;
+
   /// options.scratch and options.lse are provided by the backend.
   virtual flashmemory::status attend(const flashmemory::chunk_store& store, flashmemory::batch items,
                                      std::int32_t layer, std::int32_t query_heads,
@@ -41,6 +56,13 @@ class conformance_backend {
                                      std::vector<float>& lse,
                                      const flashmemory::attend_options& options) const = 0;
 };
+
+/// Bytes of the pages that hold a lane's keys.
+inline std::size_t page_bytes_of(const flashmemory::kv_geometry& g,
+                                 const flashmemory::index_key_pages& pages) {
+  const std::int64_t each = g.index_keys_per_chunk();
+  return std::size_t((pages.keys + each - 1) / each) * flashmemory::chunk_layout(g).index_key_page_bytes();
+}
 
 /// Every backend of this build.
 const std::vector<std::unique_ptr<conformance_backend>>& conformance_backends();

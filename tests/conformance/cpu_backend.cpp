@@ -33,6 +33,12 @@ class cpu_backend final : public conformance_backend {
     return std::make_unique<fm::selector>(store, index, policy, options);
   }
 
+  std::unique_ptr<fm::selector> make_selector(fm::chunk_store& store, fm::pooled_keys_indexer& index,
+                                              const fm::selection_policy& policy,
+                                              const fm::selector_options& options) const override {
+    return std::make_unique<fm::selector>(store, index, policy, options);
+  }
+
   fm::stream_ref stream() const override { return fm::stream_ref::host(); }
 
   fm::status append(fm::chunk_store& store, fm::batch items, std::int32_t layer, const std::vector<float>& k,
@@ -45,11 +51,31 @@ class cpu_backend final : public conformance_backend {
 
   fm::status observe(fm::selector& select, fm::batch items, std::int32_t layer,
                      const std::vector<float>& hidden) const override {
-    std::int64_t tokens = 0;
-    for (std::int64_t i = 0; i < items.shape[0]; ++i) tokens += items(i).num_tokens;
+    const std::int64_t tokens = tokens_of(items);
     return select.observe(
         items, layer, fm::view<const float, 2>(hidden.data(), tokens, std::int64_t(hidden.size()) / tokens),
         stream());
+  }
+
+  fm::status observe_queries(fm::selector& select, fm::batch items, std::int32_t layer,
+                             const std::vector<float>& q) const override {
+    const std::int64_t tokens = tokens_of(items);
+    return select.observe_queries(
+        items, layer, fm::view<const float, 2>(q.data(), tokens, std::int64_t(q.size()) / tokens), stream());
+  }
+
+  fm::status observe_keys(fm::selector& select, fm::batch items, std::int32_t layer,
+                          const std::vector<float>& k) const override {
+    const auto& g = select.store().geometry();
+    return select.observe_keys(
+        items, layer, fm::view<const float, 3>(k.data(), tokens_of(items), g.kv_heads, g.key_dim), stream());
+  }
+
+  std::vector<std::byte> index_keys(const fm::chunk_store& store, fm::sequence_handle sequence,
+                                    std::int32_t lane) const override {
+    fm::index_key_pages pages;
+    if (store.index_keys(sequence, lane, &pages) != fm::status::ok) return {};
+    return {pages.data, pages.data + page_bytes_of(store.geometry(), pages)};
   }
 
   fm::status attend(const fm::chunk_store& store, fm::batch items, std::int32_t layer,
@@ -77,6 +103,12 @@ class cpu_backend final : public conformance_backend {
   }
 
  private:
+  static std::int64_t tokens_of(fm::batch items) {
+    std::int64_t tokens = 0;
+    for (std::int64_t i = 0; i < items.shape[0]; ++i) tokens += items(i).num_tokens;
+    return tokens;
+  }
+
   bool on_file_;
 };
 

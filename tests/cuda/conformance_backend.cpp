@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include <flashmemory/cuda/attend.hpp>
 #include <flashmemory/cuda/chunk_tables.hpp>
+#include <flashmemory/cuda/prompt_attention.hpp>
 #include <flashmemory/cuda/selector.hpp>
 #include <flashmemory/cuda/store.hpp>
 #include <map>
@@ -40,8 +41,14 @@ class cuda_backend final : public conformance_backend {
                                    options, device);
   }
 
+  std::unique_ptr<fm::selector> make_selector(fm::chunk_store& store, fm::pooled_keys_indexer& index,
+                                              const fm::selection_policy& policy,
+                                              const fm::selector_options& options) const override {
+    return fm::cuda::make_selector(dynamic_cast<fm::tiered_chunk_store&>(store), index.config(), policy,
+                                   options);
+  }
+
   fm::stream_ref stream() const override { return stream_->ref(); }
-  std::int32_t most_tokens() const override { return fm::most_decode_tokens; }
 
   fm::status append(fm::chunk_store& store, fm::batch items, std::int32_t layer, const std::vector<float>& k,
                     const std::vector<float>& v) const override {
@@ -57,14 +64,52 @@ class cuda_backend final : public conformance_backend {
 
   fm::status observe(fm::selector& select, fm::batch items, std::int32_t layer,
                      const std::vector<float>& hidden) const override {
-    std::int64_t tokens = 0;
-    for (std::int64_t i = 0; i < items.shape[0]; ++i) tokens += items(i).num_tokens;
+    const std::int64_t tokens = tokens_of(items);
     const device_array<float> rows(hidden);
     const fm::status code = select.observe(
         items, layer, fm::view<const float, 2>(rows.data(), tokens, std::int64_t(hidden.size()) / tokens),
         stream());
     stream_->wait();
     return code;
+  }
+
+  fm::status observe_queries(fm::selector& select, fm::batch items, std::int32_t layer,
+                             const std::vector<float>& q) const override {
+    const std::int64_t tokens = tokens_of(items);
+    const device_array<float> rows(q);
+    const fm::status code = select.observe_queries(
+        items, layer, fm::view<const float, 2>(rows.data(), tokens, std::int64_t(q.size()) / tokens),
+        stream());
+    stream_->wait();
+    return code;
+  }
+
+  /// With a gap behind each head, as of K in a fused tensor.
+  fm::status observe_keys(fm::selector& select, fm::batch items, std::int32_t layer,
+                          const std::vector<float>& k) const override {
+    const auto& g = select.store().geometry();
+    constexpr std::int64_t gap = 3;
+    const std::int64_t tokens = tokens_of(items), dim = g.key_dim;
+    std::vector<float> wide(std::size_t(tokens * g.kv_heads * (dim + gap)), -1e30f);
+    for (std::int64_t h = 0; h < tokens * g.kv_heads; ++h)
+      std::copy_n(k.data() + h * dim, dim, wide.data() + h * (dim + gap));
+    const device_array<float> rows(wide);
+    fm::const_tensor<3> heads(rows.data(), fm::dtype::f32, tokens, g.kv_heads, dim);
+    heads.stride[0] = g.kv_heads * (dim + gap);
+    heads.stride[1] = dim + gap;
+    const fm::status code = select.observe_keys(items, layer, heads, stream());
+    stream_->wait();
+    return code;
+  }
+
+  std::vector<std::byte> index_keys(const fm::chunk_store& store, fm::sequence_handle sequence,
+                                    std::int32_t lane) const override {
+    fm::index_key_pages pages;
+    if (store.index_keys(sequence, lane, &pages) != fm::status::ok) return {};
+    std::vector<std::byte> bytes(page_bytes_of(store.geometry(), pages));
+    stream_->wait();
+    if (!bytes.empty()) must(cudaMemcpy(bytes.data(), pages.data, bytes.size(), cudaMemcpyDeviceToHost));
+    return bytes;
   }
 
   /// Item by item, since a plan's rows all have the same number of query tokens; always by the same plan, so that
@@ -82,6 +127,29 @@ class cuda_backend final : public conformance_backend {
     const device_array<std::byte> queries(narrow);
     const device_array<float> outputs(std::size_t(rows * query_heads * g.value_dim)),
         sums(std::size_t(rows * query_heads));
+    bool prompts = options.reach == fm::attend_reach::everything;
+    for (std::int64_t i = 0; i < items.shape[0]; ++i) prompts |= items(i).num_tokens > fm::most_decode_tokens;
+    if (prompts) {
+      fm::cuda::prompt_attention_options o;
+      o.geometry = g;
+      o.query_heads = query_heads;
+      o.max_tokens = rows;
+      o.max_items = items.shape[0];
+      o.max_chunks = max_chunks;
+      o.wave_bytes = 5 * fm::chunk_layout(g).layer_bytes();  // several waves
+      fm::cuda::prompt_attention attention(fm::cuda::context{}, o);
+      fm::attend_options mine;
+      mine.softmax_scale = options.softmax_scale;
+      mine.reach = options.reach;
+      mine.lse = fm::view<float, 2>(sums.data(), rows, query_heads);
+      const auto code = attention.attend(
+          store, items, layer, fm::const_tensor<3>(queries.data(), g.type, rows, query_heads, g.key_dim),
+          fm::tensor<3>(outputs.data(), fm::dtype::f32, rows, query_heads, g.value_dim), mine, stream());
+      stream_->wait();
+      out = outputs.get();
+      lse = sums.get();
+      return code;
+    }
     std::int64_t row = 0;
     for (std::int64_t i = 0; i < items.shape[0]; ++i) {
       const std::int64_t n = items(i).num_tokens;
@@ -121,6 +189,12 @@ class cuda_backend final : public conformance_backend {
   }
 
  private:
+  static std::int64_t tokens_of(fm::batch items) {
+    std::int64_t tokens = 0;
+    for (std::int64_t i = 0; i < items.shape[0]; ++i) tokens += items(i).num_tokens;
+    return tokens;
+  }
+
   fm::cuda::chunk_tables& tables_for() const {
     if (!tables_) {
       fm::cuda::chunk_tables_options o;

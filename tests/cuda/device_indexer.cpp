@@ -198,10 +198,6 @@ TEST_CASE("taps that a device cannot serve are refused when the selector is made
     }
   };
   auto taps = own_taps();
-  taps.queries[0].kind = fm::tap_kind::queries;
-  odd reads_queries(taps);
-  CHECK_THROWS_WITH(cu::make_selector(*w.store, reads_queries, w.policy), Catch::Contains("queries"));
-  taps = own_taps();
   taps.index_keys = {{0, width, 4, 4}};
   odd encodes(taps);
   CHECK_THROWS_AS(cu::make_selector(*w.store, encodes, w.policy), fm::argument_error);

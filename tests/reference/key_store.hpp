@@ -26,7 +26,8 @@ class key_store final : public chunk_reader {
         const std::size_t count = std::min(page, keys - first);
         if (geometry.index_keys.layout == index_key_layout::planar) {
           repack_keys(rows.data() + first * row, pages.data() + first * row, static_cast<std::int64_t>(count),
-                      static_cast<std::int64_t>(page), geometry.index_keys.bytes(), true);
+                      static_cast<std::int64_t>(page), geometry.index_keys.bytes(), true,
+                      geometry.index_keys.scale_bytes());
         } else {
           std::memcpy(pages.data() + first * row, rows.data() + first * row, count * row);
         }

@@ -285,6 +285,14 @@ inline float hidden_value(const sequence& s, std::int32_t layer, std::int64_t to
   return number(s.tag_at(token), std::uint64_t(token), std::uint64_t(layer) + 100, std::uint64_t(i));
 }
 
+/// K and queries of the toy engine: element i of all heads of a token.
+inline float key_value(const sequence& s, std::int32_t layer, std::int64_t token, std::int64_t i) {
+  return number(s.tag_at(token), std::uint64_t(token), std::uint64_t(layer) + 200, std::uint64_t(i));
+}
+inline float query_value(const sequence& s, std::int32_t layer, std::int64_t token, std::int64_t i) {
+  return number(s.tag_at(token), std::uint64_t(token), std::uint64_t(layer) + 400, std::uint64_t(i));
+}
+
 class engine {
  public:
   engine(fm::chunk_store& store, fm::selector& select) : store_(store), select_(select) {}
@@ -324,19 +332,20 @@ class engine {
           const std::size_t first = h;
           for (std::int64_t i = 0; i < width; ++i) hidden_[h++] = hidden_value(*s, layer, t, i);
           if (poison != 0 && t == s->tokens + n - 1) hidden_[first] = poison;
-          for (std::int64_t i = 0; i < g.kv_heads * g.key_dim; ++i)
-            k_[k++] = number(tag, std::uint64_t(t), std::uint64_t(layer) + 200, std::uint64_t(i));
+          for (std::int64_t i = 0; i < g.kv_heads * g.key_dim; ++i) k_[k++] = key_value(*s, layer, t, i);
           for (std::int64_t i = 0; i < g.kv_heads * g.value_dim; ++i)
             v_[v++] = number(tag, std::uint64_t(t), std::uint64_t(layer) + 300, std::uint64_t(i));
-          for (std::int64_t i = 0; i < query_width; ++i)
-            q_[q++] = number(tag, std::uint64_t(t), std::uint64_t(layer) + 400, std::uint64_t(i));
+          for (std::int64_t i = 0; i < query_width; ++i) q_[q++] = query_value(*s, layer, t, i);
         }
       }
       const fm::batch items(items_.data(), items_.size());
       const auto observe = [&] {
         if (!observes) return fm::status::ok;
-        const fm::status code =
+        fm::status code =
             select_.observe(items, layer, fm::view<const float, 2>(hidden_.data(), rows, width), host);
+        if (code != fm::status::ok) return code;
+        code = select_.observe_keys(items, layer,
+                                    fm::view<const float, 3>(k_.data(), rows, g.kv_heads, g.key_dim), host);
         if (code != fm::status::ok || !queries) return code;
         return select_.observe_queries(items, layer, fm::view<const float, 2>(q_.data(), rows, query_width),
                                        host);

@@ -6,11 +6,13 @@ flashmemory_test(flashmemory_selector_unit LABELS unit LIBRARIES xxHash::inline 
   ${CMAKE_CURRENT_LIST_DIR}/select/selector_cadence.cpp
   ${CMAKE_CURRENT_LIST_DIR}/select/selector_dual_encoder.cpp
   ${CMAKE_CURRENT_LIST_DIR}/select/selector_fallback.cpp
+  ${CMAKE_CURRENT_LIST_DIR}/select/selector_hold.cpp
   ${CMAKE_CURRENT_LIST_DIR}/select/selector_input.cpp
   ${CMAKE_CURRENT_LIST_DIR}/select/selector_keys.cpp
   ${CMAKE_CURRENT_LIST_DIR}/select/selector_overlap.cpp
   ${CMAKE_CURRENT_LIST_DIR}/select/selector_prompts.cpp
-  ${CMAKE_CURRENT_LIST_DIR}/select/selector_state.cpp)
+  ${CMAKE_CURRENT_LIST_DIR}/select/selector_state.cpp
+  ${CMAKE_CURRENT_LIST_DIR}/select/selector_taps.cpp)
 # Replaces operator new, so it stands alone.
 flashmemory_test(flashmemory_select_allocations LABELS unit SOURCES
   ${CMAKE_CURRENT_LIST_DIR}/select/select_allocations.cpp)

@@ -34,7 +34,8 @@ struct decode_step_options {
 ///
 ///     step.prepare(items, stream);                    // books of the whole forward pass, device tables
 ///     per layer:                                      // capture from here
-///       step.observe(layer, hidden, stream);          //   at the indexer's target layers
+///       step.observe(layer, hidden, stream);          //   what the indexer's taps read, and no other layers
+///       step.observe_queries(layer, q, stream);       //   (observe_keys likewise)
 ///       step.append(layer, k, v, stream);
 ///       step.attend(layer, q, out, options, stream);
 ///     step.finish(stream);                            // to here; seals full chunks, commits
@@ -96,6 +97,14 @@ class FLASHMEMORY_API decode_step {
   /// do this for all target layers leaves hidden_missing to the next refresh.
   /// \param[in] hidden  [rows * tokens, width], f32, bf16 or f16, unit last stride, device
   status observe(std::int32_t layer, const_tensor<2> hidden, stream_ref stream) noexcept;
+
+  /// The same for taps of kind queries.
+  /// \param[in] queries  [rows * tokens, heads * key_dim]
+  status observe_queries(std::int32_t layer, const_tensor<2> queries, stream_ref stream) noexcept;
+
+  /// The same for taps of kind keys.
+  /// \param[in] k  [rows * tokens, kv_heads, key_dim], f32, bf16 or f16, unit last stride: the tensor that goes to append()
+  status observe_keys(std::int32_t layer, const_tensor<3> k, stream_ref stream) noexcept;
 
   /// sparse_attend() over the step's rows with the scratch and the counters of this object, unless `options` brings
   /// others.

@@ -34,9 +34,9 @@ struct device_score_request {
 struct device_scoring {
   const chunk_reader* reader = nullptr;
   view<const device_score_request, 1> due;  ///< host
-  const const_tensor<2>* queries =
-      nullptr;  ///< [taps().queries] (host array): each [due, width], device, the newest
-                ///< tokens' vectors
+  /// [taps().queries] (host array): each [due, tokens * width], device, unit last stride: the newest tokens' vectors, the
+  /// newest last, as in score_request
+  const const_tensor<2>* queries = nullptr;
   const std::int64_t* positions = nullptr;  ///< [due], device
   std::byte* table = nullptr;  ///< of fill_table(), 256-byte aligned: host memory there, device memory in
                                ///< score()
@@ -51,7 +51,7 @@ class FLASHMEMORY_API device_indexer {
   device_indexer(const device_indexer&) = delete;
   device_indexer& operator=(const device_indexer&) = delete;
 
-  /// What it reads; the same for as long as it lives. Its query taps are of kind hidden.
+  /// What it reads; the same for as long as it lives.
   const indexer_taps& taps() const noexcept { return taps_; }
 
   /// Enqueues the scores of all due sequences; never allocates, synchronises or reads the environment. Calls follow each

@@ -18,21 +18,27 @@ inline namespace v0 {
 enum class tap_kind : std::int32_t {
   hidden,   ///< the input of a layer's attention block, after its norm
   queries,  ///< a layer's attention queries of all heads, after position encoding
+  keys,     ///< a layer's keys of all KV heads, after position encoding: what append() takes
 };
 
-/// One vector per sequence that an indexer wants to see of the newest token.
+/// What an indexer wants to see of the newest tokens of a sequence: one vector of each.
 struct query_tap {
   std::int32_t layer = 0;
   tap_kind kind = tap_kind::hidden;
-  std::int32_t width = 0;  ///< floats: the hidden size, or query heads x key_dim
+  std::int32_t width = 0;   ///< floats: the hidden size, or heads x key_dim
+  std::int32_t tokens = 1;  ///< how many of the newest tokens, up to max_query_tap_tokens
 };
 
-/// One lane of index keys that an indexer's key encoder makes from hidden states.
+/// Most tokens of a query_tap.
+inline constexpr std::int32_t max_query_tap_tokens = 64;
+
+/// One lane of index keys that an indexer's key encoder makes from a layer's hidden states or keys.
 struct index_key_tap {
-  std::int32_t layer = 0;           ///< whose hidden states it reads
-  std::int32_t width = 0;           ///< hidden size
+  std::int32_t layer = 0;           ///< whose vectors it reads
+  std::int32_t width = 0;           ///< floats: the hidden size, or KV heads x key_dim
   std::int32_t tokens_per_key = 4;  ///< stride
   std::int32_t window = 4;          ///< tokens a key sees, ending with its own last one; >= tokens_per_key
+  tap_kind kind = tap_kind::hidden;
 };
 
 /// What an indexer is, as data: what of the model it wants to see, which index keys it reads, what its scores mean.
@@ -54,10 +60,12 @@ struct indexer_taps {
 struct score_request {
   const chunk_reader* reader = nullptr;
   sequence_handle sequence;
-  std::int64_t position = 0;              ///< of the newest processed token
-  std::int64_t chunks = 0;                ///< score chunks [0, chunks)
-  const float* const* queries = nullptr;  ///< [taps().queries], each [width]: the newest token's vectors
-  workspace scratch;                      ///< workspace_bytes()
+  std::int64_t position = 0;  ///< of the newest processed token
+  std::int64_t chunks = 0;    ///< score chunks [0, chunks)
+  /// [taps().queries], each [tokens, width]: the newest tokens' vectors, the newest last. For a token that is not kept -
+  /// from before the sequence began, or not observed - stands the oldest one that is
+  const float* const* queries = nullptr;
+  workspace scratch;  ///< workspace_bytes()
   thread_hook threads = default_threads();
 };
 
@@ -85,8 +93,8 @@ class FLASHMEMORY_API indexer {
                                       std::int64_t max_keys) const noexcept;
 
   /// Encodes `keys.shape[0]` consecutive keys of one of the lanes in taps().index_keys.
-  /// \param[in]  rows  [(keys - 1) * tokens_per_key + window, width], hidden states; rows before a sequence's start are
-  ///     zero
+  /// \param[in]  rows  [(keys - 1) * tokens_per_key + window, width], what the lane's tap reads; rows before a sequence's
+  ///     start are zero
   /// \param[out] keys  [keys, reads.bytes()], contiguous rows: the values, then the scale
   /// \returns unsupported if it encodes none
   virtual status encode_index_keys(std::int32_t lane, view<const float, 2> rows, view<std::byte, 2> keys,

@@ -47,6 +47,9 @@ struct selection_policy {
   float threshold =
       0;  ///< in score units: log-odds for trained indexers (0 = probability 0.5); kept if strictly above
   float hysteresis = 0;  ///< a resident chunk is kept down to threshold - hysteresis
+  /// What a chunk keeps of its score from refresh to refresh, in [0, 1): it is selected by the larger of its new score and
+  /// this share of the one it had, shares taken of probabilities where scores are log-odds. 0 = nothing
+  float hold = 0;
   fallback_policy fallback;
 
   /// Select after every piece of a prompt too, so that the next piece attends to a budget (attend_reach::resident) instead

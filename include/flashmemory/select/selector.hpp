@@ -147,10 +147,15 @@ class FLASHMEMORY_API selector {
   ///          call may be repeated
   status observe(batch items, std::int32_t layer, const_tensor<2> hidden, stream_ref stream) noexcept;
 
-  /// The same for taps of kind queries, which make no keys.
+  /// The same for taps of kind queries.
   /// \param[in]  queries [tokens, heads * key_dim]
   status observe_queries(batch items, std::int32_t layer, const_tensor<2> queries,
                          stream_ref stream) noexcept;
+
+  /// The same for taps of kind keys.
+  /// \param[in]  k  [tokens, kv_heads, key_dim], f32, bf16 or f16, any strides (on a device with unit last stride): the
+  ///     tensor that goes to append()
+  status observe_keys(batch items, std::int32_t layer, const_tensor<3> k, stream_ref stream) noexcept;
 
   /// Refreshes at the next select_chunks() whatever the cadence says, e.g. on a change of topic.
   status request_refresh(sequence_handle sequence) noexcept;
@@ -163,7 +168,7 @@ class FLASHMEMORY_API selector {
   /// \returns stale_sequence if it was closed
   status report(sequence_handle sequence, selection_report* out) const noexcept;
 
-  /// Scores of the last refresh [complete_chunks then]; valid until the next call that refreshes any
+  /// The indexer's scores of the last refresh [complete_chunks then], before selection_policy::hold; valid until the next call that refreshes any
   /// sequence.
   view<const float, 1> last_scores() const noexcept;
 
@@ -179,12 +184,12 @@ class FLASHMEMORY_API selector {
   chunk_store& store() const noexcept;
   /// What its indexer reads.
   const indexer_taps& taps() const noexcept;
-  /// Whether observe() (`hidden`) or observe_queries() (`queries`) has to be called for `layer`: what it is given of other
-  /// layers is ignored.
+  /// Whether observe() (`hidden`), observe_queries() (`queries`) or observe_keys() (`keys`) has to be called for `layer`:
+  /// what it is given of other layers is ignored.
   bool reads(std::int32_t layer, tap_kind kind = tap_kind::hidden) const noexcept;
 
   /// Host bytes held for one attached sequence (vectors, key window); not part of the KV footprint but
-  /// counted here.
+  /// counted here. With selection_policy::hold come 8 bytes for each chunk that the sequence may have.
   std::size_t bytes_per_sequence() const noexcept;
 
   /// Cadence and key window of a sequence as bytes, for sessions. Rows that a rollback of the store has dropped are left

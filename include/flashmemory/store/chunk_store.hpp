@@ -4,7 +4,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <flashmemory/batch.hpp>
-#include <flashmemory/error.hpp>
 #include <flashmemory/status.hpp>
 #include <flashmemory/store/chunk_reader.hpp>
 #include <flashmemory/store/geometry.hpp>
@@ -124,12 +123,9 @@ class FLASHMEMORY_API chunk_store : public chunk_reader {
   /// Set-up call.
   /// \throws admission_error with the arithmetic if the fast tier has no room for it; argument_error as open(), or in the
   ///     middle of a forward pass; error with unknown_sequence or stale_sequence, or with io_error or corrupt_chunk for a
-  ///     chunk that should become resident. The quota then is what it was
-  virtual void set_quota(sequence_handle sequence, std::int64_t max_resident_chunks) {
-    static_cast<void>(sequence);
-    static_cast<void>(max_resident_chunks);
-    throw error(status::unsupported, "chunk_store::set_quota: this store's quotas do not change");
-  }
+  ///     chunk that should become resident. The quota then is what it was. A store that does not override it throws
+  ///     error with unsupported
+  virtual void set_quota(sequence_handle sequence, std::int64_t max_resident_chunks);
 
   /// Drops all tokens from `tokens` on, e.g. rejected speculative ones, in all layers and index-key lanes; in the
   /// middle of a forward pass, the pass as well. The chunk that becomes the open one is copied if it is

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 #include <flashmemory/indexer/controls.hpp>
+#include <flashmemory/indexer/pooled_keys.hpp>
 
 #include "tests/catch.hpp"
 #include "tests/support/counted_allocations.hpp"
@@ -14,6 +15,11 @@ std::unique_ptr<fm::indexer> make_indexer(const std::string& kind, const fm::kv_
   if (kind == "dual_encoder") return std::make_unique<fm::dual_encoder_indexer>(toy::small_dual_encoder(1));
   if (kind == "recency") return std::make_unique<fm::recency_indexer>();
   if (kind == "random") return std::make_unique<fm::random_indexer>(5);
+  if (kind == "pooled_keys") {
+    fm::pooled_keys_config config = fm::pooled_keys_of(g, 2, {0, 1});
+    config.type = fm::index_key_type::int8;
+    return std::make_unique<fm::pooled_keys_indexer>(config);
+  }
   if (kind == "quest") return std::make_unique<fm::quest_indexer>(g, 2, 8, 128);
   auto oracle = std::make_unique<fm::oracle_indexer>(8);
   const std::vector<float> mass(64, 0.5f);
@@ -25,17 +31,19 @@ std::unique_ptr<fm::indexer> make_indexer(const std::string& kind, const fm::kv_
 }  // namespace
 
 TEST_CASE("step calls allocate nothing, whether a refresh is due or not", "[selector][allocation]") {
-  const std::string kind = GENERATE("dual_encoder", "recency", "random", "quest", "oracle");
+  const std::string kind = GENERATE("dual_encoder", "recency", "random", "quest", "oracle", "pooled_keys");
   const auto mode =
       GENERATE(fm::selection_mode::budget, fm::selection_mode::threshold, fm::selection_mode::everything);
   CAPTURE(kind, int(mode));
-  const auto g = toy::geometry();
-  fm::tiered_chunk_store store(toy::store_options(g));
+  auto g = toy::geometry();
   const auto index = make_indexer(kind, g);
+  if (kind == "pooled_keys") g.index_keys = index->taps().reads;
+  fm::tiered_chunk_store store(toy::store_options(g));
   fm::selection_policy p;
   p.mode = mode;
   p.interval = 8;
   p.hysteresis = 0.25f;
+  p.hold = GENERATE(0.0f, 0.5f);
   p.fallback.max_dropped = 0.5f;
   fm::selector_options o;
   o.threads = fm::serial_threads();
@@ -64,6 +72,7 @@ TEST_CASE("step calls allocate nothing, whether a refresh is due or not", "[sele
                                toy::host) == status::ok;
       all_ok &= select.observe_queries(batch, layer, fm::view<const float, 2>(queries.data(), rows, 32),
                                        toy::host) == status::ok;
+      all_ok &= select.observe_keys(batch, layer, k, toy::host) == status::ok;
       all_ok &= store.append(batch, layer, k, k, toy::host) == status::ok;
     }
     all_ok &= fm::select_chunks(select, batch, toy::host) == status::ok;

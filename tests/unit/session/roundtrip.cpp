@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 #include <cstring>
+#include <flashmemory/indexer/pooled_keys.hpp>
 
 #include "tests/catch.hpp"
 #include "tests/unit/session/support.hpp"
@@ -44,6 +45,49 @@ TEST_CASE("a loaded sequence goes on exactly as the saved one does", "[session]"
   REQUIRE(b.select->report(t.handle, &y) == status::ok);
   CHECK(x.refreshes == y.refreshes);
   CHECK(x.position == y.position);
+}
+
+TEST_CASE("a session over pooled keys goes on as the saved one does, holding what it held", "[session]") {
+  fm::kv_geometry g = toy::geometry(0);
+  g.kv_heads = 2;
+  fm::pooled_keys_config config = fm::pooled_keys_of(g, 2, {0, 1});
+  config.type = fm::index_key_type::int8;
+  const fm::pooled_keys_indexer taps_only(config);
+  g.index_keys = taps_only.taps().reads;
+  struct pooled_host {
+    fm::tiered_chunk_store store;
+    fm::pooled_keys_indexer index;
+    fm::selection_policy policy;
+    std::unique_ptr<fm::selector> select;
+    std::unique_ptr<toy::engine> engine;
+    pooled_host(const fm::kv_geometry& geometry, const fm::pooled_keys_config& c)
+        : store(toy::store_options(geometry)), index(c) {
+      policy.interval = 4;
+      policy.hold = 0.9f;
+      select = std::make_unique<fm::selector>(store, index, policy);
+      engine = std::make_unique<toy::engine>(store, *select);
+      engine->queries = true;
+      engine->query_width = 2 * 16;
+    }
+  } a(g, config), b(g, config);
+  temporary_folder folder;
+  auto s = a.engine->open(fm::sequence_options_for(a.policy, g, 800), 5);
+  REQUIRE(a.engine->step(s, 203) == status::ok);
+  for (int i = 0; i < 10; ++i) REQUIRE(a.engine->step(s) == status::ok);
+  fm::save_session(a.store, s.handle, folder.file("s"), a.select.get());
+  auto t = s;
+  t.handle = fm::load_session(b.store, folder.file("s"), b.select.get());
+  REQUIRE(a.select->save_state(s.handle) == b.select->save_state(t.handle));
+  for (int step = 0; step < 40; ++step) {
+    REQUIRE(a.engine->step(s) == status::ok);
+    REQUIRE(b.engine->step(t) == status::ok);
+    REQUIRE(toy::resident_ids(a.store, s.handle) == toy::resident_ids(b.store, t.handle));
+  }
+  // Keys of other dims, of other layers: another encoder's.
+  config.lanes.pop_back();
+  config.lanes.push_back({0, 0, {}, {}, {}});
+  pooled_host other(g, config);
+  CHECK_THROWS_AS(fm::load_session(other.store, folder.file("s"), other.select.get()), fm::format_error);
 }
 
 TEST_CASE("sessions keep every geometry: dtypes, entries of several tokens, no index-key lanes",

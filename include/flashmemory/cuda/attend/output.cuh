@@ -16,6 +16,10 @@ namespace attend {
 //
 //   store(row, head, d, value)   one element; row = row of the step * query_tokens + token
 //   has_lse(), store_lse(row, head, lse)   whether it is wanted, and the natural log of the softmax denominator
+//
+// and, if it likes,
+//
+//   store_pair(row, head, d, value, next)  two elements, of even d and the one after it
 
 /// An array of f32, bf16 or f16, and the denominators' logs.
 struct dense_output {
@@ -34,6 +38,17 @@ struct dense_output {
       static_cast<__nv_bfloat16*>(out)[at] = __float2bfloat16_rn(value);
     else
       static_cast<__half*>(out)[at] = __float2half_rn(value);
+  }
+  __device__ __forceinline__ void store_pair(std::int64_t row, std::int32_t head, std::int32_t d, float value,
+                                             float next) const {
+    const std::int64_t at = (row * query_heads + head) * value_dim + d;  // even, if value_dim is
+    if (type == dtype::f32)
+      *reinterpret_cast<float2*>(static_cast<float*>(out) + at) = make_float2(value, next);
+    else if (type == dtype::bf16)
+      *reinterpret_cast<__nv_bfloat162*>(static_cast<__nv_bfloat16*>(out) + at) =
+          __floats2bfloat162_rn(value, next);
+    else
+      *reinterpret_cast<__half2*>(static_cast<__half*>(out) + at) = __floats2half2_rn(value, next);
   }
   __device__ __forceinline__ bool has_lse() const { return lse != nullptr; }
   __device__ __forceinline__ void store_lse(std::int64_t row, std::int32_t head, float value) const {

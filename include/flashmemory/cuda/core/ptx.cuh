@@ -170,6 +170,17 @@ __device__ __forceinline__ void barrier_wait(shared_address barrier, std::uint32
       : "memory");
 }
 
+/// Whether the phase of this parity has ended; does not wait.
+__device__ __forceinline__ bool barrier_test(shared_address barrier, std::uint32_t parity) {
+  std::uint32_t done;
+  asm volatile(
+      "{\n.reg .pred p;\nmbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}\n"
+      : "=r"(done)
+      : "r"(barrier.value), "r"(parity)
+      : "memory");
+  return done != 0;
+}
+
 // The copy engine of a multiprocessor (9.7.9.25.5). Sizes are multiples of 16 between aligned addresses.
 
 /// Copies `bytes` and counts them on `barrier`.

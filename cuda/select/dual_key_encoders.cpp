@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: MIT
-#include "cuda/select/key_encoders.hpp"
+#include "cuda/select/dual_key_encoders.hpp"
 
 namespace flashmemory {
 inline namespace v0 {
 namespace cuda {
 namespace detail {
 
-key_encoders::key_encoders(const dual_encoder_config& config, const memory_resource& memory) {
+dual_key_encoders::dual_key_encoders(const dual_encoder_config& config, const memory_resource& memory) {
   shape_.hidden = config.hidden;
   shape_.tokens_per_key = config.tokens_per_key;
   shape_.window = config.key_window;
@@ -31,11 +31,27 @@ key_encoders::key_encoders(const dual_encoder_config& config, const memory_resou
   ask(cudaDeviceSynchronize(), "key encoder");
 }
 
-key_encoder key_encoders::of(std::int32_t lane, unsigned long long* nan_keys) const noexcept {
+key_encoder dual_key_encoders::of(std::int32_t lane, unsigned long long* nan_keys) const noexcept {
   key_encoder e = shape_;
   e.weights = weights_[static_cast<std::size_t>(lane)];
   e.nan_keys = nan_keys;
   return e;
+}
+
+cudaError_t dual_key_encoders::encode(std::int32_t lane, const kept_rows& kept, const row_part& part,
+                                      const row_tensor& from, std::int64_t first_key, std::int64_t count,
+                                      std::byte* out, unsigned long long* nan_keys,
+                                      cudaStream_t stream) noexcept {
+  return launch_encode_keys(of(lane, nan_keys), kept, part, from, first_key, count, out, stream);
+}
+
+cudaError_t dual_key_encoders::encode_step(std::int32_t lane, const kept_rows& kept,
+                                           const std::int64_t* places, const std::int64_t* positions,
+                                           const append_target* targets, std::int64_t rows,
+                                           std::int32_t per_row, const key_page& page,
+                                           unsigned long long* nan_keys, cudaStream_t stream) noexcept {
+  return launch_encode_step_keys(of(lane, nan_keys), kept, places, positions, targets, rows, per_row, page,
+                                 stream);
 }
 
 }  // namespace detail
