@@ -114,6 +114,7 @@ void adapter::look(llama_context_params params) {
     throw fm::error(fm::status::unsupported,
                     "tensor '" + std::string(prefix) + std::to_string(layer) + "' " + why);
   };
+  has_input_ = seen->inputs;
   const probe::seen* first = nullptr;
   const void* window_mask = nullptr;
   for (std::int32_t l = 0; l < facts_.layers; ++l) {
@@ -184,6 +185,13 @@ void adapter::build_store() {
     s.threads = options_.threads;
     s.stagger = options_.max_sequences > 1;
     selector_ = std::make_unique<fm::selector>(*store_, *indexer_, policy, s);
+    for (const std::int32_t l : facts_.full) {
+      if (selector_->reads(store_layer_[static_cast<std::size_t>(l)]) &&
+          !has_input_[static_cast<std::size_t>(l)])
+        throw fm::error(fm::status::unsupported,
+                        "tensor 'attn_norm-" + std::to_string(l) +
+                            "', which the indexer reads, is missing in the model's graph");
+    }
   }
   fm::prompt_extent prompts;
   prompts.rows = most_tokens_;
@@ -396,10 +404,12 @@ void adapter::finish_pass() {
     s.in_prompt = items_[i].phase == fm::item_phase::prompt;
     trim(item_sequences_[i]);
   }
-  if (selector_)
-    require(fm::select_chunks(*selector_, fm::batch(items_.data(), static_cast<std::int64_t>(items_.size())),
-                              host),
-            "select_chunks");
+  if (!selector_) return;
+  const fm::status code =
+      fm::select_chunks(*selector_, fm::batch(items_.data(), static_cast<std::int64_t>(items_.size())), host);
+  // What the medium refuses leaves the old set in force; the selector counts it and tries again.
+  if (code != fm::status::io_error && code != fm::status::corrupt_chunk && code != fm::status::timed_out)
+    require(code, "select_chunks");
 }
 
 void adapter::decode(const llama_batch& batch) {

@@ -76,6 +76,7 @@ class adapter {
 
   /// llama_decode() of up to most_tokens() tokens: of each sequence a run of consecutive positions that starts where the
   /// sequence ends, one sequence id a token. On error nothing has changed.
+  /// A refresh that the backing store's medium fails is no error: the old set stays, selector::counters() has it.
   /// \throws flashmemory::error: argument_error for a batch that is not like that, else what failed, by its name
   void decode(const llama_batch& batch);
 
@@ -148,6 +149,7 @@ class adapter {
   graph_reader reader_;
   std::vector<std::int32_t> store_layer_;  ///< [layers], -1 for window layers
   std::unique_ptr<probe> probe_;           ///< while the constructor looks at the graph
+  std::vector<bool> has_input_;            ///< [layers], whether the graph names the attention block's input
   std::int32_t query_heads_ = 0;
   float softmax_scale_ = 0;
   flashmemory::kv_geometry geometry_;
