@@ -51,8 +51,7 @@ class plain_runner final : public runner {
       : ubatch_(o.ubatch), room_(o.context), rows_(o.ubatch) {
     auto p = context_params(o);
     p.n_ctx = static_cast<std::uint32_t>(o.context);
-    p.n_seq_max = o.branches ? 2 : 1;
-    p.kv_unified = true;
+    p.n_seq_max = 1;
     p.swa_full = false;
     p.flash_attn_type = o.flash_attention ? LLAMA_FLASH_ATTN_TYPE_ENABLED : LLAMA_FLASH_ATTN_TYPE_DISABLED;
     context_.reset(llama_init_from_model(model.get(), p));
@@ -75,19 +74,23 @@ class plain_runner final : public runner {
     }
   }
   void step(llama_token token) override { feed(&token, 1, true); }
+  // Not a copy of the sequence: windows keep no cells of their own beside those that two sequences share.
   void branch() override {
-    llama_memory_seq_cp(memory(), 0, 1, -1, -1);
-    sequence_ = 1;
+    if (branched_at_ == length_) return;
+    state_.resize(llama_state_seq_get_size(context_.get(), sequence_));
+    state_.resize(llama_state_seq_get_data(context_.get(), state_.data(), state_.size(), sequence_));
     branched_at_ = length_;
   }
   void back() override {
-    llama_memory_seq_rm(memory(), 1, -1, -1);
-    sequence_ = 0;
+    llama_memory_seq_rm(memory(), sequence_, -1, -1);
+    if (llama_state_seq_set_data(context_.get(), state_.data(), state_.size(), sequence_) == 0)
+      throw std::runtime_error("llama.cpp does not take back its own state");
     length_ = branched_at_;
   }
   void shorten(std::int64_t tokens) override {
     if (!llama_memory_seq_rm(memory(), sequence_, static_cast<llama_pos>(tokens), -1))
       throw std::runtime_error("llama.cpp cannot go back");
+    branched_at_ = -1;
     length_ = tokens;
   }
   std::int64_t tokens() const override { return length_; }
@@ -118,7 +121,8 @@ class plain_runner final : public runner {
   };
   std::unique_ptr<llama_context, context_free> context_;
   std::int32_t ubatch_;
-  std::int64_t room_, length_ = 0, branched_at_ = 0;
+  std::int64_t room_, length_ = 0, branched_at_ = -1;  ///< where state_ was taken
+  std::vector<std::uint8_t> state_;
   llama_seq_id sequence_ = 0;
   std::size_t element_bytes_ = 0;
   one_token rows_;
