@@ -56,10 +56,12 @@ class plain_runner final : public runner {
     p.flash_attn_type = o.flash_attention ? LLAMA_FLASH_ATTN_TYPE_ENABLED : LLAMA_FLASH_ATTN_TYPE_DISABLED;
     context_.reset(llama_init_from_model(model.get(), p));
     if (!context_) throw std::runtime_error(fmt::format("llama.cpp made no context of {} tokens", o.context));
-    element_bytes_ = ggml_type_size(o.cache) * static_cast<std::size_t>(llama_model_n_embd(model.get())) * 2 *
-                     static_cast<std::size_t>(llama_model_n_head_kv(model.get())) /
-                     static_cast<std::size_t>(llama_model_n_head(model.get())) *
-                     static_cast<std::size_t>(llama_model_n_layer(model.get()));
+    const model_facts facts = facts_of(model.get());
+    const auto stated = metadata_of(model.get())(facts.architecture + ".attention.key_length");
+    const auto dim = stated ? std::stoull(*stated)
+                            : std::size_t(facts.hidden) / std::size_t(llama_model_n_head(model.get()));
+    token_bytes_ = ggml_row_size(o.cache, 2 * static_cast<std::int64_t>(dim)) *
+                   std::size_t(llama_model_n_head_kv(model.get())) * facts.full.size();
   }
 
   void prompt(const std::vector<llama_token>& tokens) override {
@@ -98,7 +100,7 @@ class plain_runner final : public runner {
   adapter_footprint footprint() const override {
     adapter_footprint f;
     f.tokens = length_;
-    f.resident_bytes = f.all_bytes = static_cast<std::size_t>(length_) * element_bytes_;
+    f.resident_bytes = f.all_bytes = static_cast<std::size_t>(length_) * token_bytes_;
     return f;
   }
   void save(const std::string&) const override {
@@ -124,7 +126,7 @@ class plain_runner final : public runner {
   std::int64_t room_, length_ = 0, branched_at_ = -1;  ///< where state_ was taken
   std::vector<std::uint8_t> state_;
   llama_seq_id sequence_ = 0;
-  std::size_t element_bytes_ = 0;
+  std::size_t token_bytes_ = 0;  ///< K and V of a token in the layers that see everything
   one_token rows_;
 };
 
