@@ -73,8 +73,10 @@ runner_options program_options::runners(const text_model& loaded, const std::str
   a.selection.interval = interval;
   a.selection.recent_chunks = recent;
   a.indexer = indexer;
-  // Without training a chunk's need is what the newest tokens look at: what was needed lately stays for a while.
-  if (a.policy == "lsa" && indexer.empty()) a.selection.hold = 0.9f;
+  // Without training a chunk's need is what the newest tokens look at: what was needed lately stays for a while, where the
+  // budget is not so small that it would keep new ones out.
+  if (a.policy == "lsa" && indexer.empty() && budget * static_cast<double>(r.context) / 64 >= 32)
+    a.selection.hold = 0.9f;
   a.backing_path = backing;
   a.any_version = any_version;
   a.threads = use_threads(threads);
