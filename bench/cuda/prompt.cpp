@@ -10,13 +10,14 @@ namespace {
 
 using namespace flashmemory;
 
-/// Attention of `items` prompts of `tokens` tokens each behind `history` tokens, 32 query heads over 8 KV heads, bf16, in
-/// `parts` calls that each have a part of the list. Chunks lie in random order. Peers on the same card:
+/// Attention of `prompts` items of `tokens` tokens each behind `history` tokens, and of `decoding` rows of one token behind as
+/// many, 32 query heads over 8 KV heads, bf16, in `parts` calls that each have a part of the lists. Chunks lie in random order. Peers on the same card:
 /// FlashAttention-3 with a causal mask over contiguous K and V.
 void attend_prompt(benchmark::State& state) {
   if (!has_device()) return state.SkipWithError("skipped: no CUDA device");
-  const std::int64_t items = state.range(0), tokens = state.range(1), history = state.range(2),
-                     dim = state.range(3), parts = state.range(4);
+  const std::int64_t prompts = state.range(0), tokens = state.range(1), history = state.range(2),
+                     dim = state.range(3), parts = state.range(4), decoding = state.range(5);
+  const std::int64_t items = prompts + decoding, all = prompts * tokens + decoding;
   cuda::prompt_shape shape;
   auto& g = shape.geometry;
   g.layers = 1;
@@ -25,7 +26,7 @@ void attend_prompt(benchmark::State& state) {
   g.type = dtype::bf16;
   shape.query_heads = 32;
   shape.max_items = items;
-  shape.max_tokens = items * tokens;
+  shape.max_tokens = all;
   shape.max_chunks = g.chunks_for(history + tokens);
   const auto plan = cuda::plan_prompt(shape);
   const std::size_t chunk_bytes = chunk_layout(g).chunk_bytes();
@@ -51,15 +52,14 @@ void attend_prompt(benchmark::State& state) {
       row.chunks = tables.data() + i * chunks + begin;
       row.ids = device_ids.data() + begin;
       row.count = end - begin;
-      row.entries = history + tokens;
+      row.tokens = i < prompts ? static_cast<std::int32_t>(tokens) : 1;
+      row.entries = history + row.tokens;
       row.position = history;
-      row.first_token = i * tokens;
-      row.tokens = static_cast<std::int32_t>(tokens);
+      row.first_token = i < prompts ? i * tokens : prompts * tokens + i - prompts;
       list.push_back(row);
     }
     rows.emplace_back(list);
   }
-  const std::int64_t all = items * tokens;
   device_block<std::byte> q(std::size_t(all * 32 * dim) * 2), out(std::size_t(all * 32 * dim) * 2);
   fill_random(q.data(), q.bytes(), 4);
   device_block<std::byte> states(cuda::prompt_state_bytes(plan));
@@ -68,8 +68,10 @@ void attend_prompt(benchmark::State& state) {
   options.state = {states.data(), states.bytes()};
   options.counters = counters.data();
 
-  const double flop = 4.0 * 32 * double(dim) * double(items) *
-                      (double(tokens) * double(history) + 0.5 * double(tokens) * double(tokens + 1));
+  const double seen =
+      double(prompts) * (double(tokens) * double(history) + 0.5 * double(tokens) * double(tokens + 1)) +
+      double(decoding) * double(history + 1);
+  const double flop = 4.0 * 32 * double(dim) * seen;
   const int calls = std::max(1, std::min(10, static_cast<int>(4e-3 / (flop / 5e14))));
   const double seconds = seconds_per_call(calls, [&](int, stream_ref stream) {
     for (std::int64_t part = 0; part < parts; ++part) {
@@ -87,14 +89,14 @@ void attend_prompt(benchmark::State& state) {
 }
 
 void args(benchmark::internal::Benchmark* b) {
-  b->ArgNames({"items", "tokens", "history", "dim", "parts"})
+  b->ArgNames({"prompts", "tokens", "history", "dim", "parts", "decoding"})
       ->UseManualTime()
       ->Iterations(1)
       ->Unit(benchmark::kMicrosecond);
-  b->Args({1, 512, 32768, 128, 1})->Args({1, 512, 131072, 128, 1})->Args({1, 2048, 131072, 128, 1});
-  b->Args({1, 2048, 131072, 128, 16})->Args({1, 8192, 0, 128, 1})->Args({8, 64, 32768, 128, 1});
-  b->Args({1, 28, 1048576, 128, 1})->Args({56, 1, 4096, 128, 1});
-  b->Args({1, 512, 32768, 64, 1})->Args({1, 512, 32768, 256, 1});
+  b->Args({1, 512, 32768, 128, 1, 0})->Args({1, 512, 131072, 128, 1, 0})->Args({1, 2048, 131072, 128, 1, 0});
+  b->Args({1, 2048, 131072, 128, 16, 0})->Args({1, 8192, 0, 128, 1, 0})->Args({8, 64, 32768, 128, 1, 0});
+  b->Args({1, 28, 1048576, 128, 1, 0})->Args({0, 1, 32768, 128, 1, 56})->Args({8, 64, 32768, 128, 1, 56});
+  b->Args({1, 512, 32768, 64, 1, 0})->Args({1, 512, 32768, 256, 1, 0});
 }
 BENCHMARK(attend_prompt)->Name("cuda/attend_prompt")->Apply(args);
 

@@ -100,7 +100,8 @@ struct prompt_attention::impl {
   }
   prompt_row row_of(const piece& p, std::int64_t entries) const noexcept;
 
-  /// One launch over rows [first, first + count), with what has been listed since the last one.
+  status send(std::int64_t first, std::int64_t count, cudaStream_t with, fault* why) noexcept;
+  /// One launch over rows [first, first + count), which have been sent.
   status launch(std::int64_t first, std::int64_t count, bool begins, bool ends, const const_tensor<3>& q,
                 const tensor<3>& out, const attend_options& options, stream_ref stream, fault* why) noexcept;
   status stream_piece(const chunk_reader& reader, const piece& p, std::int32_t layer,
@@ -254,19 +255,6 @@ prompt_row prompt_attention::impl::row_of(const piece& p, std::int64_t entries) 
 status prompt_attention::impl::launch(std::int64_t first, std::int64_t count, bool begins, bool ends,
                                       const const_tensor<3>& q, const tensor<3>& out,
                                       const attend_options& options, stream_ref on, fault* why) noexcept {
-  // Rows, pointers and ids that were written since the launch before.
-  const auto send = [&](const void* from, std::size_t bytes) {
-    return cudaMemcpyAsync(const_cast<std::byte*>(on_device(static_cast<const std::byte*>(from))), from,
-                           bytes, cudaMemcpyHostToDevice, stream);
-  };
-  cudaError_t code = send(rows() + first, std::size_t(count) * sizeof(prompt_row));
-  const std::int64_t fresh = listed - sent;
-  if (code == cudaSuccess && fresh > 0)
-    code = send(next_pointers() - fresh, std::size_t(fresh) * sizeof(const std::byte*));
-  if (code == cudaSuccess && fresh > 0)
-    code = send(next_ids() - fresh, std::size_t(fresh) * sizeof(chunk_id));
-  sent = listed;
-  if (code != cudaSuccess) return detail::check(code, "tables of prompts", why);
   prompt_options mine;
   static_cast<attend_options&>(mine) = options;
   mine.state = {states.as<void>(), states.bytes()};
@@ -276,6 +264,24 @@ status prompt_attention::impl::launch(std::int64_t first, std::int64_t count, bo
   mine.last = ends;
   return prompt_attend(plan, view<const prompt_row, 1>(on_device(rows() + first), count), current_layer, q,
                        out, mine, on);
+}
+
+/// Sends rows [first, first + count), and what has been listed since the last time. With the copies of a wave, whose engine
+/// they would otherwise wait for until the next wave has come.
+status prompt_attention::impl::send(std::int64_t first, std::int64_t count, cudaStream_t with,
+                                    fault* why) noexcept {
+  const auto copy = [&](const void* from, std::size_t bytes) {
+    return cudaMemcpyAsync(const_cast<std::byte*>(on_device(static_cast<const std::byte*>(from))), from,
+                           bytes, cudaMemcpyHostToDevice, with);
+  };
+  cudaError_t code = copy(rows() + first, std::size_t(count) * sizeof(prompt_row));
+  const std::int64_t fresh = listed - sent;
+  if (code == cudaSuccess && fresh > 0)
+    code = copy(next_pointers() - fresh, std::size_t(fresh) * sizeof(const std::byte*));
+  if (code == cudaSuccess && fresh > 0)
+    code = copy(next_ids() - fresh, std::size_t(fresh) * sizeof(chunk_id));
+  sent = listed;
+  return detail::check(code, "tables of prompts", why);
 }
 
 /// The wave's slots are free again, and so is what it is staged in.
@@ -359,6 +365,7 @@ status prompt_attention::impl::stream_piece(const chunk_reader& reader, const pi
     rows()[first] = r;
     const bool ends = next >= p.end;
     const auto buffer = std::size_t(wave % 2);
+    if (const status code = send(first, 1, copies.get(), why); code != status::ok) return code;
     cudaError_t code = cudaSuccess;
     if (slots_used > 0) {
       detail::copy_group group;
@@ -427,7 +434,9 @@ status prompt_attention::impl::attend(const chunk_reader& reader, batch items, s
         list(r, p.set.chunks[c].id, p.set.chunks[c].data);
       rows()[row++] = r;
     }
-    return row == first ? status::ok : launch(first, row - first, true, true, q, out, options, on, why);
+    if (row == first) return status::ok;
+    if (const status code = send(first, row - first, stream, why); code != status::ok) return code;
+    return launch(first, row - first, true, true, q, out, options, on, why);
   };
   const status code = run();
   const cudaError_t fenced = fences[part].record(stream);

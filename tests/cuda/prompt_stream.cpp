@@ -270,7 +270,6 @@ TEST_CASE("what a prompt_attention has no room for is refused by the option's na
   refused({{sequence, 0, 1}, {}}, status::budget_exceeded, "max_items");
   refused({{sequence, 590, 20}}, status::out_of_order, "K and V up to the last query");
   refused({{sequence, -1, 20}}, status::bad_argument, "position");
-  refused({{sequence, 10, -3}, {}}, status::budget_exceeded, "max_items");
   o.query_heads = 3;
   CHECK_THROWS_AS(fm::cuda::prompt_attention({}, o), fm::argument_error);
   o = options_of(g, 4, false);

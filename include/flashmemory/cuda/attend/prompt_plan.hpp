@@ -21,6 +21,9 @@ inline constexpr int prompt_tile = 128, prompt_portable_tile = 4;
 /// Most ranges of pages that a plan cuts the history into.
 inline constexpr std::int32_t prompt_max_ranges = 64;
 
+/// Most bytes of states that a plan asks for so as to have more ranges.
+inline constexpr std::int64_t prompt_max_range_bytes = std::int64_t{64} << 20;
+
 /// Counters before those of tiles: the next unit of work, and blocks that have ended.
 inline constexpr std::int32_t prompt_first_counter = 2;
 
@@ -62,10 +65,11 @@ inline prompt_plan prompt_plan_for(const prompt_shape& s, std::int32_t num_sms, 
   const std::int64_t each_tile = tensor_cores ? prompt_tile : prompt_portable_tile;
   const std::int64_t tiles = (rows + each_tile - 1) / each_tile * s.geometry.kv_heads;
   if (prompt_tiles(s, tensor_cores) + prompt_first_counter > attend_counters) return p;
+  const std::int64_t state = s.max_tokens * s.query_heads * (prompt_state_head + s.geometry.value_dim) * 4;
   double best = double((tiles + num_sms - 1) / num_sms) * double(s.max_chunks);
   for (std::int32_t ranges = 2; ranges <= prompt_max_ranges; ++ranges) {
     const std::int64_t each = (s.max_chunks + ranges - 1) / ranges;
-    if (each < least) break;
+    if (each < least || ranges * state > prompt_max_range_bytes) break;
     const double cost = double((tiles * ranges + num_sms - 1) / num_sms) * double(each + least / 8);
     if (cost < 0.9 * best) {  // ranges have to be joined, and their states take memory
       best = cost;
