@@ -132,7 +132,8 @@ TEST_CASE("records keep their place in the backing store, and unused segments ar
 
 #ifndef NDEBUG
 TEST_CASE("freed slots are poisoned in debug builds") {
-  fm::tiered_chunk_store store(small_options());
+  copying_store copies;
+  fm::tiered_chunk_store& store = copies.store;
   engine_sequence s = open(store, tokens(200, 6));
   REQUIRE(grow(store, s, 83, 1) == status::ok);
   REQUIRE(recall(store, s, {3}) == status::ok);
