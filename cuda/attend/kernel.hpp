@@ -7,26 +7,17 @@
 #include <flashmemory/cuda/attend.hpp>
 #include <flashmemory/cuda/attend/plan.hpp>
 
+#include "cuda/attend/tensors.hpp"
+
 namespace flashmemory {
 inline namespace v0 {
 namespace cuda {
 namespace detail {
 
-/// What sparse_attend() hands to the library's instances of the kernels. Strides count elements.
-struct attend_arguments {
+/// What sparse_attend() hands to the library's instances of the kernels.
+struct attend_arguments : tensor_arguments {
   const chunk_row* rows = nullptr;
-  const void* q = nullptr;
-  void* out = nullptr;
-  float* lse = nullptr;          ///< or null
-  const float* sinks = nullptr;  ///< or null
-  std::int64_t row_stride = 1;   ///< of `rows`
-  std::int64_t q_row_stride = 0, q_head_stride = 0;
-  std::int64_t lse_row_stride = 0, lse_head_stride = 0, sink_stride = 0;
-  std::int64_t key_offset = 0, value_offset = 0;            ///< bytes, of head 0 of the layer in a chunk
-  std::int64_t key_block_bytes = 0, value_block_bytes = 0;  ///< of one head
-  dtype type = dtype::f32, out_type = dtype::f32;
-  float softmax_scale = 1;
-  float soft_cap = 0;  ///< or 0
+  std::int64_t row_stride = 1;  ///< of `rows`
   attend::work work;
 };
 
