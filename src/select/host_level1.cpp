@@ -56,14 +56,21 @@ void host_level1::reserve_chunks() {
     if (source.tokens > 1) query_floats += source.tokens * source.width;
   const std::int64_t block_keys = taps().index_keys.empty() ? 0 : key_block;
   block_layout plan;
-  const std::size_t scores_at = plan.add<float>(context_->max_chunks),
-                    rows_at = plan.add<float>(block_floats), queries_at = plan.add<float>(query_floats),
+  const std::size_t rows_at = plan.add<float>(block_floats), queries_at = plan.add<float>(query_floats),
                     keys_at = plan.add<std::byte>(block_keys * geometry.index_keys.bytes());
   const std::size_t scratch_bytes = index_.workspace_bytes(geometry, context_->max_chunks, block_keys);
   const std::size_t scratch_at = plan.add<std::byte>(static_cast<std::int64_t>(scratch_bytes));
+  const std::int64_t rows =
+      context_->options.apply == apply_mode::at_once ? 1 : context_->options.max_sequences;
+  buffer scores(context_->options.memory,
+                static_cast<std::size_t>(rows * context_->max_chunks) * sizeof(float), "selector scores");
   memory_ = buffer(context_->options.memory, plan.bytes(), "selector scratch");
+  const view<float, 2> moved(scores.as<float>(), rows, context_->max_chunks);
+  for (std::int64_t row = 0; row < scores_.shape[0]; ++row)
+    std::copy_n(scores_.data + row * scores_.stride[0], scores_.shape[1], moved.data + row * moved.stride[0]);
+  score_memory_ = std::move(scores);
+  scores_ = moved;
   std::byte* const base = memory_.as<std::byte>();
-  scores_ = view<float, 1>(reinterpret_cast<float*>(base + scores_at), context_->max_chunks);
   key_rows_ = reinterpret_cast<float*>(base + rows_at);
   query_rows_ = reinterpret_cast<float*>(base + queries_at);
   key_out_ = base + keys_at;
@@ -219,6 +226,11 @@ const float* host_level1::newest_rows(const row_ring& ring, std::int64_t positio
   return out;
 }
 
+view<float, 1> host_level1::scores_of(const served_sequence& s) const noexcept {
+  const std::int64_t row = scores_.shape[0] > 1 ? s.place : 0;
+  return view<float, 1>(scores_.data + row * scores_.stride[0], s.flight.chunks);
+}
+
 status host_level1::poll(served_sequence& s, fault* error) noexcept {
   s.flight.watch = stopwatch();  // its turn begins here
   float* gathered = query_rows_;
@@ -238,7 +250,7 @@ status host_level1::poll(served_sequence& s, fault* error) noexcept {
   request.queries = tap_rows_.data();
   request.scratch = scratch_;
   request.threads = context_->options.threads;
-  const status code = index_.score(request, view<float, 1>(scores_.data, s.flight.chunks));
+  const status code = index_.score(request, scores_of(s));
   if (code != status::ok) {
     *error = fault{};
     error->code = code;
@@ -248,9 +260,7 @@ status host_level1::poll(served_sequence& s, fault* error) noexcept {
   return code;
 }
 
-view<const float, 1> host_level1::scores(const served_sequence& s) const noexcept {
-  return view<const float, 1>(scores_.data, s.flight.chunks);
-}
+view<const float, 1> host_level1::scores(const served_sequence& s) const noexcept { return scores_of(s); }
 
 }  // namespace detail
 }  // namespace v0

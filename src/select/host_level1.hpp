@@ -34,6 +34,9 @@ class host_level1 final : public level1 {
   view<const float, 1> scores(const served_sequence& s) const noexcept override;
 
  private:
+  /// Overlapped, a sequence's scores may have to wait for its turn to recall while others are scored.
+  view<float, 1> scores_of(const served_sequence& s) const noexcept;
+
   /// Keys that are encoded at a time, which bounds the scratch memory of a long prompt.
   static constexpr std::int64_t key_block = 64;
 
@@ -52,7 +55,8 @@ class host_level1 final : public level1 {
   const level1_context* context_ = nullptr;
   std::vector<buffer> places_;
   buffer memory_;
-  view<float, 1> scores_;
+  buffer score_memory_;
+  view<float, 2> scores_;         ///< [places that wait with theirs, chunks]
   float* key_rows_ = nullptr;     ///< a block's rows, gathered
   float* query_rows_ = nullptr;   ///< of all query sources, gathered
   std::byte* key_out_ = nullptr;  ///< a block's keys

@@ -156,7 +156,7 @@ class level1 {
   /// As poll(), after waiting for options.deadline at most; then timed_out.
   virtual status wait(served_sequence& s, fault* error) noexcept = 0;
 
-  /// Scores of a sequence once they are there, [flight.chunks]; valid until others land or it is scored again.
+  /// Scores of a sequence once they are there, [flight.chunks]; valid until it is scored again.
   virtual view<const float, 1> scores(const served_sequence& s) const noexcept = 0;
 
  protected:

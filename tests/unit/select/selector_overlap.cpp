@@ -127,6 +127,32 @@ TEST_CASE("the old set stays until the copies are there, and the report says how
   CHECK(c.refreshes_failed == 0);
 }
 
+TEST_CASE("sequences that wait for their turn to recall are served by their own scores",
+          "[selector][overlap]") {
+  bench b;
+  b.index.rule = [](const fm::score_request& r, std::int64_t c) {
+    return c == 3 + 2 * std::int64_t(r.sequence.index) ? 5.0f : -float(c);
+  };
+  b.options.max_staleness = 15;
+  b.build();
+  b.store.polls_until_landed = 2;
+  std::vector<toy::sequence> s;
+  for (std::uint64_t i = 0; i < 4; ++i) s.push_back(b.open(i));
+  std::vector<toy::sequence*> all;
+  for (auto& one : s) all.push_back(&one);
+  REQUIRE(b.engine->step(all, {163, 163, 163, 163}) == status::ok);
+  // Another one joins meanwhile, for whom tables grow.
+  const bool grows = GENERATE(false, true);
+  if (grows) b.open(9, 4096);
+  for (int step = 0; step < 12; ++step) REQUIRE(b.engine->step(all, {1, 1, 1, 1}) == status::ok);
+  CHECK(b.select->counters().refreshes >= 4);
+  for (const auto& one : s) {
+    const auto now = b.resident(one);
+    for (std::int64_t other = 0; other < 4; ++other)
+      CHECK(std::count(now.begin(), now.end(), fm::chunk_id(3 + 2 * other)) == (other == one.handle.index));
+  }
+}
+
 TEST_CASE("chunks completed while a refresh is under way stay resident", "[selector][overlap]") {
   bench b;
   b.options.max_staleness = 100;
