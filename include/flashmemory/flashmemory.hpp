@@ -15,6 +15,7 @@
 #include <flashmemory/indexer/pooled_keys.hpp>
 #include <flashmemory/select/policy.hpp>
 #include <flashmemory/select/selector.hpp>
+#include <flashmemory/select/trace.hpp>
 #include <flashmemory/session.hpp>
 #include <flashmemory/status.hpp>
 #include <flashmemory/store/tiered_chunk_store.hpp>

@@ -17,6 +17,20 @@ std::int32_t selector::impl::recalls_under_way() const noexcept {
   return count;
 }
 
+void selector::impl::tell(const served_sequence& s, refresh_event_kind kind,
+                          std::int64_t wanted) const noexcept {
+  if (!options.events.notify) return;
+  refresh_event event;
+  event.kind = kind;
+  event.sequence = s.handle;
+  event.report = kind == refresh_event_kind::in_force ? &s.report : &s.flight.report;
+  if (kind == refresh_event_kind::chosen) {
+    if (s.policy.mode != selection_mode::everything && s.flight.chunks > 0) event.scores = scoring->scores(s);
+    event.wanted = view<const chunk_id, 1>(kept.data, wanted);
+  }
+  options.events.notify(options.events.context, event);
+}
+
 /// Starts the refresh of a sequence as far as the books go. On error `flight.failure` says why and there is none.
 status selector::impl::launch(served_sequence& s, refresh_reason reason) noexcept {
   s.flight = refresh_flight{};
@@ -91,6 +105,7 @@ void selector::impl::land(served_sequence& s) noexcept {
   counters.max_staleness = std::max(counters.max_staleness, f.steps);
   f.phase = flight_phase::none;
   under_way.erase(std::find(under_way.begin(), under_way.end(), &s));
+  tell(s, refresh_event_kind::in_force);
 }
 
 /// The old set stays, and with it the stage, which moves only together with the set.
@@ -102,6 +117,7 @@ status selector::impl::crash(served_sequence& s, status code) noexcept {
   s.calm = s.flight.calm;
   s.flight.phase = flight_phase::none;
   under_way.erase(std::find(under_way.begin(), under_way.end(), &s));
+  if (s.flight.told) tell(s, refresh_event_kind::given_up);
   return code;
 }
 
@@ -116,6 +132,7 @@ void selector::impl::abandon(served_sequence& s, bool again) noexcept {
   s.calm = s.flight.calm;
   s.flight.phase = flight_phase::none;
   under_way.erase(std::find(under_way.begin(), under_way.end(), &s));
+  if (s.flight.told) tell(s, refresh_event_kind::given_up);
   if (again) s.next_due = s.processed;
 }
 
@@ -131,6 +148,8 @@ status selector::impl::start_recall(served_sequence& s, bool at_once, stream_ref
   if (const status code = make_plan(s, info, &asked); code != status::ok) return crash(s, code);
   f.cut = f.report.plan.chunks - std::min(f.report.plan.chunks, slots_for_recall(s));
   f.report.score_seconds += planning.seconds();
+  f.told = true;
+  tell(s, refresh_event_kind::chosen, asked);
 
   f.watch = detail::stopwatch();
   if (asked == info.complete_chunks && info.resident_chunks >= geometry.chunks_for(info.tokens)) {

@@ -110,6 +110,8 @@ struct selector::impl : detail::level1_context {
   status crash(detail::served_sequence& s, status code) noexcept;
   void abandon(detail::served_sequence& s, bool again) noexcept;
   std::int32_t recalls_under_way() const noexcept;
+  void tell(const detail::served_sequence& s, refresh_event_kind kind,
+            std::int64_t wanted = 0) const noexcept;
 
   // refresh.cpp
   status make_plan(detail::served_sequence& s, const sequence_info& info, std::int64_t* asked) noexcept;

@@ -36,6 +36,7 @@ struct refresh_flight {
   std::int64_t chunks = 0;     ///< complete then
   std::int64_t steps = 0;      ///< since then
   bool late = false;           ///< counted as late
+  bool told = false;           ///< that it was chosen
   std::int64_t cut = 0;        ///< chunks of the plan that the quota has no room for
   fault failure;               ///< why it could not start, if its code says so
   selection_report report;     ///< becomes the sequence's

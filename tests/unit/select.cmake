@@ -12,7 +12,8 @@ flashmemory_test(flashmemory_selector_unit LABELS unit LIBRARIES xxHash::inline 
   ${CMAKE_CURRENT_LIST_DIR}/select/selector_overlap.cpp
   ${CMAKE_CURRENT_LIST_DIR}/select/selector_prompts.cpp
   ${CMAKE_CURRENT_LIST_DIR}/select/selector_state.cpp
-  ${CMAKE_CURRENT_LIST_DIR}/select/selector_taps.cpp)
+  ${CMAKE_CURRENT_LIST_DIR}/select/selector_taps.cpp
+  ${CMAKE_CURRENT_LIST_DIR}/select/trace.cpp)
 # Replaces operator new, so it stands alone.
 flashmemory_test(flashmemory_select_allocations LABELS unit SOURCES
   ${CMAKE_CURRENT_LIST_DIR}/select/select_allocations.cpp)

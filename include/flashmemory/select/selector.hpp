@@ -8,6 +8,7 @@
 #include <flashmemory/memory.hpp>
 #include <flashmemory/parallel.hpp>
 #include <flashmemory/select/policy.hpp>
+#include <flashmemory/select/refresh_events.hpp>
 #include <flashmemory/store/chunk_store.hpp>
 #include <memory>
 #include <vector>
@@ -48,6 +49,7 @@ struct selector_options {
   /// or chunks are refused.
   std::int32_t concurrent_recalls = 1;
   std::chrono::milliseconds deadline{1000};  ///< for scores; copies have the store's
+  refresh_event_hook events;                 ///< is told of every refresh, where it is set
   memory_resource memory = default_memory();
   thread_hook threads = default_threads();
 };
