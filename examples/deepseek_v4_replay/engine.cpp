@@ -4,6 +4,7 @@
 #include <chrono>
 #include <flashmemory/cuda/selector.hpp>
 #include <flashmemory/cuda/store.hpp>
+#include <flashmemory/select/trace.hpp>
 #include <optional>
 
 #include "level2.hpp"
@@ -120,6 +121,11 @@ struct engine::impl {
     s.late = fm::late_policy::keep;
     s.concurrent_recalls =
         4;  // a refresh changes a tenth of a set, and the transition pool has room for a whole one
+    if (!options.trace.empty()) {
+      trace.emplace(options.trace, *store,
+                    "DeepSeek-V4-Flash replay, " + std::to_string(options.context >> 10) + "K");
+      s.events = trace->hook();
+    }
     fm::cuda::device_selector_options device;
     device.rows = fm::dtype::bf16;
     select = fm::cuda::make_selector(*store, indexer, selection_policy_of(options), s, device);
@@ -175,6 +181,7 @@ struct engine::impl {
   device_stream stream;
   engine_caches caches;
   std::unique_ptr<fm::tiered_chunk_store> store;
+  std::optional<fm::selection_trace> trace;
   std::unique_ptr<fm::selector> select;
   std::unique_ptr<fm::cuda::decode_step> step;
   std::optional<level2> second;

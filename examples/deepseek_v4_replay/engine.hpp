@@ -11,6 +11,7 @@
 #include <flashmemory/store/tiered_chunk_store.hpp>
 #include <functional>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "caches.hpp"
@@ -31,6 +32,7 @@ struct engine_options {
   std::size_t gpu_bytes = 0;     ///< fast-tier budget of the store
   topic_rule topics;
   flashmemory::memory_resource pinned;
+  std::string trace;  ///< file for what is chosen, for trace_view; empty = none
 };
 
 /// What of the device's memory is whose.

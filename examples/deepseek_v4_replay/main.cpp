@@ -26,7 +26,7 @@ struct settings {
   std::int64_t steps = 512, warmup = 256;
   double budget = 0.1, drift = 0.1;
   double gpu_budget = 0;  // GB; 0 = 95 % of what is free
-  std::string json;
+  std::string json, trace;
   bool progress = false;
 };
 
@@ -55,6 +55,7 @@ engine_options options_for(const settings& s, std::int64_t context, bool all_res
   o.pinned = arena.resource();
   o.topics = rule_for(o, s);  // of the mode with a budget, for both
   o.all_resident = all_resident;
+  if (!all_resident) o.trace = s.trace;
   return o;
 }
 
@@ -75,6 +76,10 @@ comparison compare(const settings& s, std::int64_t context, const fm::dual_encod
 
 int run(const settings& s) {
   if (!s.json.empty()) fm::check_output_file(s.json);
+  if (!s.trace.empty()) fm::check_output_file(s.trace);
+  if (!s.trace.empty() && s.contexts.size() != 1)
+    throw std::runtime_error(
+        fmt::format("--trace: is of one context, and --contexts names {}", s.contexts.size()));
   for (const std::int64_t context : s.contexts)
     if (context - s.steps - s.warmup < 4096)
       throw std::runtime_error(
@@ -138,6 +143,8 @@ int main(int argc, char** argv) {
                  "GB of GPU memory in which sequences are counted; 0 = 95 % of what is free")
       ->check(CLI::Range(0.0, 1e6));
   app.add_option("--json", s.json, "file for everything measured");
+  app.add_option("--trace", s.trace,
+                 "file for what is chosen, as JSON lines for trace_view; slows the host down");
   app.add_flag("--progress", s.progress, "say what is going on even if stderr is no terminal");
   CLI11_PARSE(app, argc, argv);
   try {

@@ -49,6 +49,9 @@ adapter::adapter(llama_model* model, llama_context_params params, const adapter_
   positive(params.n_ubatch, "n_ubatch");
   if (options_.max_rollback_tokens < 0)
     throw fm::argument_error(fm::status::bad_argument, "max_rollback_tokens is negative");
+  if (options_.policy == "full" && !options_.trace_path.empty())
+    throw fm::argument_error(fm::status::bad_argument,
+                             "trace_path: the policy 'full' chooses nothing that could be shown");
   if (options_.max_tokens == 0) options_.max_tokens = facts_.trained_context;
   positive(options_.max_tokens, "max_tokens");
   if (options_.max_tokens > facts_.trained_context)
@@ -184,6 +187,12 @@ void adapter::build_store() {
     s.max_rollback_tokens = options_.max_rollback_tokens;
     s.threads = options_.threads;
     s.stagger = options_.max_sequences > 1;
+    if (!options_.trace_path.empty()) {
+      trace_ =
+          std::make_unique<pass_trace>(options_.trace_path, *store_, "llama.cpp, " + options_.policy,
+                                       llama_model_get_vocab(model_), options_.max_sequences, query_heads_);
+      s.events = trace_->lines().hook();
+    }
     selector_ = std::make_unique<fm::selector>(*store_, *indexer_, policy, s);
     for (const std::int32_t l : facts_.full) {
       if (selector_->reads(store_layer_[static_cast<std::size_t>(l)]) &&
@@ -283,7 +292,10 @@ void adapter::attend(const ggml_tensor* output, std::int32_t layer) {
     fm::tensor<3> out = a.out;
     out.data = static_cast<float*>(out.data) + p.first_row * out.stride[0];
     out.shape[0] = p.rows;
+    const bool look = trace_ && !p.everything;
+    options.lse = look ? trace_->room(p.rows) : fm::view<float, 2>();
     require(fm::sparse_attend(*store_, p.items, l, q, out, options, host), "sparse_attend");
+    if (look) trace_->attended(p.items, l, q, options);
   }
   ++layers_done_;
 }
@@ -397,13 +409,22 @@ void adapter::pass(const llama_batch& batch) {
                         "' did not come, or not in order");
 }
 
-void adapter::finish_pass() {
+void adapter::note_tokens(const llama_batch& batch) {
+  std::int32_t row = 0;
+  for (std::size_t i = 0; i < items_.size(); ++i)
+    for (std::int32_t t = 0; t < items_[i].num_tokens; ++t, ++row)
+      trace_->token(item_sequences_[i], items_[i], batch.pos[row], batch.token[row],
+                    items_[i].phase == fm::item_phase::decode);
+}
+
+void adapter::finish_pass(const llama_batch& batch) {
   for (std::size_t i = 0; i < items_.size(); ++i) {
     slot& s = slots_[static_cast<std::size_t>(item_sequences_[i])];
     s.tokens = items_[i].position + items_[i].num_tokens;
     s.in_prompt = items_[i].phase == fm::item_phase::prompt;
     trim(item_sequences_[i]);
   }
+  if (trace_) note_tokens(batch);
   if (!selector_) return;
   const fm::status code =
       fm::select_chunks(*selector_, fm::batch(items_.data(), static_cast<std::int64_t>(items_.size())), host);
@@ -420,7 +441,7 @@ void adapter::decode(const llama_batch& batch) {
     forget_pass();
     throw;
   }
-  finish_pass();
+  finish_pass(batch);
 }
 
 void adapter::prompt(llama_seq_id sequence, const std::vector<llama_token>& tokens) {

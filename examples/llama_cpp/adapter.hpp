@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // flashmemory behind an unpatched llama.cpp, by its public callback alone. Made to be copied into an engine together with
-// graph_reader, graph_names, model_facts and indexer_choice.
+// graph_reader, graph_names, model_facts, indexer_choice and pass_trace.
 #pragma once
 
 #include <llama.h>
@@ -14,6 +14,7 @@
 
 #include "graph_reader.hpp"
 #include "model_facts.hpp"
+#include "pass_trace.hpp"
 
 namespace llama_flashmemory {
 
@@ -26,6 +27,8 @@ struct adapter_options {
   std::int32_t max_sequences = 1;         ///< their ids are 0 to max_sequences - 1
   std::int32_t max_rollback_tokens = 64;  ///< how far seq_rm() may go back in a model with window layers
   std::string backing_path;  ///< file for what is not resident, which must not exist; empty = memory
+  std::string
+      trace_path;  ///< file that what is chosen and looked at is written to, for trace_view; empty = none
   std::string model_tag;     ///< names the weights in sessions, e.g. a hash of the file
   bool any_version = false;  ///< go on with another llama.cpp than tested_llama_version
   flashmemory::thread_hook threads = flashmemory::default_threads();
@@ -71,6 +74,8 @@ class adapter {
   const flashmemory::tiered_chunk_store& store() const noexcept { return *store_; }
   /// Who chooses; null for "full".
   const flashmemory::selector* chooser() const noexcept { return selector_.get(); }
+  /// Where to add to the trace; null without adapter_options::trace_path.
+  flashmemory::selection_trace* trace() const noexcept { return trace_ ? &trace_->lines() : nullptr; }
   /// Most tokens of one decode().
   std::int32_t most_tokens() const noexcept { return most_tokens_; }
 
@@ -136,7 +141,8 @@ class adapter {
   void take(const llama_batch& batch);
   void pass(const llama_batch& batch);
   void forget_pass() noexcept;
-  void finish_pass();
+  void finish_pass(const llama_batch& batch);
+  void note_tokens(const llama_batch& batch);
   void trim(llama_seq_id sequence);
   llama_memory_t memory() const noexcept { return llama_get_memory(context_.get()); }
   void require(flashmemory::status code, const char* what) const;
@@ -156,6 +162,7 @@ class adapter {
   flashmemory::sequence_options sequence_options_;
   std::unique_ptr<flashmemory::indexer> indexer_;
   std::unique_ptr<flashmemory::tiered_chunk_store> store_;
+  std::unique_ptr<pass_trace> trace_;
   std::unique_ptr<flashmemory::selector> selector_;
   std::vector<std::byte> scratch_;
 

@@ -76,6 +76,7 @@ void adapter::seq_rm(llama_seq_id sequence, llama_pos first, llama_pos end) {
     if (selector_) selector_->detach(s.handle);
     require(store_->close(s.handle), "close");
     llama_memory_seq_rm(memory(), sequence, -1, -1);
+    if (trace_) trace_->shortened(sequence, 0);
     s = {};
     return;
   }
@@ -87,6 +88,7 @@ void adapter::seq_rm(llama_seq_id sequence, llama_pos first, llama_pos end) {
                         std::to_string(options_.max_rollback_tokens) + ")");
   require(store_->truncate(s.handle, first), "truncate");
   if (facts_.window > 0) llama_memory_seq_rm(memory(), sequence, first, -1);
+  if (trace_) trace_->shortened(sequence, first);
   s.tokens = first;
 }
 
@@ -106,6 +108,7 @@ void adapter::seq_cp(llama_seq_id from, llama_seq_id to, llama_pos first, llama_
     throw;
   }
   if (facts_.window > 0) llama_memory_seq_cp(memory(), from, to, -1, -1);
+  if (trace_) trace_->copied(from, to, made.handle);
   child = made;
 }
 

@@ -29,6 +29,7 @@ struct chat_options {
   std::vector<std::string> questions;
   std::string engines = "both";
   std::string session;
+  std::string trace;
   int answer = 48;
 };
 
@@ -84,6 +85,7 @@ class conversation {
     auto settings = o.shared.runners(model_);
     settings.branches = o.session.empty();
     settings.adapted.model_tag = o.session.empty() ? "" : model_.tag();
+    settings.adapted.trace_path = o.trace;
     context_ = settings.context;
     if (o.engines != "llama.cpp") add("flashmemory, " + o.shared.policy, make_adapted(model_, settings));
     if (o.engines != "flashmemory") add("llama.cpp", make_plain(model_, settings));
@@ -174,6 +176,8 @@ class conversation {
     for (auto& s : sides_) {
       const bool copy = o_.session.empty() && s.engine->tokens() > 0;
       if (copy) s.engine->branch();
+      if (const adapter* a = s.engine->adapted(); a != nullptr && a->trace() != nullptr)
+        a->trace()->sequence_name(a->handle(s.engine->sequence()), q.text);
       feed(s, words);
       std::string said;
       const auto start = steady::now();
@@ -253,11 +257,15 @@ void add_chat_command(CLI::App& app) {
   command->add_option(
       "--session", o->session,
       "file: the conversation goes on where it stopped, and is saved; flashmemory's side alone");
+  command->add_option("--trace", o->trace,
+                      "file: what is chosen and looked at, as JSON lines for trace_view; decodes slower");
   command->add_option("--answer", o->answer, "tokens of an answer, at most")
       ->check(tinylm::within(1, 1 << 20))
       ->capture_default_str();
   command->callback([o] {
     if (!o->session.empty()) o->engines = "flashmemory";
+    if (!o->trace.empty() && o->engines == "llama.cpp")
+      throw std::runtime_error("--trace: with --engine llama.cpp there is nothing to trace");
     conversation(*o).run();
   });
 }

@@ -159,6 +159,7 @@ class adapted_runner final : public runner {
   void save(const std::string& path) const override { engine_->save(sequence_, path); }
   void load(const std::string& path) override { engine_->load(sequence_, path); }
   const adapter* adapted() const noexcept override { return engine_.get(); }
+  llama_seq_id sequence() const noexcept override { return sequence_; }
 
  private:
   std::unique_ptr<adapter> engine_;

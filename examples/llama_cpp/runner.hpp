@@ -46,6 +46,8 @@ class runner {
   virtual void save(const std::string& path) const = 0;
   virtual void load(const std::string& path) = 0;
   virtual const adapter* adapted() const noexcept { return nullptr; }
+  /// Which sequence the conversation is now.
+  virtual llama_seq_id sequence() const noexcept { return 0; }
 };
 
 /// llama.cpp as it is.

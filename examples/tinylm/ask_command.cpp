@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cstdio>
 #include <flashmemory/flashmemory.hpp>
+#include <flashmemory/io/output_file.hpp>
 #include <map>
 #include <memory>
 #include <string>
@@ -42,6 +43,7 @@ struct ask_options {
   fm::dtype kv_type = fm::dtype::bf16;
   std::int32_t threads = 0;
   bool progress = false;
+  std::string trace;
 };
 
 /// What one policy did over all questions.
@@ -138,6 +140,7 @@ class asking {
     m.kv_type = options.kv_type;
     m.max_tokens = options.tokens;
     m.indexer_path = options.data + "/indexer.safetensors";
+    m.trace_path = options.trace;
     memory_ = std::make_unique<memory>(engine_, cells, m);
     totals_.resize(cells.size());
     for (const auto& cell : cells)
@@ -202,6 +205,10 @@ class asking {
     run_record listening, record;
     run_options how;
     how.max_new_tokens = options_.max_new_tokens;
+    if (b.chooser() != nullptr && memory_->trace() != nullptr) {
+      how.trace = memory_->trace();
+      show_document(*how.trace, b.sequence().handle, cell.label() + ": " + question);
+    }
     answer_state state{&cell, &record, &expected, 0, {}};
     run.warm_start(listening, how);
     const auto logits = run.feed(ids, true, listening, how);
@@ -217,6 +224,16 @@ class asking {
     total.right += s.found;
     total.expected += s.expected;
     total.answers.push_back(std::move(record));
+  }
+
+  void show_document(fm::selection_trace& trace, fm::sequence_handle sequence,
+                     const std::string& name) const {
+    trace.sequence_name(sequence, name);
+    const auto tokens = static_cast<std::size_t>(memory_->store().geometry().tokens_per_chunk());
+    for (std::size_t first = 0, chunk = 0; first < doc_.ids.size(); first += tokens, ++chunk)
+      trace.chunk_text(
+          sequence, static_cast<std::int64_t>(chunk),
+          words_.decode(std::span(doc_.ids).subspan(first, std::min(tokens, doc_.ids.size() - first))));
   }
 
   void conclude() const {
@@ -261,6 +278,7 @@ void run_ask(const ask_options& options) {
   always_kept kept = kept_by(options.data + "/indexer.safetensors");
   if (options.recent >= 0) kept.recent = options.recent;
   const auto cells = make_cells(options.policies, {{options.budget}}, kept);
+  if (!options.trace.empty()) fm::check_output_file(options.trace);
   asking(options, cells).run();
 }
 
@@ -310,6 +328,9 @@ void add_ask_command(CLI::App& app) {
       ->capture_default_str();
   command->add_option("--data", options->data, "Folder of model, tokenizer and indexer")
       ->capture_default_str();
+  command->add_option(
+      "--trace", options->trace,
+      "Write down what is chosen and what is looked at, as JSON lines for trace_view; slower");
   command->add_flag("--progress", options->progress, "Show progress even without a terminal");
   command->callback([options] { run_ask(*options); });
 }

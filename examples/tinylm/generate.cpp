@@ -51,12 +51,20 @@ std::span<const float> runner::advance(std::span<const token_id> ids, run_record
                                        const run_options& options) {
   mass_recorder recorder;
   const auto start = steady::now();
-  const auto logits =
-      engine_.step(branch_.sequence(), position_, ids, options.record_mass ? &recorder : nullptr);
+  const bool look = options.record_mass || options.trace != nullptr;
+  const auto logits = engine_.step(branch_.sequence(), position_, ids, look ? &recorder : nullptr);
   const fm::batch_item item{branch_.sequence().handle, position_, static_cast<std::int32_t>(ids.size())};
   if (fm::selector* chooser = branch_.chooser()) {
     require(fm::select_chunks(*chooser, fm::batch(&item, 1), fm::stream_ref::host()), chooser->last_fault(),
             "select_chunks");
+  }
+  if (options.trace != nullptr) {
+    const auto handle = branch_.sequence().handle;
+    const fm::view<const float, 1> mass(recorder.mass.data(),
+                                        static_cast<std::int64_t>(recorder.mass.size()));
+    options.trace->attention_mass(handle, position_ + item.num_tokens - 1, mass);
+    for (std::size_t i = 0; i < ids.size(); ++i)
+      options.trace->token_text(handle, position_ + static_cast<std::int64_t>(i), tokenizer_.piece(ids[i]));
   }
   record.step_seconds.push_back(std::chrono::duration<double>(steady::now() - start).count());
   record.attention_seconds.push_back(engine_.attention_seconds());

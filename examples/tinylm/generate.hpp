@@ -22,6 +22,7 @@ struct run_options {
   std::int64_t max_new_tokens = 64;
   bool keep_scores = false;
   bool record_mass = false;
+  flashmemory::selection_trace* trace = nullptr;  ///< is told of tokens and attention, if not null
   step_callback on_step;
 };
 

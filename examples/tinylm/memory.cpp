@@ -66,7 +66,11 @@ memory::memory(engine& model, const std::vector<policy_cell>& cells, const memor
   store.max_sequences = 4;
   store_ = std::make_unique<fm::tiered_chunk_store>(store);
 
-  const auto selector_settings = selector_options_for(model);
+  auto selector_settings = selector_options_for(model);
+  if (!options.trace_path.empty()) {
+    trace_ = std::make_unique<fm::selection_trace>(options.trace_path, *store_, "tinylm");
+    selector_settings.events = trace_->hook();
+  }
   for (const auto& cell : cells) {
     const std::string name = indexer_of(cell.name);
     if (cell.full()) continue;

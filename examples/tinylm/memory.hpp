@@ -20,6 +20,7 @@ struct memory_options {
   std::int64_t max_tokens = 0;    ///< of the longest sequence, generated tokens included
   std::string indexer_path;       ///< the trained indexer's artifact
   std::uint64_t random_seed = 1;  ///< of the random policy
+  std::string trace_path;         ///< where what is chosen is written down; empty = nowhere
 };
 
 class memory;
@@ -66,6 +67,8 @@ class memory {
   flashmemory::tiered_chunk_store& store() noexcept { return *store_; }
   const flashmemory::dual_encoder_indexer* trained() const noexcept { return trained_.get(); }
   flashmemory::oracle_indexer* oracle() noexcept { return oracle_.get(); }
+  /// Null without memory_options::trace_path.
+  flashmemory::selection_trace* trace() noexcept { return trace_.get(); }
 
   /// An empty sequence for a prompt, which every indexer in use observes. It stays as it is while branches
   /// use it.
@@ -85,6 +88,7 @@ class memory {
 
   always_kept kept_;  ///< by all cells
   std::unique_ptr<flashmemory::tiered_chunk_store> store_;
+  std::unique_ptr<flashmemory::selection_trace> trace_;
   std::shared_ptr<flashmemory::dual_encoder_indexer> trained_;
   std::shared_ptr<flashmemory::oracle_indexer> oracle_;
   std::vector<std::unique_ptr<ranking>> rankings_;
