@@ -1,0 +1,15 @@
+# SPDX-License-Identifier: MIT
+# What LIBRARY shows is what LIST has: the binary interface changes only together with the list.
+execute_process(COMMAND ${NM} -D --defined-only ${LIBRARY} OUTPUT_VARIABLE shown COMMAND_ERROR_IS_FATAL ANY)
+string(REGEX MATCHALL "[A-Za-z] [A-Za-z_0-9@.]+" shown "${shown}")
+list(TRANSFORM shown REPLACE "^. " "")
+list(SORT shown)
+file(STRINGS ${LIST} listed)
+list(SORT listed)
+set(gone ${listed})
+list(REMOVE_ITEM gone ${shown})
+set(new ${shown})
+list(REMOVE_ITEM new ${listed})
+if(gone OR new)
+  message(FATAL_ERROR "not shown any more: ${gone}\nnot listed: ${new}")
+endif()
