@@ -35,6 +35,7 @@ class FlashmemoryConan(ConanFile):
         "train": [True, False],
         "tools": [True, False],
         "cuda": [True, False],
+        "c": [True, False],  # the C interface, which is a shared library whatever `shared` says
     }
     default_options = {
         "shared": False,
@@ -43,6 +44,7 @@ class FlashmemoryConan(ConanFile):
         "train": False,
         "tools": False,
         "cuda": False,
+        "c": False,
         "fmt/*:header_only": True,  # compiled into our .cpp files, so that consumers never link it
     }
     implements = ["auto_shared_fpic"]
@@ -88,6 +90,7 @@ class FlashmemoryConan(ConanFile):
         toolchain.cache_variables["FLASHMEMORY_TRAIN"] = bool(self.options.train)
         toolchain.cache_variables["FLASHMEMORY_TRAIN_PROGRAM"] = bool(self.options.tools)
         toolchain.cache_variables["FLASHMEMORY_CUDA"] = bool(self.options.cuda)
+        toolchain.cache_variables["FLASHMEMORY_C"] = bool(self.options.c)
         toolchain.cache_variables["FLASHMEMORY_OPENMP"] = bool(self.options.with_openmp)
         toolchain.generate()
         deps = CMakeDeps(self)
@@ -125,6 +128,8 @@ class FlashmemoryConan(ConanFile):
         if self.options.cuda:
             self.cpp_info.set_property("cmake_build_modules", [self._find_cuda])
             self._component("cuda", "cuda", "flashmemory_cuda", ["core"])
+        if self.options.c:
+            self._component("c", "c", "flashmemory_c", [])
         if self.options.cuda and self.options.train:
             self._component("cuda_train", "cuda_train", "flashmemory_cuda_train", ["cuda", "train"])
 

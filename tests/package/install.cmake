@@ -20,6 +20,7 @@ file(RENAME ${WORK}/installed_${KIND} ${WORK}/${KIND}/prefix)
 
 set(prefix ${WORK}/${KIND}/prefix)
 foreach(file include/flashmemory/flashmemory.hpp include/flashmemory/config.hpp include/flashmemory/interop/dlpack.hpp
+    include/flashmemory/c/flashmemory.h lib/libflashmemory_c.so
     include/flashmemory/cpu/attend/attend-inl.hpp include/flashmemory/cuda/attend/tensor_core.cuh
     lib/cmake/flashmemory/flashmemory-config.cmake lib/pkgconfig/flashmemory.pc share/doc/flashmemory/LICENSE)
   if(NOT EXISTS ${prefix}/${file})

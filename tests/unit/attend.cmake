@@ -12,7 +12,7 @@ flashmemory_test(flashmemory_attend_unit LABELS unit SOURCES
 flashmemory_test(flashmemory_attend_allocation LABELS unit SOURCES
   ${CMAKE_CURRENT_LIST_DIR}/attend/allocation.cpp)
 # Chooses instruction sets for the whole process, so it stands alone.
-flashmemory_test(flashmemory_attend_targets LABELS unit LIBRARIES hwy::hwy SOURCES
+flashmemory_test(flashmemory_attend_targets SERIAL LABELS unit LIBRARIES hwy::hwy SOURCES
   ${CMAKE_CURRENT_LIST_DIR}/attend/targets.cpp)
 flashmemory_test(flashmemory_deepseek_v4_unit LABELS unit SOURCES
   ${CMAKE_CURRENT_LIST_DIR}/attend/deepseek_v4_attend.cpp

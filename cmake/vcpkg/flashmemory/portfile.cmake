@@ -4,6 +4,7 @@ get_filename_component(SOURCE_PATH "${CMAKE_CURRENT_LIST_DIR}/../../.." ABSOLUTE
 
 vcpkg_check_features(OUT_FEATURE_OPTIONS FEATURE_OPTIONS
     FEATURES
+        c      FLASHMEMORY_C
         cuda   FLASHMEMORY_CUDA
         openmp FLASHMEMORY_OPENMP
         tools  FLASHMEMORY_TRAIN_PROGRAM

@@ -54,7 +54,7 @@ class FLASHMEMORY_API selection_trace {
   std::int64_t lines() const noexcept;
 
  private:
-  struct impl;
+  struct FLASHMEMORY_LOCAL impl;
   std::unique_ptr<impl> impl_;
 };
 

@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: MIT
+# A project in C alone takes the installed component; and a program that opens the library by its path, as languages do.
+include(${CMAKE_CURRENT_LIST_DIR}/common.cmake)
+set(prefix ${WORK}/${KIND}/prefix)
+configure_and_build(${SOURCE}/examples/c c_${KIND} -D CMAKE_PREFIX_PATH=${prefix})
+run(${build}/decode_in_c)
+expect_match("128 of 128 tokens saw the needle" "${output}" "an engine in C")
+find_program(python python3)
+if(python)
+  run(${python} ${SOURCE}/examples/python/example.py --library ${prefix}/lib/libflashmemory_c.so)
+  expect_match("refused, as it should be" "${output}" "an engine in Python")
+endif()
+run(nm -D --defined-only ${prefix}/lib/libflashmemory_c.so)
+if(output MATCHES " [A-Z] _Z")
+  message(FATAL_ERROR "libflashmemory_c.so shows C++: ${output}")
+endif()
