@@ -93,7 +93,8 @@ struct through_c {
 struct in_cpp {
   fm::tiered_chunk_store store{[] {
     fm::store_options o;
-    o.geometry = {1, 1, 16, 16};
+    o.geometry.layers = o.geometry.kv_heads = 1;
+    o.geometry.key_dim = o.geometry.value_dim = 16;
     o.fast_bytes = o.backing_bytes = 64 << 20;
     return o;
   }()};

@@ -85,7 +85,10 @@ class served_store {
  private:
   static store_options options(std::int32_t sequences, std::int64_t tokens, const std::string& backing_path) {
     store_options o;
-    o.geometry = {8, 2, 64, 64, dtype::bf16};
+    o.geometry.layers = 8;
+    o.geometry.kv_heads = 2;
+    o.geometry.key_dim = o.geometry.value_dim = 64;
+    o.geometry.type = dtype::bf16;
     o.geometry.index_keys.lanes = 3;
     const auto bytes = std::size_t(o.geometry.chunks_for(tokens)) * chunk_layout(o.geometry).chunk_bytes();
     o.fast_bytes = o.backing_bytes = bytes * std::size_t(sequences + 1);
