@@ -181,6 +181,13 @@ void adapter::build_store() {
   store.fast_bytes = bytes.fast;
   store.backing_bytes = bytes.backing;
   store_ = std::make_unique<fm::tiered_chunk_store>(store);
+  if (options_.self_test) {
+    fm::self_test_options test;
+    test.query_heads = query_heads_;
+    test.lengths = 2 * geometry_.tokens_per_chunk();  // all layers take part, and there may be many
+    const auto report = fm::self_test(*store_, test);
+    if (!report.passed()) throw fm::error(fm::status::unsupported, describe(report));
+  }
   if (indexer_) {
     fm::selector_options s;
     s.max_sequences = options_.max_sequences;

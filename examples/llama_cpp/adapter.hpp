@@ -29,6 +29,7 @@ struct adapter_options {
   std::string backing_path;  ///< file for what is not resident, which must not exist; empty = memory
   std::string
       trace_path;  ///< file that what is chosen and looked at is written to, for trace_view; empty = none
+  bool self_test = false;    ///< prove store and attention when it is made
   std::string model_tag;     ///< names the weights in sessions, e.g. a hash of the file
   bool any_version = false;  ///< go on with another llama.cpp than tested_llama_version
   flashmemory::thread_hook threads = flashmemory::default_threads();

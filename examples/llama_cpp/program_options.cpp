@@ -52,6 +52,7 @@ void add_shared_options(CLI::App& command, program_options& o) {
       ->capture_default_str();
   command.add_option("--backing", o.backing,
                      "new file for what is not resident; without one it is in memory");
+  command.add_flag("--self-test", o.self_test, "prove store and attention before the first token");
   command.add_flag("--any-llama", o.any_version, "go on with a llama.cpp that was not tested");
 }
 
@@ -79,6 +80,7 @@ runner_options program_options::runners(const text_model& loaded, const std::str
     a.selection.hold = 0.9f;
   a.backing_path = backing;
   a.any_version = any_version;
+  a.self_test = self_test;
   a.threads = use_threads(threads);
   return r;
 }

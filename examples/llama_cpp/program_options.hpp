@@ -24,6 +24,7 @@ struct program_options {
   std::string cache = "f16";
   std::string backing;
   bool any_version = false;
+  bool self_test = false;
 
   /// What runners are made with; `policy` in place of the option's where it is not empty.
   /// \throws std::runtime_error for a context that is longer than the model's

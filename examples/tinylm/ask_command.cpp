@@ -44,6 +44,7 @@ struct ask_options {
   std::int32_t threads = 0;
   bool progress = false;
   std::string trace;
+  bool self_test = false;
 };
 
 /// What one policy did over all questions.
@@ -142,6 +143,7 @@ class asking {
     m.indexer_path = options.data + "/indexer.safetensors";
     m.trace_path = options.trace;
     memory_ = std::make_unique<memory>(engine_, cells, m);
+    if (options.self_test) prove();
     totals_.resize(cells.size());
     for (const auto& cell : cells)
       label_width_ = std::max(label_width_, static_cast<std::int32_t>(cell.label().size()));
@@ -164,6 +166,17 @@ class asking {
  private:
   std::vector<token_id> question_ids(const std::string& question) const {
     return words_.encode("\nQuestion: " + question + "\nAnswer:");
+  }
+
+  /// What is not found before the first question would not be found after it.
+  void prove() {
+    fm::self_test_options o;
+    o.query_heads = weights_.config.heads;
+    o.sink_chunks = cells_.front().policy.sink_chunks;
+    o.recent_chunks = cells_.front().policy.recent_chunks;
+    const auto report = fm::self_test(memory_->store(), o);
+    if (!report.passed()) throw std::runtime_error(describe(report));
+    fmt::print("{}\n", describe(report));
   }
 
   void introduce(const std::string& path) const {
@@ -328,6 +341,8 @@ void add_ask_command(CLI::App& app) {
       ->capture_default_str();
   command->add_option("--data", options->data, "Folder of model, tokenizer and indexer")
       ->capture_default_str();
+  command->add_flag("--self-test", options->self_test,
+                    "Prove the store and its attention before anything else");
   command->add_option(
       "--trace", options->trace,
       "Write down what is chosen and what is looked at, as JSON lines for trace_view; slower");

@@ -16,6 +16,7 @@
 #include <flashmemory/select/policy.hpp>
 #include <flashmemory/select/selector.hpp>
 #include <flashmemory/select/trace.hpp>
+#include <flashmemory/self_test.hpp>
 #include <flashmemory/session.hpp>
 #include <flashmemory/status.hpp>
 #include <flashmemory/store/tiered_chunk_store.hpp>

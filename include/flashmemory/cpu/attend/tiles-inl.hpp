@@ -195,8 +195,12 @@ HWY_INLINE void add_columns(D d, const float* HWY_RESTRICT weights, const float*
       sum[r][p] = hn::Mul(hn::LoadU(d, sums + r * dim + from + p * lanes<D>), factor);
     }
   }
+  int until_next = 0;  // counted down: a remainder would cost more than the sums of an entry
   for (int e = 0; e < count; ++e) {
-    if (next_at < next.count && e % next_every == 0) next.prefetch(next_at++);
+    if (until_next-- == 0) {
+      until_next = next_every - 1;
+      if (next_at < next.count) next.prefetch(next_at++);
+    }
     V v[2 * kPairs];
     for (int p = 0; p < kPairs; ++p) {
       Values::load(d, values[e], from + p * 2 * lanes<D>, v[2 * p], v[2 * p + 1]);
