@@ -77,6 +77,7 @@ struct self_test_report {
   std::int64_t lengths = 0;  ///< of sequences at which they were made
   double seconds = 0;
 
+  /// Whether no check failed.
   bool passed() const noexcept { return failed == self_check::none; }
 };
 
