@@ -10,6 +10,24 @@ fm_status done(const c::store_object& s, status code) noexcept {
   return c::result(code, s.store->last_fault());
 }
 
+/// Opens a sequence as `call` does.
+template <class Call>
+fm_status opened(fm_store* store, const fm_sequence_options* options, fm_sequence* out,
+                 Call&& call) noexcept {
+  return c::guarded([&] {
+    if (!options) return c::refuse(status::null_data, "options");
+    if (!out) return c::refuse(status::null_data, "out");
+    fm_sequence_options o;
+    if (const fm_status code = c::read(options, c::default_sequence_options(), "options", &o); code != FM_OK)
+      return code;
+    const c::hold s(store, c::kind::store, "store", true);
+    if (!s) return s.why();
+    const sequence_handle h = call(*s.as<c::store_object>().store, c::sequence_options_of(o));
+    *out = {h.index, h.generation};
+    return fm_status(FM_OK);
+  });
+}
+
 }  // namespace
 
 fm_status fm_store_open(const fm_store_options* options, fm_store** out) {
@@ -64,34 +82,14 @@ fm_status fm_store_get_usage(fm_store* store, fm_store_usage* out) {
 }
 
 fm_status fm_sequence_open(fm_store* store, const fm_sequence_options* options, fm_sequence* out) {
-  return c::guarded([&] {
-    if (!options) return c::refuse(status::null_data, "options");
-    if (!out) return c::refuse(status::null_data, "out");
-    fm_sequence_options o;
-    if (const fm_status code = c::read(options, c::default_sequence_options(), "options", &o); code != FM_OK)
-      return code;
-    const c::hold s(store, c::kind::store, "store", true);
-    if (!s) return s.why();
-    const sequence_handle h = s.as<c::store_object>().store->open(c::sequence_options_of(o));
-    *out = {h.index, h.generation};
-    return fm_status(FM_OK);
-  });
+  return opened(store, options, out,
+                [](tiered_chunk_store& s, const sequence_options& o) { return s.open(o); });
 }
 
 fm_status fm_sequence_fork(fm_store* store, fm_sequence parent, const fm_sequence_options* options,
                            fm_sequence* out) {
-  return c::guarded([&] {
-    if (!options) return c::refuse(status::null_data, "options");
-    if (!out) return c::refuse(status::null_data, "out");
-    fm_sequence_options o;
-    if (const fm_status code = c::read(options, c::default_sequence_options(), "options", &o); code != FM_OK)
-      return code;
-    const c::hold s(store, c::kind::store, "store", true);
-    if (!s) return s.why();
-    const sequence_handle h =
-        s.as<c::store_object>().store->fork(c::handle_of(parent), c::sequence_options_of(o));
-    *out = {h.index, h.generation};
-    return fm_status(FM_OK);
+  return opened(store, options, out, [&](tiered_chunk_store& s, const sequence_options& o) {
+    return s.fork(c::handle_of(parent), o);
   });
 }
 
