@@ -93,7 +93,7 @@ FLASHMEMORY_API std::string describe(const self_test_report& report);
 /// not touched. All layers of the geometry take part. Set-up call.
 /// \param step  what the engine does otherwise than the library; null = nothing
 /// \throws admission_error if the store has no room for one more sequence of self_test_tokens() tokens; argument_error for options that
-///     cannot work; error with unsupported for kv_format::deepseek_v4 and for stores on a device
+///     cannot work; error with unsupported for kv_format::deepseek_v4. A store on a device fails `call`: tensors are the host's
 FLASHMEMORY_API self_test_report self_test(chunk_store& store, const self_test_options& options,
                                            tested_step* step = nullptr);
 
